@@ -1,0 +1,49 @@
+# Flags every target shares. Release keeps CHECKs: an invariant that is only tested in debug builds
+# is not tested where it matters.
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
+
+add_library(moraine_options INTERFACE)
+target_compile_options(moraine_options INTERFACE -Wall -Wextra -Werror -Wshadow -Wnon-virtual-dtor
+                       -fno-math-errno -ffp-contract=off)
+target_include_directories(moraine_options INTERFACE ${CMAKE_SOURCE_DIR}/src)
+if(MORAINE_SANITIZER STREQUAL "address")
+  target_compile_options(moraine_options INTERFACE -fsanitize=address,undefined
+                         -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_link_options(moraine_options INTERFACE -fsanitize=address,undefined)
+elseif(MORAINE_SANITIZER STREQUAL "thread")
+  target_compile_options(moraine_options INTERFACE -fsanitize=thread -fno-omit-frame-pointer
+                         $<$<CXX_COMPILER_ID:GNU>:-Wno-tsan>)
+  target_link_options(moraine_options INTERFACE -fsanitize=thread)
+elseif(MORAINE_SANITIZER STREQUAL "fuzzer")
+  target_compile_options(moraine_options INTERFACE -fsanitize=fuzzer-no-link,address,undefined
+                         -fno-sanitize-recover=all)
+  target_link_options(moraine_options INTERFACE -fsanitize=address,undefined)
+endif()
+
+# moraine_library(io SOURCES a.cc b.cc DEPS moraine_memory PkgConfig::liburing)
+# defines moraine_<name>, one per folder of src/.
+function(moraine_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;PRIVATE_DEPS" ${ARGN})
+  add_library(moraine_${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(moraine_${name} PUBLIC moraine_options ${ARG_DEPS}
+                        PRIVATE ${ARG_PRIVATE_DEPS})
+endfunction()
+
+# moraine_test(io_read_scheduler_test SOURCES io/read_scheduler_test.cc DEPS moraine_io
+#              LABELS asan tsan)
+# Labels name the sanitizer runs that the test takes part in.
+function(moraine_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE moraine_options ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE MORAINE_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
+                             MORAINE_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+endfunction()
