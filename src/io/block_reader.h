@@ -1,0 +1,88 @@
+// BlockReader: one attempt to read one contiguous chunk, many at a time, in any order.
+//
+// Three implementations: io_uring (the fast one), a pread pool (where io_uring is disabled), and a
+// simulated one (seeded latency, errors, short reads, corruption, reordering). They do no more than
+// the device does: a read may come back short, failed, late or out of order. Everything that is
+// policy (chunking, priorities, resume, retry, deadlines, cancellation) lives once, above them, in
+// ReadScheduler, and is tested against the simulated reader.
+//
+// Threads: owned by one thread (io_uring's SINGLE_ISSUER). The engine thread submits between kernels
+// and reaps between tasks; a dedicated I/O thread would add a wake-up of 10 to 50 us to every layer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/status.h"
+
+namespace moraine {
+
+using FileId = Id<struct FileIdTag>;
+
+// What O_DIRECT asks of this file: offsets and lengths are multiples of offset_bytes, addresses of
+// memory_bytes (statx STATX_DIOALIGN; 4096/4096 where the kernel does not say).
+struct IoAlignment {
+  uint32_t offset_bytes = 4096;
+  uint32_t memory_bytes = 4096;
+};
+
+struct BlockRead {
+  FileId file;
+  uint64_t offset = 0;          // aligned to IoAlignment::offset_bytes
+  std::byte* buffer = nullptr;  // aligned to IoAlignment::memory_bytes; the reader's until completion
+  uint32_t length = 0;          // bytes, aligned like offset
+  uint64_t tag = 0;             // the caller's; returned in the completion; unique among in-flight
+};
+
+struct BlockCompletion {
+  uint64_t tag = 0;
+  int32_t result = 0;  // bytes read (possibly fewer than asked; 0 at end of file) or -errno
+};
+
+class BlockReader {
+ public:
+  virtual ~BlockReader() = default;  // waits for reads in flight: their buffers are under DMA
+
+  // Opens a file for reading, O_DIRECT where the filesystem has it. Open all files before the first
+  // read.
+  virtual Result<FileId> OpenFile(const std::string& path) = 0;
+  virtual IoAlignment alignment(FileId file) const = 0;
+  // Announces memory that reads will land in, so that it can be registered (pinned once instead of
+  // at every read). Optional for correctness. Call at most once, after the arenas exist. Returns an
+  // error only if the memory cannot be used at all; a refused registration (RLIMIT_MEMLOCK) is
+  // logged once and reads go on unregistered.
+  virtual Status RegisterBuffers(std::span<const std::span<std::byte>> buffers) = 0;
+
+  // Reads that may be in flight at once. Constant after construction.
+  virtual uint32_t capacity() const = 0;
+  virtual uint32_t in_flight() const = 0;
+  // Starts all of them with as few system calls as possible (io_uring: one). Needs in_flight() +
+  // reads.size() <= capacity(). Failures arrive as completions.
+  virtual void Submit(std::span<const BlockRead> reads) = 0;
+  // Best effort: asks that the read ends early. Its completion still arrives (possibly -ECANCELED)
+  // and the buffer is the reader's until then.
+  virtual void Cancel(uint64_t tag) = 0;
+  // Appends what has completed. wait_ns: 0 polls, < 0 waits for at least one completion, > 0 waits
+  // up to that long. Returns the number appended. Returns at once when nothing is in flight.
+  virtual size_t Reap(std::vector<BlockCompletion>* completions, int64_t wait_ns) = 0;
+
+  virtual const char* name() const = 0;  // "io_uring", "pread", "simulated"
+};
+
+struct BlockReaderOptions {
+  std::string kind = "auto";  // auto | io_uring | pread | simulated
+  uint32_t capacity = 128;    // reads in flight
+  bool direct = true;         // O_DIRECT
+  uint32_t pread_threads = 16;
+  uint64_t simulation_seed = 1;  // simulated: reorders the completions of real reads
+};
+
+// "auto" takes io_uring and falls back to pread with a log line that says why.
+Result<std::unique_ptr<BlockReader>> CreateBlockReader(const BlockReaderOptions& options);
+
+}  // namespace moraine

@@ -1,0 +1,91 @@
+// ReadScheduler: whole records in, whole records out, over any BlockReader.
+//
+// Splits a record into chunks that fill the drive's queue, issues demand strictly before
+// speculation, resumes short reads, retries failed chunks a bounded number of times, watches
+// deadlines, and cancels speculation. One failed part fails the record.
+//
+// Speculative chunks are issued only while no demand chunk is queued and the drive has idle depth
+// (Options::speculative_depth): a mispredicted read must not displace a demand read.
+//
+// Ownership of buffers: from Enqueue until an outcome with buffer_released == true, the buffer
+// belongs to the scheduler (it may be under DMA). A deadline produces an outcome at once with
+// buffer_released == false, and a second one when the device has let go.
+//
+// Threads: owned by the thread that owns the BlockReader.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/clock.h"
+#include "io/block_reader.h"
+
+namespace moraine {
+
+enum class ReadPriority : uint8_t { kDemand, kSpeculative };
+
+struct RecordRead {
+  FileId file;
+  uint64_t offset = 0;
+  uint64_t length = 0;  // bytes; multiple of the alignment
+  std::byte* buffer = nullptr;
+  ReadPriority priority = ReadPriority::kDemand;
+  int64_t deadline_ns = 0;  // on the scheduler's clock; 0: none
+};
+
+using ReadId = uint64_t;
+
+struct ReadOutcome {
+  ReadId id = 0;
+  Status status;  // ok: all bytes are there. Names file, offset and errno otherwise.
+  bool buffer_released = true;
+  int64_t latency_ns = 0;  // from Enqueue to the last completion
+};
+
+struct ReadSchedulerOptions {
+  // Below 256 KiB a request the bandwidth of NVMe drives falls, above it is flat (docs/io.md).
+  uint32_t chunk_bytes = 512 * 1024;
+  uint32_t max_attempts = 3;        // per chunk, the first included
+  uint32_t speculative_depth = 8;   // chunks of speculation in flight at most
+};
+
+struct ReadSchedulerStats {
+  uint64_t demand_bytes = 0, speculative_bytes = 0;  // completed
+  uint64_t demand_records = 0, speculative_records = 0;
+  uint64_t short_reads = 0, retries = 0, failures = 0, deadline_misses = 0, cancelled = 0;
+  uint64_t submit_calls = 0;
+  uint64_t busy_ns = 0;  // time with at least one read in flight, on the clock
+};
+
+class ReadScheduler {
+ public:
+  ReadScheduler(std::unique_ptr<BlockReader> reader, const ReadSchedulerOptions& options,
+                const Clock& clock = RealClock());
+  ~ReadScheduler();  // drains what is in flight
+
+  BlockReader& reader();
+  // Queues a read; nothing is issued before Flush or Poll.
+  ReadId Enqueue(const RecordRead& read);
+  // Issues as much as fits, demand first, in one Submit.
+  void Flush();
+  // A speculative read somebody now waits for. No effect on demand reads or unknown ids.
+  void Promote(ReadId id);
+  // Gives a speculative read up. Its outcome (kCancelled) comes from the next Poll if no chunk is in
+  // flight, else when the last one has landed. Demand reads are never cancelled.
+  void Cancel(ReadId id);
+  // Reaps, resumes, retries, flushes. Appends outcomes; wait_ns as in BlockReader::Reap, but counts
+  // outcomes: < 0 waits until at least one record is decided (returns at once if there is none).
+  size_t Poll(std::vector<ReadOutcome>* outcomes, int64_t wait_ns);
+
+  bool idle() const;                     // nothing queued, nothing in flight
+  uint32_t demand_in_flight() const;     // records
+  uint32_t speculative_pending() const;  // records
+  const ReadSchedulerStats& stats() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace moraine
