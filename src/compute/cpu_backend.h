@@ -1,0 +1,103 @@
+// CpuBackend: what a model's forward pass asks of the CPU, in plain pointers and sizes.
+//
+// Every function is *batch-invariant*: the value it computes for one token and one output element is
+// the same, bit for bit, whatever other tokens are in the call, however many threads there are and
+// whatever is resident. Each output element is one chain of operations in a fixed order; tokens and
+// rows are only ever distributed, never summed across. That is what makes prefill equal decode,
+// streaming equal all-resident, and a batched request equal its single run.
+//
+// Quantised weights (q8, q4) are multiplied with activations quantised to int8 in groups of 32
+// columns (scale = max|x| / 127, f32); bf16 and f32 weights with the float32 activations as they are,
+// accumulated in float32.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "compute/encoding.h"
+#include "compute/thread_pool.h"
+
+namespace moraine {
+
+// The ISA a backend was built for. kScalar is the reference for all tests.
+enum class Isa : uint8_t { kScalar, kAvx2, kAvxVnni, kAvx512 };
+const char* IsaName(Isa isa);
+// The best one of this CPU; MORAINE_ISA=scalar|avx2|avx_vnni|avx512 overrides (an ISA the CPU lacks
+// is an error naming the missing feature).
+Result<Isa> ChooseIsa(std::string_view override_name = "");
+
+// One routed (or shared) expert's work on some tokens of a batch:
+// output[i] = down(silu(gate(x[t_i])) * up(x[t_i])), t_i = token_rows[i].
+struct ExpertTask {
+  ExpertView weights;
+  const uint32_t* token_rows = nullptr;  // rows of the input, token_count of them
+  uint32_t token_count = 0;
+  float* output = nullptr;               // token_count x hidden floats, row-major, overwritten
+};
+
+struct AttentionShape {
+  uint32_t query_heads = 0, kv_heads = 0, head_dim = 0;
+  float scale = 0;              // multiplies q.k, normally 1/sqrt(head_dim)
+  uint32_t sliding_window = 0;  // 0: full causal
+};
+
+class CpuBackend {
+ public:
+  // max_tokens: the largest token_count of any call; sizes the scratch, after which no call
+  // allocates. The pool must outlive the backend.
+  CpuBackend(Isa isa, ThreadPool& pool, uint32_t max_tokens, uint32_t max_cols);
+  ~CpuBackend();
+
+  Isa isa() const;
+  ThreadPool& pool();
+
+  // y[t][r] = sum_c w[r][c] * x[t][c] for all r and t < token_count; strides in floats.
+  void MatMul(const MatrixView& w, const float* x, size_t x_stride, uint32_t token_count, float* y,
+              size_t y_stride);
+  // Several matrices on the same input in one parallel region (q, k and v).
+  struct MatMulTarget {
+    MatrixView w;
+    float* y = nullptr;
+    size_t y_stride = 0;
+  };
+  void MatMulMany(std::span<const MatMulTarget> targets, const float* x, size_t x_stride,
+                  uint32_t token_count);
+
+  // Hands the MoE input of a batch over: x is token_count x hidden, row-major with x_stride; it is
+  // quantised once if `encoding` needs it. RunExperts then refers to these rows. x must stay.
+  void SetExpertInput(const float* x, size_t x_stride, uint32_t token_count, uint32_t hidden,
+                      Encoding encoding);
+  // Runs the tasks together: parallel over experts and row panels. Calling it several times with
+  // parts of the tasks gives the same bits as calling it once.
+  void RunExperts(std::span<const ExpertTask> tasks);
+
+  // out[t] = x[t] * weight / sqrt(mean(x[t]^2) + epsilon), cols values a row, in float32 (the mean in
+  // double is not needed: sums run in 8 lanes). x == out is allowed.
+  void RmsNorm(const float* x, size_t x_stride, const float* weight, float epsilon, uint32_t rows,
+               uint32_t cols, float* out, size_t out_stride);
+  // In place over the first rotary_dim of each head, halves convention ("rotate_half"): heads x
+  // head_dim floats a token, cos/sin: rotary_dim/2 values a token, for that token's position.
+  void Rope(float* x, size_t x_stride, uint32_t token_count, uint32_t heads, uint32_t head_dim,
+            uint32_t rotary_dim, const float* cos, const float* sin);
+  // x[t] += y[t] (residual), cols values a row.
+  void Add(float* x, size_t x_stride, const float* y, size_t y_stride, uint32_t rows,
+           uint32_t cols);
+  // gate <- silu(gate) * up, elementwise.
+  void SiluMul(float* gate, const float* up, size_t count);
+
+  // Causal attention with grouped queries, float32 KV. Token t (of token_count) is at position
+  // first_position + t and sees positions 0 .. first_position + t. keys/values: position-major,
+  // kv_heads x head_dim floats a position (kv_stride floats apart), already holding the batch's own.
+  // Flash-style: blocks of a fixed number of positions counted from 0, so that the result does not
+  // depend on how the prompt was chunked.
+  void Attention(const AttentionShape& shape, const float* q, size_t q_stride, const float* keys,
+                 const float* values, size_t kv_stride, uint32_t first_position,
+                 uint32_t token_count, float* out, size_t out_stride);
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace moraine

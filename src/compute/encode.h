@@ -1,0 +1,26 @@
+// Float rows <-> tiles. Used by the importer, by tests, and by embedding look-ups.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "compute/encoding.h"
+
+namespace moraine {
+
+float Bf16ToFloat(uint16_t bits);
+uint16_t FloatToBf16(float value);  // round to nearest even; NaN stays NaN
+float F16ToFloat(uint16_t bits);
+uint16_t FloatToF16(float value);   // round to nearest even, overflow to infinity
+
+// Encodes `row_count` rows that start at row first_row (a multiple of 16) of a rows x cols matrix
+// into the panels of `view` (its data must be writable: the caller owns it). source: row_count x
+// cols floats, row-major. Padding rows and columns are written as zeros. For q8 and q4 the scale of
+// each group is chosen by minimising the squared error (docs/quantisation.md has what that buys).
+void EncodeRows(const MatrixView& view, uint32_t first_row, uint32_t row_count,
+                const float* source);
+
+// Decodes one row into cols floats.
+void DecodeRow(const MatrixView& view, uint32_t row, float* destination);
+
+}  // namespace moraine
