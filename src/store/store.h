@@ -1,0 +1,83 @@
+// Store: an imported model on disk.
+//
+//   STORE/
+//     STORE_FORMAT             "moraine store, format 1": a foreign directory is told from a store
+//     catalogue/               RocksDB: manifest, record index, import progress, heat, warm sets
+//     packs/dense-000.pack     dense tensors, each at a 4 KiB-aligned offset
+//     packs/experts-NNN.pack   4 KiB header page (magic, format, store uuid, pack number), then
+//                              records one behind the other, layer by layer, expert by expert
+//
+// A record has no header of its own: its bytes are exactly the operand of the kernels. Its checksum
+// and place are in the catalogue, which is read into flat arrays here when the store opens and never
+// touched on the decode path.
+//
+// Threads: thread-compatible; const methods are safe from several threads. The heat methods may be
+// called from any one thread at a time and never block readers of the index.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/status.h"
+#include "store/manifest.h"
+
+namespace moraine {
+
+enum class StoreMode {
+  kReadOnly,   // any number of processes
+  kReadWrite,  // one process; kFailedPrecondition naming the store if another has it
+};
+
+struct RecordLocation {
+  uint32_t pack = 0;      // index into expert_pack_paths()
+  uint64_t offset = 0;    // multiple of 4096
+  uint64_t bytes = 0;     // multiple of 4096
+  uint64_t checksum = 0;  // XXH3-64 of the bytes, padding included
+};
+
+class Store {
+ public:
+  // kNotFound: no such directory. kFailedPrecondition: not a store, an unfinished import (says how
+  // to finish it), or opened for writing elsewhere. kUnsupported: another format version.
+  // kCorruption: catalogue or packs do not fit together (pack shorter than the index says, another
+  // store's pack, ...), naming the file.
+  static Result<std::unique_ptr<Store>> Open(const std::string& directory, StoreMode mode);
+  ~Store();
+
+  const std::string& directory() const;
+  const Manifest& manifest() const;
+  StoreMode mode() const;
+
+  const std::vector<std::string>& expert_pack_paths() const;
+  const std::string& dense_pack_path() const;
+  // CHECKs that the key is in range and the layer has experts.
+  const RecordLocation& Locate(ExpertKey key) const;
+  // kCorruption if the bytes do not have the record's checksum; the message names pack file, offset,
+  // layer and expert, both checksums.
+  Status VerifyRecord(ExpertKey key, std::span<const std::byte> bytes) const;
+
+  // Reads a dense tensor's bytes and verifies its checksum. `destination` has tensor.bytes.
+  Status ReadDense(const DenseTensor& tensor, std::span<std::byte> destination) const;
+
+  // Heat: one float for each (layer, expert), layer-major over all layers in manifest order. Saved
+  // under a profile name; "" is the default profile. Written with RocksDB's WAL, not synced: a kill
+  // loses at most the last save. Read-only stores: kFailedPrecondition on save.
+  Status SaveHeat(const std::string& profile, std::span<const float> heat);
+  // kNotFound if there is none; kCorruption if it does not fit the model.
+  Result<std::vector<float>> LoadHeat(const std::string& profile) const;
+  Result<std::vector<std::string>> ListHeatProfiles() const;
+  // Small persistent values of the operator's tools (drive measurements, last run's statistics).
+  Status PutNote(const std::string& key, const std::string& value);
+  Result<std::string> GetNote(const std::string& key) const;
+
+ private:
+  Store();
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace moraine
