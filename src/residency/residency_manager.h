@@ -1,0 +1,152 @@
+// ResidencyManager: which experts are in memory, in which slot, held by whom.
+//
+// Slots are pieces of host arenas of one size (the largest record). Every slot either caches an
+// expert or belongs to the transient ring, through which prefill streams so that a long prompt cannot
+// flush what decode needs; the two roles differ only in accounting, so handing a hot expert from the
+// ring to the cache is a swap of roles, not a copy.
+//
+// Why not demand paging (mmap): the kernel sees 4 KiB pages, not experts; it reads with its own
+// readahead, evicts by its own recency, and a fault blocks a compute thread. Here a layer's misses are
+// one batched submit, and compute goes on with what is there.
+//
+// Life of a lookup: Acquire counts it as one of hit, cold miss, in-flight miss, prefetch hit, before
+// anything waits; absent experts get a slot (evicting by policy) and a read; all reads of the call are
+// flushed in one submit. The leases returned are kReady or kPending; Poll drives the reads and turns
+// pending leases ready or failed. A lease pins its slot from the reservation on: a slot that is leased
+// or under DMA is never evicted or overwritten, not after a deadline either.
+//
+// Threads: owned by the engine thread, leases included. No locks, no allocation after Create.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/ids.h"
+#include "base/status.h"
+#include "io/read_scheduler.h"
+#include "residency/eviction_policy.h"
+#include "residency/expert_state.h"
+
+namespace moraine {
+
+// Where records are and whether their bytes are right. The engine implements it over a Store; tests
+// and the simulation over nothing.
+class RecordSource {
+ public:
+  struct Location {
+    FileId file;
+    uint64_t offset = 0;
+    uint64_t bytes = 0;
+  };
+  virtual ~RecordSource() = default;
+  virtual Location Locate(ExpertKey key) const = 0;
+  virtual Status Verify(ExpertKey key, std::span<const std::byte> bytes) const = 0;
+};
+
+struct ResidencyOptions {
+  std::vector<uint32_t> experts_per_layer;
+  uint32_t top_k = 1;
+  uint64_t slot_bytes = 0;       // multiple of 4096
+  uint32_t slot_count = 0;       // cache and ring together; at least MinimumSlots(top_k)
+  uint32_t ring_slots = 0;       // of slot_count, reserved for prefill; 0: derived
+  std::string policy = "heat";
+  int64_t read_deadline_ns = 0;  // per demand read; 0: none
+};
+
+// One layer's top-k leased at once plus two ring slots, so that prefill can read one expert while
+// computing another.
+constexpr uint32_t MinimumSlots(uint32_t top_k) { return top_k + 2; }
+
+class ResidencyManager;
+
+// A counted hold on a slot. Move-only; must not outlive the manager. Default: holds nothing.
+class Lease {
+ public:
+  enum class State : uint8_t { kEmpty, kPending, kReady, kFailed };
+
+  Lease() = default;
+  Lease(Lease&& other) noexcept;
+  Lease& operator=(Lease&& other) noexcept;
+  ~Lease();
+
+  State state() const;
+  ExpertKey key() const { return key_; }
+  // The record's bytes; only when kReady (CHECKed, with the generation).
+  const std::byte* data() const;
+  // Why it failed; only when kFailed. Names expert, pack and offset.
+  const Status& failure() const;
+  void Release();
+
+ private:
+  friend class ResidencyManager;
+  ResidencyManager* manager_ = nullptr;
+  ExpertKey key_;
+  SlotIndex slot_;
+  uint32_t generation_ = 0;
+};
+
+enum class AcquireMode : uint8_t {
+  kCached,     // decode: misses enter the cache
+  kTransient,  // prefill: misses go through the ring; they stay only if the policy prefers them
+};
+
+// Counted at lookup, per layer and expert. hit + cold_miss + in_flight_miss + prefetch_hit = lookups.
+struct LookupCounters {
+  uint64_t hit = 0, cold_miss = 0, in_flight_miss = 0, prefetch_hit = 0;
+};
+
+struct ResidencyStats {
+  LookupCounters decode, prefill;  // kCached and kTransient lookups
+  uint64_t evictions = 0, quarantined = 0, failed_reads = 0;
+  uint64_t prefetch_issued = 0, prefetch_used = 0, prefetch_wasted = 0;  // experts
+  uint64_t bytes_read = 0;
+  uint32_t slot_count = 0, ring_slots = 0, resident = 0;
+  uint64_t slot_bytes = 0;
+};
+
+class ResidencyManager {
+ public:
+  // Allocates nothing large: `arenas` are the slabs (each slot lies in one), which outlive the
+  // manager. kInvalidArgument naming the minimum when there are too few slots.
+  static Result<std::unique_ptr<ResidencyManager>> Create(
+      const ResidencyOptions& options, std::span<const std::span<std::byte>> slabs,
+      const RecordSource& source, ReadScheduler& scheduler, const Clock& clock = RealClock());
+  ~ResidencyManager();  // all leases released; waits for reads in flight
+
+  // A decode step or a prefill chunk of `tokens` tokens begins.
+  void BeginStep(uint32_t tokens);
+  // Looks up `experts` (distinct) of a layer and leases them in order; weights[i] (optional) tokens
+  // route to experts[i]. Returns how many leases were given: fewer than asked only when no slot can
+  // be had before the caller releases some. In kCached mode with at most top_k experts and no other
+  // lease held, it is always all of them, slots still draining aside.
+  size_t Acquire(LayerId layer, std::span<const ExpertId> experts, std::span<const float> weights,
+                 AcquireMode mode, std::span<Lease> leases);
+  // Speculation: reads absent experts at low priority, into free slots or over experts that the policy
+  // does not prefer to them; never over the visiting layer's. Returns how many reads were queued.
+  size_t Prefetch(LayerId layer, std::span<const ExpertId> experts);
+  // Gives up speculation that has not landed (a new request, another routing).
+  void CancelPrefetches();
+  // Drives the reads. wait_ns as in ReadScheduler::Poll; returns the number of leases and prefetches
+  // decided.
+  size_t Poll(int64_t wait_ns);
+
+  ExpertState state(ExpertKey key) const;
+  const ResidencyStats& stats() const;
+  const LookupCounters& counters(ExpertKey key) const;  // decode and prefill together
+  EvictionPolicy& policy();
+  // CHECKs every invariant listed in residency_manager.cc; O(slots + experts). Tests call it after
+  // each step.
+  void CheckInvariants() const;
+
+ private:
+  friend class Lease;
+  ResidencyManager();
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace moraine
