@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include "base/status.h"
 #include "compute/encoding.h"
 
 namespace moraine {
@@ -17,8 +18,10 @@ uint16_t FloatToF16(float value);   // round to nearest even, overflow to infini
 // into the panels of `view` (its data must be writable: the caller owns it). source: row_count x
 // cols floats, row-major. Padding rows and columns are written as zeros. For q8 and q4 the scale of
 // each group is chosen by minimising the squared error (docs/quantisation.md has what that buys).
-void EncodeRows(const MatrixView& view, uint32_t first_row, uint32_t row_count,
-                const float* source);
+// A quantised encoding refuses, by row and column, a NaN, an infinity, and a value so large that
+// its group's scale would not fit f16. The bytes written are the same on every CPU.
+Status EncodeRows(const MatrixView& view, uint32_t first_row, uint32_t row_count,
+                  const float* source);
 
 // Decodes one row into cols floats.
 void DecodeRow(const MatrixView& view, uint32_t row, float* destination);
