@@ -29,7 +29,9 @@ struct HostArenaOptions {
 class HostArena {
  public:
   HostArena() = default;
-  // Rounds `bytes` up to the page size in use. kResourceExhausted when the memory is not there.
+  // Rounds `bytes` up to the page size asked for. The contents are zero. kResourceExhausted when the
+  // memory is not there (with populate: measured against DetectMemoryLimit before it is touched,
+  // because the kernel overcommits), kInvalidArgument for a NUMA node that does not exist.
   static Result<HostArena> Allocate(uint64_t bytes, const HostArenaOptions& options);
   ~HostArena();
   HostArena(HostArena&& other) noexcept;
@@ -41,7 +43,9 @@ class HostArena {
   PageKind page_kind() const { return page_kind_; }
   int numa_node() const { return numa_node_; }
   // Gives the pages of [offset, offset + bytes) back to the system; they read as zero afterwards.
-  // Used when a budget shrinks. Offsets are rounded inwards to whole pages.
+  // Used when a budget shrinks. Offsets are rounded inwards to whole pages. Not for memory that is
+  // registered with io_uring or page-locked: the pins keep the old pages, which would neither come
+  // back to the system nor be what this address means afterwards (DMA would land in lost pages).
   void Discard(uint64_t offset, uint64_t bytes);
 
  private:

@@ -17,7 +17,9 @@ struct NumaNode {
 };
 
 struct Topology {
-  std::vector<NumaNode> nodes;  // never empty; one node where the kernel has no NUMA
+  // Nodes with at least one CPU that this process may run on, in order of id. Never empty; one node
+  // where the kernel has no NUMA.
+  std::vector<NumaNode> nodes;
   int cpu_count() const;
   // Reads sysfs through libnuma. Falls back to one node with all allowed CPUs.
   static Topology Detect();

@@ -1,0 +1,53 @@
+// Memory budgets: from what the user said, or what the machine has, to a number of slots.
+//
+// `--ram-budget 8GiB` bounds the whole process: dense weights, KV cache, buffers and expert slots
+// together. `--ram-budget 25%` says only how many of the expert bytes may be resident. Without it,
+// 90 % of what the tightest cgroup limit and free memory leave.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+#include "memory/topology.h"
+#include "store/manifest.h"
+
+namespace moraine {
+
+struct RamBudget {
+  enum class Kind : uint8_t { kAutomatic, kBytes, kExpertFraction };
+  Kind kind = Kind::kAutomatic;
+  uint64_t bytes = 0;    // kBytes
+  double fraction = 0;   // kExpertFraction, (0, 1]
+};
+// "8GiB", "25%", "auto".
+Result<RamBudget> ParseRamBudget(std::string_view text);
+
+// What is resident besides expert slots.
+struct FixedMemory {
+  uint64_t dense_bytes = 0, kv_bytes = 0, scratch_bytes = 0;
+  // Code, allocator, catalogue, stacks: measured, see kProcessBytes in budget.cc.
+  uint64_t process_bytes = 0;
+  uint64_t total() const { return dense_bytes + kv_bytes + scratch_bytes + process_bytes; }
+};
+
+struct SlotPlan {
+  uint32_t slot_count = 0;
+  uint64_t slot_bytes = 0;
+  uint64_t budget_bytes = 0;  // of the process; 0 for a fraction
+  bool all_resident = false;
+};
+
+// kInvalidArgument naming the minimum budget (in the unit the user used) when it is too small.
+Result<SlotPlan> PlanSlots(const Manifest& manifest, uint32_t top_k, const FixedMemory& fixed,
+                           const RamBudget& budget, const MemoryLimit& limit);
+
+struct BudgetAdvice {
+  uint64_t minimum_bytes = 0;      // one layer's top-k and two ring slots
+  uint64_t recommended_bytes = 0;  // half of the experts
+  uint64_t everything_bytes = 0;   // all experts resident
+};
+BudgetAdvice AdviseBudget(const Manifest& manifest, uint32_t top_k, const FixedMemory& fixed);
+
+}  // namespace moraine

@@ -1,0 +1,116 @@
+// Engine: requests in, events out.
+//
+// One thread owns the model, the residency manager and the I/O (engine thread); everybody else talks
+// to it through a bounded queue and gets events back. Requests are served one at a time, in order of
+// arrival; the queue's limit is the back-pressure (kResourceExhausted, HTTP 429).
+//
+// Threads: thread-safe. Events arrive on the engine thread: a listener must not block (a server
+// posts them to its own executor).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "engine/runner.h"
+#include "engine/stats.h"
+#include "model/sampler.h"
+#include "model/template/chat_template.h"
+#include "model/tokenizer/tokenizer.h"
+
+namespace moraine {
+
+enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kError };
+
+struct GenerationTimings {
+  uint32_t prompt_tokens = 0;
+  uint32_t cached_tokens = 0;  // of the prompt, taken from a prefix cache
+  uint32_t completion_tokens = 0;
+  int64_t queue_ns = 0, prefill_ns = 0, decode_ns = 0;
+};
+
+struct GenerationEvent {
+  enum class Kind : uint8_t {
+    kStarted,          // left the queue; headers can be sent
+    kPrefillProgress,  // prefilled_tokens of timings.prompt_tokens
+    kToken,            // text may be empty while UTF-8 or a stop string is held back
+    kFinished,         // last event, always sent exactly once
+  };
+  Kind kind = Kind::kToken;
+  std::string text;                  // kToken: valid UTF-8 to append (kFinished: what was held back)
+  int32_t token = -1;                // kToken
+  std::optional<Logprobs> logprobs;  // kToken, if asked for
+  uint32_t prefilled_tokens = 0;     // kPrefillProgress
+  FinishReason finish_reason = FinishReason::kStop;  // kFinished
+  std::string stop_string;           // kFinished by a stop string: which
+  Status error;                      // kFinished with kError
+  GenerationTimings timings;         // kFinished; prompt_tokens also before
+};
+
+struct GenerationRequest {
+  std::vector<int32_t> prompt;   // token ids, at least one
+  SamplingOptions sampling;
+  uint32_t max_tokens = 0;       // 0: up to the context's end
+  std::vector<std::string> stop; // not part of the text that is emitted
+  bool ignore_eos = false;
+  std::optional<uint32_t> top_logprobs;  // 0: only the chosen token's
+  std::function<void(const GenerationEvent&)> on_event;
+};
+
+// Handle of a submitted request. Dropping it does not cancel.
+class Generation {
+ public:
+  // Takes effect within one layer, in prefill too; kFinished(kCancelled) follows. Idempotent.
+  void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }  // pairs with the layer loop
+
+ private:
+  friend class Engine;
+  std::atomic<bool> cancelled_{false};
+};
+
+struct EngineOptions {
+  RunnerOptions runner;
+  uint32_t queue_limit = 8;  // waiting requests, the running one not counted
+  // Saves heat to the store this often while serving; 0: only at shutdown. Read-only stores: never.
+  int64_t heat_save_interval_ns = 10'000'000'000;
+};
+
+class Engine {
+ public:
+  // Opens the store, plans the budget, loads dense weights, starts the engine thread. Every error is
+  // ready for the user to read.
+  static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options);
+  // Cancels what runs or waits (each gets its kFinished), waits for reads in flight, saves heat.
+  ~Engine();
+
+  // kInvalidArgument (empty prompt, unknown token id, bad sampling option), kResourceExhausted (queue
+  // full), kFailedPrecondition (shutting down). A prompt that does not fit the context is
+  // kInvalidArgument with a message that starts with "context length exceeded".
+  Result<std::shared_ptr<Generation>> Submit(GenerationRequest request);
+
+  // Runs a function on the engine thread between requests and waits for it (warm, eval).
+  void RunOnEngineThread(const std::function<void(Runner&)>& function);
+
+  // A consistent copy, made by the engine thread at the end of a step or when idle.
+  EngineStats Stats() const;
+
+  const Tokenizer& tokenizer() const;
+  // Null if the model has no chat template.
+  const ChatTemplate* chat_template() const;
+  const ModelInfo& model_info() const;
+  // The sampling options of generation_config.json.
+  const SamplingOptions& default_sampling() const;
+  uint32_t queue_length() const;
+
+ private:
+  Engine();
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace moraine

@@ -1,0 +1,93 @@
+// Runner: the model over a store, on the calling thread. `eval` and tests use it directly; Engine
+// runs one on its thread.
+//
+// This is where model, residency and compute meet: Runner owns the dense weights, the slots, the
+// residency manager and the I/O, and implements the model's MoeExecutor: leases for the resident
+// experts, one batched submit for the missing, resident ones computed while misses land, outputs
+// summed in router order.
+//
+// Threads: owned by one thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "engine/budget.h"
+#include "engine/stats.h"
+#include "io/block_reader.h"
+#include "model/config.h"
+#include "store/store.h"
+
+namespace moraine {
+
+struct RunnerOptions {
+  std::string store_directory;
+  StoreMode store_mode = StoreMode::kReadOnly;
+  RamBudget ram_budget;         // default: from the machine
+  std::string policy = "heat";
+  BlockReaderOptions io;
+  std::string isa;              // "": the best
+  int threads = 0;              // 0: one per CPU
+  uint32_t max_context = 0;     // tokens of KV; 0: the model's, at most 4096
+  uint32_t prefill_chunk = 512; // tokens
+  // Heat profile to start from ("" the default one; ignored if there is none).
+  std::string heat_profile;
+};
+
+// What people call the model.
+struct ModelInfo {
+  std::string name;  // directory name of the source
+  std::string architecture;
+  uint32_t max_context = 0;
+  uint32_t vocab_size = 0;
+  std::vector<int32_t> eos_tokens;
+  int64_t created_unix = 0;
+};
+
+
+class Runner {
+ public:
+  static Result<std::unique_ptr<Runner>> Open(const RunnerOptions& options);
+  ~Runner();
+
+  // Empties the runner's sequence (there is one; its KV was allocated at Open).
+  void ResetSequence();
+  uint32_t position() const;  // tokens in the sequence
+
+  enum class LogitsMode : uint8_t { kNone, kLast, kAll };
+  using LogitsSink = std::function<void(uint32_t position, std::span<const float> logits)>;
+  struct ForwardOptions {
+    LogitsMode logits = LogitsMode::kLast;
+    const LogitsSink* sink = nullptr;             // called in order of position
+    const std::atomic<bool>* cancelled = nullptr; // looked at once a layer
+    const std::function<void(uint32_t done_tokens)>* on_chunk = nullptr;
+  };
+  // Appends tokens to the sequence, in chunks of prefill_chunk; one token is a decode step. On error
+  // the sequence is as before the failed chunk (kCancelled too); errors of reads name the expert.
+  Status Forward(std::span<const int32_t> tokens, const ForwardOptions& options);
+
+  // Reads the experts of a heat profile into the cache, hottest first, until it is full.
+  Status Warm(const std::string& profile,
+              const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress);
+  Status SaveHeat(const std::string& profile);
+
+  const ModelConfig& config() const;
+  const ModelInfo& info() const;
+  const Store& store() const;
+  uint32_t max_context() const;
+  EngineStats Stats() const;
+  void CheckInvariants() const;
+
+ private:
+  Runner();
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace moraine

@@ -1,0 +1,65 @@
+// EngineStats: where time and bytes went. One struct, one JSON form (`moraine stats --json`, /stats,
+// the end of `moraine run`), so that every figure means the same everywhere.
+//
+// A step's wall time is split into compute, stall and other: compute is time inside kernels, stall is
+// time the engine thread waited for reads with nothing to compute, other is the rest by difference, so
+// the parts sum to the wall time.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "io/read_scheduler.h"
+#include "residency/residency_manager.h"
+
+namespace moraine {
+
+struct PhaseStats {
+  uint64_t steps = 0, tokens = 0;
+  int64_t wall_ns = 0;
+  int64_t attention_ns = 0;  // attention blocks, norms, router, dense matrices, logits
+  int64_t expert_ns = 0;     // routed expert kernels
+  int64_t stall_ns = 0;      // waiting for expert reads
+  int64_t other_ns() const { return wall_ns - attention_ns - expert_ns - stall_ns; }
+  uint64_t bytes_read = 0;   // expert records that landed
+};
+
+struct LayerStats {
+  uint32_t layer = 0;
+  uint32_t experts = 0, resident = 0;
+  LookupCounters decode, prefill;
+  int64_t stall_ns = 0;
+};
+
+struct MemoryStats {
+  uint64_t budget_bytes = 0;    // 0: a percentage was given, only expert slots are bounded
+  uint64_t dense_bytes = 0, kv_bytes = 0, slot_bytes = 0, scratch_bytes = 0;
+  uint64_t resident_set_bytes = 0, peak_resident_set_bytes = 0;
+};
+
+struct EngineStats {
+  std::string model, store;
+  std::string io, isa, policy;
+  int threads = 0;
+  uint64_t requests = 0, requests_failed = 0, requests_cancelled = 0;
+  uint32_t queue_length = 0;
+  int64_t uptime_ns = 0;
+  PhaseStats prefill, decode;
+  ResidencyStats residency;
+  ReadSchedulerStats reads;
+  MemoryStats memory;
+  uint64_t expert_count = 0, expert_bytes = 0;  // of the whole store
+  std::vector<LayerStats> layers;               // layers with experts
+
+  std::string ToJson() const;
+  // For people: a summary, and one line a layer if asked for.
+  std::string ToText(bool per_layer) const;
+  // Prometheus text format 0.0.4, base units.
+  std::string ToPrometheus() const;
+};
+
+// The inverse of ToJson, for `moraine stats`.
+Result<EngineStats> ParseEngineStats(const std::string& json);
+
+}  // namespace moraine
