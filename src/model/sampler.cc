@@ -1,0 +1,140 @@
+#include "model/sampler.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace moraine {
+
+Status SamplingOptions::Validate(uint32_t vocab_size) const {
+  const auto range = [](const char* field, float value, const char* expected) {
+    return InvalidArgument(fmt::format("{} is {}, expected {}", field, value, expected));
+  };
+  if (!(temperature >= 0 && temperature <= 100)) {
+    return range("temperature", temperature, "a number from 0 to 100");
+  }
+  if (!(top_p > 0 && top_p <= 1)) return range("top_p", top_p, "a number above 0, at most 1");
+  if (!(min_p >= 0 && min_p < 1)) return range("min_p", min_p, "a number from 0, below 1");
+  if (!(repetition_penalty > 0 && repetition_penalty <= 100)) {
+    return range("repetition_penalty", repetition_penalty, "a number above 0, at most 100");
+  }
+  if (!(std::abs(presence_penalty) <= 2)) {
+    return range("presence_penalty", presence_penalty, "a number from -2 to 2");
+  }
+  if (!(std::abs(frequency_penalty) <= 2)) {
+    return range("frequency_penalty", frequency_penalty, "a number from -2 to 2");
+  }
+  for (const auto& [token, bias] : logit_bias) {
+    if (token < 0 || static_cast<uint32_t>(token) >= vocab_size) {
+      return InvalidArgument(fmt::format("logit_bias names token {}, expected 0 to {}", token,
+                                         vocab_size - 1));
+    }
+    if (!(std::abs(bias) <= 100)) return range("logit_bias", bias, "a number from -100 to 100");
+  }
+  return OkStatus();
+}
+
+Sampler::Sampler(const SamplingOptions& options, uint32_t vocab_size)
+    : options_(options),
+      random_(options.seed),
+      logits_(vocab_size),
+      output_counts_(vocab_size),
+      seen_(vocab_size),
+      has_penalties_(options.repetition_penalty != 1.0f || options.presence_penalty != 0.0f ||
+                     options.frequency_penalty != 0.0f) {
+  order_.reserve(vocab_size);
+}
+
+void Sampler::AcceptPrompt(std::span<const int32_t> tokens) {
+  for (const int32_t token : tokens) seen_[static_cast<size_t>(token)] = true;
+}
+
+void Sampler::ApplyPenalties() {
+  for (const auto& [token, bias] : options_.logit_bias) logits_[static_cast<size_t>(token)] += bias;
+  if (!has_penalties_) return;
+  for (size_t token = 0; token < logits_.size(); ++token) {
+    float& logit = logits_[token];
+    if (seen_[token]) {
+      logit = logit > 0 ? logit / options_.repetition_penalty : logit * options_.repetition_penalty;
+    }
+    if (output_counts_[token] > 0) {
+      logit -= options_.presence_penalty +
+               options_.frequency_penalty * static_cast<float>(output_counts_[token]);
+    }
+  }
+}
+
+int32_t Sampler::Sample(std::span<const float> logits) {
+  std::copy(logits.begin(), logits.end(), logits_.begin());
+  ApplyPenalties();
+  int32_t chosen = 0;
+  if (options_.temperature == 0) {
+    chosen = static_cast<int32_t>(std::max_element(logits_.begin(), logits_.end()) -
+                                  logits_.begin());
+  } else {
+    const auto better = [this](int32_t a, int32_t b) {
+      const float x = logits_[static_cast<size_t>(a)], y = logits_[static_cast<size_t>(b)];
+      return x > y || (x == y && a < b);
+    };
+    // Tokens below e^-28 = 7e-13 of the best add up to less than one draw in a million for any
+    // vocabulary, and leaving them out saves sorting 150,000 candidates.
+    const float floor =
+        *std::max_element(logits_.begin(), logits_.end()) - 28.0f * options_.temperature;
+    order_.clear();
+    for (size_t token = 0; token < logits_.size(); ++token) {
+      if (logits_[token] >= floor) order_.push_back(static_cast<int32_t>(token));
+    }
+    size_t kept = order_.size();
+    if (options_.top_k > 0 && options_.top_k < kept) kept = options_.top_k;
+    std::partial_sort(order_.begin(), order_.begin() + static_cast<ptrdiff_t>(kept), order_.end(),
+                      better);
+    const float best = logits_[static_cast<size_t>(order_[0])];
+    const auto weight = [&](size_t i) {
+      return std::exp((logits_[static_cast<size_t>(order_[i])] - best) / options_.temperature);
+    };
+    double total = 0;
+    for (size_t i = 0; i < kept; ++i) total += weight(i);
+    // top-p keeps the shortest prefix whose mass reaches p of what top-k left.
+    double mass = 0;
+    size_t end = 0;
+    while (end < kept) {
+      const float w = weight(end);
+      if (end > 0 && (mass >= options_.top_p * total || w < options_.min_p)) break;
+      mass += w;
+      ++end;
+    }
+    double target = random_.Uniform() * mass;
+    size_t pick = 0;
+    while (pick + 1 < end && (target -= weight(pick)) >= 0) ++pick;
+    chosen = order_[pick];
+  }
+  seen_[static_cast<size_t>(chosen)] = true;
+  ++output_counts_[static_cast<size_t>(chosen)];
+  return chosen;
+}
+
+Logprobs ComputeLogprobs(std::span<const float> logits, int32_t token, uint32_t count) {
+  const float best = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit - best));
+  const float log_sum = best + static_cast<float>(std::log(sum));
+  Logprobs result;
+  result.chosen = logits[static_cast<size_t>(token)] - log_sum;
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const size_t kept = std::min<size_t>(count, order.size());
+  std::partial_sort(order.begin(), order.begin() + static_cast<ptrdiff_t>(kept), order.end(),
+                    [&](int32_t a, int32_t b) {
+                      const float x = logits[static_cast<size_t>(a)];
+                      const float y = logits[static_cast<size_t>(b)];
+                      return x > y || (x == y && a < b);
+                    });
+  for (size_t i = 0; i < kept; ++i) {
+    result.top.push_back({order[i], logits[static_cast<size_t>(order[i])] - log_sum});
+  }
+  return result;
+}
+
+}  // namespace moraine
