@@ -6,8 +6,11 @@
 // policy (chunking, priorities, resume, retry, deadlines, cancellation) lives once, above them, in
 // ReadScheduler, and is tested against the simulated reader.
 //
-// Threads: owned by one thread (io_uring's SINGLE_ISSUER). The engine thread submits between kernels
-// and reaps between tasks; a dedicated I/O thread would add a wake-up of 10 to 50 us to every layer.
+// Threads: owned by one thread (io_uring's SINGLE_ISSUER). The engine thread submits between
+// kernels and reaps between tasks; a dedicated I/O thread would add a wake-up of 10 to 50 us to
+// every layer. The owner is the thread that first submits: files may be opened and buffers
+// registered by the one that starts the engine up. With reads in flight the owner must also be the
+// one that destroys.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +28,8 @@ namespace moraine {
 using FileId = Id<struct FileIdTag>;
 
 // What O_DIRECT asks of this file: offsets and lengths are multiples of offset_bytes, addresses of
-// memory_bytes (statx STATX_DIOALIGN; 4096/4096 where the kernel does not say).
+// memory_bytes (statx STATX_DIOALIGN; 4096/4096 where the kernel does not say; 1/1 for a file that
+// is read through the page cache).
 struct IoAlignment {
   uint32_t offset_bytes = 4096;
   uint32_t memory_bytes = 4096;
@@ -33,10 +37,11 @@ struct IoAlignment {
 
 struct BlockRead {
   FileId file;
-  uint64_t offset = 0;          // aligned to IoAlignment::offset_bytes
-  std::byte* buffer = nullptr;  // aligned to IoAlignment::memory_bytes; the reader's until completion
-  uint32_t length = 0;          // bytes, aligned like offset
-  uint64_t tag = 0;             // the caller's; returned in the completion; unique among in-flight
+  uint64_t offset = 0;  // aligned to IoAlignment::offset_bytes
+  std::byte* buffer =
+      nullptr;          // aligned to IoAlignment::memory_bytes; the reader's until completion
+  uint32_t length = 0;  // bytes, aligned like offset
+  uint64_t tag = 0;     // the caller's; returned in the completion; unique among in-flight
 };
 
 struct BlockCompletion {
@@ -52,6 +57,8 @@ class BlockReader {
   // read.
   virtual Result<FileId> OpenFile(const std::string& path) = 0;
   virtual IoAlignment alignment(FileId file) const = 0;
+  // As given to OpenFile; for messages.
+  virtual const std::string& path(FileId file) const = 0;
   // Announces memory that reads will land in, so that it can be registered (pinned once instead of
   // at every read). Optional for correctness. Call at most once, after the arenas exist. Returns an
   // error only if the memory cannot be used at all; a refused registration (RLIMIT_MEMLOCK) is
@@ -82,7 +89,10 @@ struct BlockReaderOptions {
   uint64_t simulation_seed = 1;  // simulated: reorders the completions of real reads
 };
 
-// "auto" takes io_uring and falls back to pread with a log line that says why.
+// "auto" takes io_uring and falls back to pread with a log line that says why (no such system call,
+// kernel.io_uring_disabled, a container's seccomp filter). The environment variable MORAINE_IO
+// (io_uring, pread or simulated) replaces "auto", and only that: what was asked for by name is not
+// overridden.
 Result<std::unique_ptr<BlockReader>> CreateBlockReader(const BlockReaderOptions& options);
 
 }  // namespace moraine

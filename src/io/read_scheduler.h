@@ -11,6 +11,26 @@
 // belongs to the scheduler (it may be under DMA). A deadline produces an outcome at once with
 // buffer_released == false, and a second one when the device has let go.
 //
+// What happens to a record (all of it on the owner's thread, no lock):
+//
+//   Enqueue -> queued -> reading -> done ----------------------------------> ok
+//                ^ |        | |
+//    Promote ----+ |        | +-- error, attempts used up / end of file --> landing -> kIoError /
+//   (to the demand |        |                                                          kCorruption
+//    queue's end)  |        +---- Cancel ---------------------------------> landing -> kCancelled
+//                  |        +---- deadline: kDeadlineExceeded at once ----> landing -> the same
+//                  again
+//                  +------------- Cancel or deadline ------------------------------> one outcome
+//
+// landing: nothing more is issued, the chunks in flight are waited for, then the buffer is
+// released. An error while reading is decided when the last chunk has landed, so that its only
+// outcome releases the buffer too; a deadline that passes meanwhile reports the error without the
+// buffer.
+//
+// Costs: nothing is allocated once the pools have grown to the largest number of records that were
+// ever pending at once (a failure allocates its message). Enqueue and Promote are O(1), Flush and
+// Poll are linear in the chunks they move, Cancel in the reader's capacity.
+//
 // Threads: owned by the thread that owns the BlockReader.
 #pragma once
 
@@ -28,7 +48,7 @@ enum class ReadPriority : uint8_t { kDemand, kSpeculative };
 struct RecordRead {
   FileId file;
   uint64_t offset = 0;
-  uint64_t length = 0;  // bytes; multiple of the alignment
+  uint64_t length = 0;  // bytes, not 0; offset, length and buffer aligned as the file asks (CHECK)
   std::byte* buffer = nullptr;
   ReadPriority priority = ReadPriority::kDemand;
   int64_t deadline_ns = 0;  // on the scheduler's clock; 0: none
@@ -38,21 +58,24 @@ using ReadId = uint64_t;
 
 struct ReadOutcome {
   ReadId id = 0;
-  Status status;  // ok: all bytes are there. Names file, offset and errno otherwise.
+  // ok: all bytes are there. kIoError: names the file, the offset, the errno and the attempts.
+  // kCorruption: the file ends inside the record (expected and found bytes). kCancelled.
+  // kDeadlineExceeded: twice if chunks were in flight, see above.
+  Status status;
   bool buffer_released = true;
-  int64_t latency_ns = 0;  // from Enqueue to the last completion
+  int64_t latency_ns = 0;  // from Enqueue to the last completion, or to a deadline's report
 };
 
 struct ReadSchedulerOptions {
   // Below 256 KiB a request the bandwidth of NVMe drives falls, above it is flat (docs/io.md).
   uint32_t chunk_bytes = 512 * 1024;
-  uint32_t max_attempts = 3;        // per chunk, the first included
-  uint32_t speculative_depth = 8;   // chunks of speculation in flight at most
+  uint32_t max_attempts = 3;       // per chunk, the first included
+  uint32_t speculative_depth = 8;  // chunks of speculation in flight at most
 };
 
 struct ReadSchedulerStats {
-  uint64_t demand_bytes = 0, speculative_bytes = 0;  // completed
-  uint64_t demand_records = 0, speculative_records = 0;
+  uint64_t demand_bytes = 0, speculative_bytes = 0;      // that the device delivered, used or not
+  uint64_t demand_records = 0, speculative_records = 0;  // completed; promoted ones are demand
   uint64_t short_reads = 0, retries = 0, failures = 0, deadline_misses = 0, cancelled = 0;
   uint64_t submit_calls = 0;
   uint64_t busy_ns = 0;  // time with at least one read in flight, on the clock
@@ -71,16 +94,16 @@ class ReadScheduler {
   void Flush();
   // A speculative read somebody now waits for. No effect on demand reads or unknown ids.
   void Promote(ReadId id);
-  // Gives a speculative read up. Its outcome (kCancelled) comes from the next Poll if no chunk is in
-  // flight, else when the last one has landed. Demand reads are never cancelled.
+  // Gives a speculative read up. Its outcome (kCancelled) comes from the next Poll if no chunk is
+  // in flight, else when the last one has landed. Demand reads are never cancelled.
   void Cancel(ReadId id);
   // Reaps, resumes, retries, flushes. Appends outcomes; wait_ns as in BlockReader::Reap, but counts
-  // outcomes: < 0 waits until at least one record is decided (returns at once if there is none).
+  // outcomes: < 0 waits until at least one outcome is there (returns at once when idle).
   size_t Poll(std::vector<ReadOutcome>* outcomes, int64_t wait_ns);
 
-  bool idle() const;                     // nothing queued, nothing in flight
-  uint32_t demand_in_flight() const;     // records
-  uint32_t speculative_pending() const;  // records
+  bool idle() const;                  // nothing queued, nothing in flight, every outcome delivered
+  uint32_t demand_in_flight() const;  // records without an outcome, queued ones included
+  uint32_t speculative_pending() const;  // records without an outcome, queued ones included
   const ReadSchedulerStats& stats() const;
 
  private:

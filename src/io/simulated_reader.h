@@ -1,8 +1,8 @@
 // SimulatedReader: a BlockReader whose device is a seeded random process on an injected clock.
 //
 // Reads real files (or named in-memory contents) but decides when, in which order and how well:
-// the same seed gives the same run. With the RealClock and default faults it only reorders, which is
-// what `--io simulated` offers on the command line.
+// the same seed gives the same run. With the RealClock and default faults it only reorders, which
+// is what `--io simulated` offers on the command line.
 #pragma once
 
 #include <functional>
@@ -14,9 +14,9 @@
 namespace moraine {
 
 struct SimulatedFaults {
-  double error_probability = 0;       // -EIO, per read
-  double short_read_probability = 0;  // fewer bytes, aligned down
-  double corruption_probability = 0;  // one bit flipped
+  double error_probability = 0;                    // -EIO, per read
+  double short_read_probability = 0;               // fewer bytes, aligned down
+  double corruption_probability = 0;               // one bit flipped
   int64_t min_latency_ns = 0, max_latency_ns = 0;  // uniform
   // Called for each read before the dice; returns a result to force (bytes or -errno), or 1 << 30
   // to let the dice decide. For scripted faults: "EIO for ever at this offset".

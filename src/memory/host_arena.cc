@@ -56,8 +56,9 @@ Status BindToNode(std::byte* data, uint64_t bytes, int numa_node) {
   const int error_number = errno;
   numa_free_nodemask(mask);
   if (result == 0) return OkStatus();
-  return IoErrorFromErrno("mbind of " + FormatByteSize(bytes) + " to numa node " +
-                              std::to_string(numa_node), error_number);
+  return IoErrorFromErrno(
+      "mbind of " + FormatByteSize(bytes) + " to numa node " + std::to_string(numa_node),
+      error_number);
 }
 
 // Faults every page in. Returns 0 or an errno. MADV_POPULATE_WRITE reports what a plain touch would
@@ -94,9 +95,12 @@ std::byte* MapAligned(uint64_t bytes, uint64_t alignment) {
 
 const char* PageKindName(PageKind kind) {
   switch (kind) {
-    case PageKind::kHugeTlb: return "hugetlb";
-    case PageKind::kTransparentHuge: return "transparent huge";
-    case PageKind::kSmall: return "small";
+    case PageKind::kHugeTlb:
+      return "hugetlb";
+    case PageKind::kTransparentHuge:
+      return "transparent huge";
+    case PageKind::kSmall:
+      return "small";
   }
   return "unknown";
 }
@@ -173,17 +177,17 @@ HostArena::HostArena(HostArena&& other) noexcept
       numa_node_(other.numa_node_) {}
 
 HostArena& HostArena::operator=(HostArena&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(size_bytes_, other.size_bytes_);
-  std::swap(page_kind_, other.page_kind_);
-  std::swap(numa_node_, other.numa_node_);
+  HostArena moved(std::move(other));  // takes our old mapping along and unmaps it
+  std::swap(data_, moved.data_);
+  std::swap(size_bytes_, moved.size_bytes_);
+  std::swap(page_kind_, moved.page_kind_);
+  std::swap(numa_node_, moved.numa_node_);
   return *this;
 }
 
 void HostArena::Discard(uint64_t offset, uint64_t bytes) {
   CHECK(offset <= size_bytes_ && bytes <= size_bytes_ - offset, "discard outside of the arena");
-  const uint64_t page_bytes =
-      page_kind_ == PageKind::kHugeTlb ? kHugePageBytes : SmallPageBytes();
+  const uint64_t page_bytes = page_kind_ == PageKind::kHugeTlb ? kHugePageBytes : SmallPageBytes();
   const uint64_t first = AlignUp(offset, page_bytes);
   const uint64_t last = (offset + bytes) & ~(page_bytes - 1);
   if (first >= last) return;

@@ -20,18 +20,18 @@ enum class PageKind { kHugeTlb, kTransparentHuge, kSmall };
 const char* PageKindName(PageKind kind);
 
 struct HostArenaOptions {
-  int numa_node = -1;       // -1: no binding
-  bool huge_pages = true;   // try huge pages first
-  bool populate = true;     // fault every page in now
+  int numa_node = -1;      // -1: no binding
+  bool huge_pages = true;  // try huge pages first
+  bool populate = true;    // fault every page in now
 };
 
 // Move-only owner of the mapping. Thread-compatible.
 class HostArena {
  public:
   HostArena() = default;
-  // Rounds `bytes` up to the page size asked for. The contents are zero. kResourceExhausted when the
-  // memory is not there (with populate: measured against DetectMemoryLimit before it is touched,
-  // because the kernel overcommits), kInvalidArgument for a NUMA node that does not exist.
+  // Rounds `bytes` up to the page size asked for. The contents are zero. kResourceExhausted when
+  // the memory is not there (with populate: measured against DetectMemoryLimit before it is
+  // touched, because the kernel overcommits), kInvalidArgument for a NUMA node that does not exist.
   static Result<HostArena> Allocate(uint64_t bytes, const HostArenaOptions& options);
   ~HostArena();
   HostArena(HostArena&& other) noexcept;

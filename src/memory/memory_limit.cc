@@ -82,8 +82,8 @@ std::optional<CgroupMount> FindCgroupMount(const std::string& mountinfo, int ver
     std::string skipped, mount_root, mount_point, type, source, super_options;
     before >> skipped >> skipped >> skipped >> mount_root >> mount_point;
     after >> type >> source >> super_options;
-    const bool matches = version == 2 ? type == "cgroup2"
-                                      : type == "cgroup" && HasListItem(super_options, "memory");
+    const bool matches =
+        version == 2 ? type == "cgroup2" : type == "cgroup" && HasListItem(super_options, "memory");
     if (matches) return CgroupMount{UnescapeMountPath(mount_root), UnescapeMountPath(mount_point)};
   }
   return std::nullopt;
@@ -121,8 +121,8 @@ std::string PathBelowMount(const std::string& cgroup_path, const std::string& mo
 // What a cgroup uses and cannot give back: page cache and reclaimable slab do not count, since the
 // kernel drops them before it refuses memory.
 uint64_t UnreclaimableUsage(const std::string& directory, int version) {
-  const auto usage = ReadFile(
-      directory + (version == 2 ? "/memory.current" : "/memory.usage_in_bytes"));
+  const auto usage =
+      ReadFile(directory + (version == 2 ? "/memory.current" : "/memory.usage_in_bytes"));
   const uint64_t used_bytes = usage ? ParseNumber(*usage).value_or(0) : 0;
   const auto stat = ReadFile(directory + "/memory.stat");
   if (!stat) return used_bytes;
@@ -161,8 +161,8 @@ void ApplyCgroupLimits(const std::string& root, int version, MemoryLimit* limit)
     }
     if (limit_bytes != kNoLimit) {
       const uint64_t used_bytes = UnreclaimableUsage(directory, version);
-      limit->available_bytes = std::min(limit->available_bytes,
-                                        limit_bytes - std::min(limit_bytes, used_bytes));
+      limit->available_bytes =
+          std::min(limit->available_bytes, limit_bytes - std::min(limit_bytes, used_bytes));
     }
     if (path.empty()) break;
     path.erase(path.rfind('/'));

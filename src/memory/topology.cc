@@ -3,6 +3,7 @@
 #include <numa.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <thread>
 
 namespace moraine {

@@ -12,7 +12,7 @@ namespace moraine {
 
 struct NumaNode {
   int id = 0;
-  std::vector<int> cpus;       // only those in this process's affinity mask
+  std::vector<int> cpus;  // only those in this process's affinity mask
   uint64_t memory_bytes = 0;
 };
 
@@ -27,9 +27,10 @@ struct Topology {
 
 // The memory this process may use, and what says so.
 struct MemoryLimit {
-  uint64_t limit_bytes = 0;      // the tightest cgroup limit on the path to the root, or MemTotal
-  uint64_t available_bytes = 0;  // min(MemAvailable, limit - cgroup usage without reclaimable cache)
-  std::string source;            // "cgroup v2 memory.max", "cgroup v1 memory.limit_in_bytes", "MemTotal"
+  uint64_t limit_bytes = 0;  // the tightest cgroup limit on the path to the root, or MemTotal
+  uint64_t available_bytes =
+      0;               // min(MemAvailable, limit - cgroup usage without reclaimable cache)
+  std::string source;  // "cgroup v2 memory.max", "cgroup v1 memory.limit_in_bytes", "MemTotal"
 };
 
 // root: prefix of /proc and /sys, for tests; "" for the real ones.

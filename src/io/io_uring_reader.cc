@@ -1,0 +1,287 @@
+#include "io/io_uring_reader.h"
+
+#include <liburing.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "io/open_file.h"
+
+namespace moraine {
+namespace {
+
+// The kernel's limit on one registered buffer.
+constexpr uint64_t kMaxRegisteredBytes = kGiB;
+// user_data of a cancellation request; reads carry the index of their slot, which is below
+// capacity.
+constexpr uint64_t kCancelUserData = ~0ull;
+
+// Best first. The task-run flags are refused with EINVAL by kernels that do not know them.
+constexpr unsigned kSetupFlags[] = {
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN |
+        IORING_SETUP_TASKRUN_FLAG,                          // Linux 6.1
+    IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,  // Linux 5.19
+    0,
+};
+
+class IoUringReader final : public BlockReader {
+ public:
+  explicit IoUringReader(const BlockReaderOptions& options)
+      : direct_(options.direct), slots_(options.capacity) {
+    free_slots_.reserve(options.capacity);
+    for (uint32_t i = options.capacity; i-- > 0;) free_slots_.push_back(i);
+  }
+  ~IoUringReader() override;
+
+  Status SetUpRing(const RingSetup& setup);
+
+  Result<FileId> OpenFile(const std::string& path) override { return files_.Open(path, direct_); }
+  IoAlignment alignment(FileId file) const override { return files_.alignment(file); }
+  const std::string& path(FileId file) const override { return files_.path(file); }
+  Status RegisterBuffers(std::span<const std::span<std::byte>> buffers) override;
+  uint32_t capacity() const override { return static_cast<uint32_t>(slots_.size()); }
+  uint32_t in_flight() const override {
+    return capacity() - static_cast<uint32_t>(free_slots_.size());
+  }
+  void Submit(std::span<const BlockRead> reads) override;
+  void Cancel(uint64_t tag) override;
+  size_t Reap(std::vector<BlockCompletion>* completions, int64_t wait_ns) override;
+  const char* name() const override { return "io_uring"; }
+
+ private:
+  struct Slot {
+    uint64_t tag = 0;
+    bool busy = false;
+  };
+
+  void EnableRing();
+  io_uring_sqe* NextEntry();
+  void SubmitPrepared();
+  // Index of the registered piece that holds all of [buffer, buffer + length), or -1.
+  int RegisteredIndex(const std::byte* buffer, uint32_t length) const;
+  size_t TakeCompletions(std::vector<BlockCompletion>* completions);
+
+  const bool direct_;
+  io_uring ring_ = {};
+  bool ring_exists_ = false;
+  bool ring_enabled_ = false;
+  OpenFileTable files_;
+  size_t registered_file_count_ = 0;  // the first so many of files_
+  // Sorted by address, so that the piece of a buffer is found by binary search; the position here
+  // is the index that the kernel knows the piece by.
+  std::vector<iovec> registered_;
+  std::vector<Slot> slots_;
+  std::vector<uint32_t> free_slots_;
+};
+
+IoUringReader::~IoUringReader() {
+  if (!ring_exists_) return;
+  std::vector<BlockCompletion> dropped;
+  while (in_flight() > 0) Reap(&dropped, -1);
+  io_uring_queue_exit(&ring_);
+}
+
+Status IoUringReader::SetUpRing(const RingSetup& setup) {
+  int result = -EINVAL;
+  for (unsigned flags : kSetupFlags) {
+    io_uring_params params = {};
+    // Disabled until the first Submit: see the header.
+    params.flags = flags | IORING_SETUP_R_DISABLED | IORING_SETUP_CLAMP;
+    // Twice the capacity: a cancellation for every read in flight needs an entry as well. The
+    // completion ring is twice that again by default.
+    result = setup(2 * capacity(), &ring_, &params);
+    if (result == 0) {
+      ring_exists_ = true;
+      // Linux 5.11: waiting with a time-out without a request of its own.
+      if ((params.features & IORING_FEAT_EXT_ARG) == 0) {
+        return Unsupported("io_uring: this kernel lacks IORING_FEAT_EXT_ARG (Linux 5.11)");
+      }
+      return OkStatus();
+    }
+    if (result != -EINVAL) break;
+  }
+  std::string message = std::string("io_uring_setup: ") + std::strerror(-result);
+  if (result == -EPERM || result == -EACCES) {
+    message += " (kernel.io_uring_disabled, or a container's seccomp filter)";
+  }
+  return Unsupported(std::move(message));
+}
+
+Status IoUringReader::RegisterBuffers(std::span<const std::span<std::byte>> buffers) {
+  CHECK(registered_.empty(), "RegisterBuffers was called before");
+  CHECK(in_flight() == 0, "RegisterBuffers with reads in flight");
+  std::vector<iovec> pieces;
+  uint64_t total_bytes = 0;
+  for (std::span<std::byte> buffer : buffers) {
+    total_bytes += buffer.size();
+    for (uint64_t offset = 0; offset < buffer.size(); offset += kMaxRegisteredBytes) {
+      pieces.push_back({buffer.data() + offset,
+                        std::min<uint64_t>(kMaxRegisteredBytes, buffer.size() - offset)});
+    }
+  }
+  if (pieces.empty()) return OkStatus();
+  std::sort(pieces.begin(), pieces.end(),
+            [](const iovec& a, const iovec& b) { return a.iov_base < b.iov_base; });
+  const int result =
+      io_uring_register_buffers(&ring_, pieces.data(), static_cast<unsigned>(pieces.size()));
+  if (result == -EFAULT) {
+    return InvalidArgument("io_uring: the buffers to register are not mapped memory");
+  }
+  if (result < 0) {
+    LOG_WARN("io_uring: registering {} of buffers: {}; reads go on unregistered{}",
+             FormatByteSize(total_bytes), std::strerror(-result),
+             result == -ENOMEM ? " (raise RLIMIT_MEMLOCK: ulimit -l unlimited)" : "");
+    return OkStatus();
+  }
+  registered_ = std::move(pieces);
+  return OkStatus();
+}
+
+int IoUringReader::RegisteredIndex(const std::byte* buffer, uint32_t length) const {
+  const auto after = std::upper_bound(
+      registered_.begin(), registered_.end(), buffer,
+      [](const std::byte* address, const iovec& piece) { return address < piece.iov_base; });
+  if (after == registered_.begin()) return -1;
+  const iovec& piece = *std::prev(after);
+  const std::byte* const end = static_cast<const std::byte*>(piece.iov_base) + piece.iov_len;
+  // A read across the seam of two pieces goes unregistered; with 1 GiB pieces that is rare.
+  if (buffer >= end || length > static_cast<uint64_t>(end - buffer)) return -1;
+  return static_cast<int>(std::prev(after) - registered_.begin());
+}
+
+void IoUringReader::EnableRing() {
+  std::vector<int> descriptors;
+  for (uint32_t i = 0; i < files_.count(); ++i) descriptors.push_back(files_.descriptor(FileId(i)));
+  const int registered = io_uring_register_files(&ring_, descriptors.data(),
+                                                 static_cast<unsigned>(descriptors.size()));
+  if (registered == 0) {
+    registered_file_count_ = descriptors.size();
+  } else {
+    LOG_WARN("io_uring: registering {} files: {}; reads go on with plain descriptors",
+             descriptors.size(), std::strerror(-registered));
+  }
+  const int enabled = io_uring_enable_rings(&ring_);
+  CHECK(enabled >= 0, std::string("io_uring_enable_rings: ") + std::strerror(-enabled));
+  ring_enabled_ = true;
+}
+
+io_uring_sqe* IoUringReader::NextEntry() {
+  io_uring_sqe* entry = io_uring_get_sqe(&ring_);
+  // CLAMP may have made the ring smaller than asked for (above 32768 entries).
+  if (entry == nullptr) {
+    SubmitPrepared();
+    entry = io_uring_get_sqe(&ring_);
+    CHECK(entry != nullptr, "no submission entry after a submit");
+  }
+  return entry;
+}
+
+void IoUringReader::SubmitPrepared() {
+  // One call as a rule: the kernel stops early only at an entry that it could not even start, whose
+  // completion then carries the error.
+  while (io_uring_sq_ready(&ring_) > 0) {
+    const int submitted = io_uring_submit(&ring_);
+    if (submitted >= 0 || submitted == -EINTR) continue;
+    if (submitted == -EAGAIN || submitted == -EBUSY || submitted == -ENOMEM) {
+      // The kernel is short of memory or wants completions taken: let it post them and try again.
+      io_uring_get_events(&ring_);
+      continue;
+    }
+    CHECK(false, std::string("io_uring_enter: ") + std::strerror(-submitted) +
+                     (submitted == -EEXIST ? " (Submit from two threads)" : ""));
+  }
+}
+
+void IoUringReader::Submit(std::span<const BlockRead> reads) {
+  if (reads.empty()) return;
+  CHECK(reads.size() <= free_slots_.size(), "more reads than capacity");
+  if (!ring_enabled_) EnableRing();
+  for (const BlockRead& read : reads) {
+    const uint32_t slot_index = free_slots_.back();
+    free_slots_.pop_back();
+    slots_[slot_index] = {read.tag, true};
+    const bool registered_file = read.file.value() < registered_file_count_;
+    const int file =
+        registered_file ? static_cast<int>(read.file.value()) : files_.descriptor(read.file);
+    io_uring_sqe* entry = NextEntry();
+    const int buffer_index = RegisteredIndex(read.buffer, read.length);
+    if (buffer_index >= 0) {
+      io_uring_prep_read_fixed(entry, file, read.buffer, read.length, read.offset, buffer_index);
+    } else {
+      io_uring_prep_read(entry, file, read.buffer, read.length, read.offset);
+    }
+    if (registered_file) io_uring_sqe_set_flags(entry, IOSQE_FIXED_FILE);
+    io_uring_sqe_set_data64(entry, slot_index);
+  }
+  SubmitPrepared();
+}
+
+void IoUringReader::Cancel(uint64_t tag) {
+  for (uint32_t i = 0; i < slots_.size(); ++i) {
+    if (!slots_[i].busy || slots_[i].tag != tag) continue;
+    io_uring_sqe* entry = NextEntry();
+    io_uring_prep_cancel64(entry, i, 0);
+    io_uring_sqe_set_data64(entry, kCancelUserData);
+    SubmitPrepared();
+    return;
+  }
+}
+
+size_t IoUringReader::TakeCompletions(std::vector<BlockCompletion>* completions) {
+  io_uring_cqe* entries[64];
+  size_t count = 0;
+  while (true) {
+    // Also enters the kernel when it says that it has completions to post (TASKRUN, overflow).
+    const unsigned seen = io_uring_peek_batch_cqe(&ring_, entries, std::size(entries));
+    if (seen == 0) return count;
+    for (unsigned i = 0; i < seen; ++i) {
+      const uint64_t user_data = entries[i]->user_data;
+      if (user_data == kCancelUserData) continue;  // whether it came in time shows in the read
+      CHECK(user_data < slots_.size() && slots_[user_data].busy, "completion of no read");
+      completions->push_back({slots_[user_data].tag, entries[i]->res});
+      slots_[user_data].busy = false;
+      free_slots_.push_back(static_cast<uint32_t>(user_data));
+      ++count;
+    }
+    io_uring_cq_advance(&ring_, seen);
+  }
+}
+
+size_t IoUringReader::Reap(std::vector<BlockCompletion>* completions, int64_t wait_ns) {
+  while (true) {
+    if (in_flight() == 0) return 0;
+    const size_t count = TakeCompletions(completions);
+    if (count > 0 || wait_ns == 0) return count;
+    io_uring_cqe* entry = nullptr;
+    __kernel_timespec timeout = {wait_ns / 1'000'000'000, wait_ns % 1'000'000'000};
+    const int result = wait_ns < 0 ? io_uring_wait_cqe(&ring_, &entry)
+                                   : io_uring_wait_cqe_timeout(&ring_, &entry, &timeout);
+    if (result == -ETIME) return TakeCompletions(completions);
+    CHECK(result == 0 || result == -EINTR || result == -EAGAIN,
+          std::string("waiting for io_uring completions: ") + std::strerror(-result));
+    // After a signal, or a wake-up by a cancellation's completion, a timed wait ends early rather
+    // than late; the scheduler above looks at its own clock.
+    if (wait_ns > 0) return TakeCompletions(completions);
+  }
+}
+
+}  // namespace
+
+RingSetup KernelRingSetup() {
+  return [](unsigned entries, io_uring* ring, io_uring_params* params) {
+    return io_uring_queue_init_params(entries, ring, params);
+  };
+}
+
+Result<std::unique_ptr<BlockReader>> CreateIoUringReader(const BlockReaderOptions& options,
+                                                         const RingSetup& setup) {
+  if (options.capacity == 0) return InvalidArgument("io_uring needs a capacity of at least 1");
+  auto reader = std::make_unique<IoUringReader>(options);
+  RETURN_IF_ERROR(reader->SetUpRing(setup));
+  return Result<std::unique_ptr<BlockReader>>(std::move(reader));
+}
+
+}  // namespace moraine
