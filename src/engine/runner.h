@@ -79,6 +79,7 @@ class Runner {
 
   const ModelConfig& config() const;
   const ModelInfo& info() const;
+  Store& store();
   const Store& store() const;
   uint32_t max_context() const;
   EngineStats Stats() const;

@@ -28,7 +28,7 @@ struct PhaseStats {
 struct LayerStats {
   uint32_t layer = 0;
   uint32_t experts = 0, resident = 0;
-  LookupCounters decode, prefill;
+  LookupCounters lookups;  // decode and prefill together
   int64_t stall_ns = 0;
 };
 

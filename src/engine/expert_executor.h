@@ -1,0 +1,73 @@
+// ExpertExecutor: the routed experts of one layer, wherever they are.
+//
+// Decode: leases for all experts of the token, misses submitted in one batch; the resident ones are
+// computed while the misses land, each missing one as it arrives. Prefill: the same over all experts
+// that the chunk routes to, each read once, through the ring. Outputs are kept per (token, rank) and
+// summed in router order at the end, so arrival order does not change a bit.
+//
+// Threads: the engine thread's. No allocation in RunExperts.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/clock.h"
+#include "compute/cpu_backend.h"
+#include "model/decoder_model.h"
+#include "residency/residency_manager.h"
+
+namespace moraine {
+
+struct ExecutorTimes {
+  int64_t kernel_ns = 0;  // expert kernels and the final sum
+  int64_t stall_ns = 0;   // waiting for reads with nothing to compute
+  int64_t total_ns = 0;   // all of RunExperts
+};
+
+class ExpertExecutor final : public MoeExecutor {
+ public:
+  // layouts: one per layer (unused for dense layers). All must outlive the executor.
+  ExpertExecutor(const ModelConfig& config, std::vector<ExpertLayout> layouts,
+                 ResidencyManager& residency, CpuBackend& backend, uint32_t max_tokens,
+                 const Clock& clock = RealClock());
+
+  static uint64_t ScratchBytes(const ModelConfig& config, uint32_t max_tokens);
+
+  // What the following RunExperts belong to: decode keeps its misses, prefill streams them.
+  void BeginStep(AcquireMode mode) { mode_ = mode; }
+  Status RunExperts(LayerId layer, const RoutingDecision& routing, const float* x,
+                    float* out) override;
+
+  const ExecutorTimes& times() const { return times_; }
+  const std::vector<int64_t>& stall_ns_per_layer() const { return layer_stall_ns_; }
+
+ private:
+  void GroupByExpert(const RoutingDecision& routing);
+  void OrderByResidency(LayerId layer);
+  Status ComputeAll(LayerId layer);
+  Status ComputeReady(LayerId layer, size_t acquired, size_t* done);
+  void SumInRouterOrder(const RoutingDecision& routing, float* out);
+
+  const uint32_t hidden_;
+  const std::vector<ExpertLayout> layouts_;
+  ResidencyManager& residency_;
+  CpuBackend& backend_;
+  const Clock& clock_;
+  AcquireMode mode_ = AcquireMode::kCached;
+  ExecutorTimes times_;
+  std::vector<int64_t> layer_stall_ns_;
+
+  // The experts of this call, and per expert its tokens; all sized for the worst case.
+  std::vector<ExpertId> experts_;      // distinct, in the order of acquisition
+  std::vector<float> expert_weights_;  // tokens that route to each
+  std::vector<Lease> leases_;          // parallel to experts_
+  std::vector<uint32_t> first_row_;    // by expert id: first output row
+  std::vector<uint32_t> row_count_;    // by expert id
+  std::vector<uint32_t> token_rows_;   // by output row: its token
+  std::vector<uint32_t> output_row_;   // by token x rank: its output row
+  std::vector<float> outputs_;         // output rows x hidden
+  std::vector<ExpertTask> tasks_;
+  std::vector<uint32_t> task_expert_;  // index into experts_ of each task
+};
+
+}  // namespace moraine

@@ -1,0 +1,406 @@
+#include "engine/runner.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "base/log.h"
+#include "compute/cpu_backend.h"
+#include "engine/dense_weights.h"
+#include "engine/expert_executor.h"
+#include "model/decoder_model.h"
+#include "model/kv_cache.h"
+
+namespace moraine {
+namespace {
+
+// Code, RocksDB, allocator, thread stacks and I/O rings: what a run of the demo model keeps resident
+// beyond the arenas counted below (`moraine run --json`, memory.resident_set_bytes minus the rest;
+// 34 to 41 MiB measured), rounded up.
+constexpr uint64_t kProcessBytes = 64 * kMiB;
+
+constexpr uint32_t kDefaultContext = 4096;
+
+class StoreRecordSource final : public RecordSource {
+ public:
+  StoreRecordSource(const Store& store, std::vector<FileId> files)
+      : store_(store), files_(std::move(files)) {}
+  Location Locate(ExpertKey key) const override {
+    const RecordLocation& place = store_.Locate(key);
+    return {files_[place.pack], place.offset, place.bytes};
+  }
+  Status Verify(ExpertKey key, std::span<const std::byte> bytes) const override {
+    return store_.VerifyRecord(key, bytes);
+  }
+
+ private:
+  const Store& store_;
+  const std::vector<FileId> files_;
+};
+
+// Encodings come from a file: an unknown name is the file's fault, not a bug.
+Result<std::vector<ExpertLayout>> ReadLayouts(const Manifest& manifest, const ModelConfig& config) {
+  std::vector<ExpertLayout> layouts;
+  if (manifest.layers.size() != config.layers.size()) {
+    return Corruption(fmt::format("manifest: {} layers, config.json calls for {}",
+                                  manifest.layers.size(), config.layers.size()));
+  }
+  for (size_t i = 0; i < manifest.layers.size(); ++i) {
+    const LayerManifest& layer = manifest.layers[i];
+    ExpertLayout layout;
+    if (layer.expert_count > 0) {
+      const auto gate_up = ParseEncoding(layer.gate_up_encoding);
+      const auto down = ParseEncoding(layer.down_encoding);
+      if (!gate_up || !down) {
+        return Unsupported(fmt::format("manifest: layer {}: encodings '{}' and '{}', this version "
+                                       "knows bf16, q8 and q4",
+                                       i, layer.gate_up_encoding, layer.down_encoding));
+      }
+      layout = {*gate_up, *down, layer.hidden, layer.intermediate};
+      if (layout.record_bytes() != layer.record_bytes) {
+        return Corruption(fmt::format("manifest: layer {}: field 'record_bytes' is {}, expected {}",
+                                      i, layer.record_bytes, layout.record_bytes()));
+      }
+    }
+    layouts.push_back(layout);
+  }
+  return layouts;
+}
+
+uint32_t WidestColumns(const ModelConfig& config) {
+  uint32_t widest = std::max(config.hidden, config.query_heads * config.head_dim);
+  for (const LayerConfig& layer : config.layers) widest = std::max(widest, layer.intermediate);
+  return widest;
+}
+
+void AddGenerationConfig(const Manifest& manifest, ModelInfo* info) {
+  const auto file = manifest.files.find("generation_config.json");
+  if (file == manifest.files.end()) return;
+  const auto json = nlohmann::json::parse(file->second, nullptr, false);
+  if (!json.is_object() || !json.contains("eos_token_id")) return;
+  const auto& eos = json["eos_token_id"];
+  for (const auto& id : eos.is_array() ? eos : nlohmann::json::array({eos})) {
+    if (!id.is_number_integer()) continue;
+    const int32_t token = id.get<int32_t>();
+    if (std::find(info->eos_tokens.begin(), info->eos_tokens.end(), token) ==
+        info->eos_tokens.end()) {
+      info->eos_tokens.push_back(token);
+    }
+  }
+}
+
+}  // namespace
+
+class Runner::Impl {
+ public:
+  Status Open(const RunnerOptions& options);
+  Status Forward(std::span<const int32_t> tokens, const ForwardOptions& options);
+  Status Warm(const std::string& profile,
+              const std::function<void(uint64_t, uint64_t)>& progress);
+  EngineStats Stats() const;
+
+  Status OpenResidency();
+  Status AllocateSlabs(const Topology& topology, const SlotPlan& plan);
+  FixedMemory CountFixedMemory() const;
+
+  RunnerOptions options_;
+  ModelConfig config_;
+  ModelInfo info_;
+  uint32_t max_context_ = 0;
+  SlotPlan plan_;
+  FixedMemory fixed_;
+  int64_t opened_ns_ = 0;
+  PhaseStats prefill_, decode_;
+
+  // In order of construction; destroyed in reverse: residency waits for reads before slabs go.
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<DenseWeights> dense_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<CpuBackend> backend_;
+  std::unique_ptr<KvCache> kv_;
+  std::vector<HostArena> slabs_;
+  std::unique_ptr<ReadScheduler> scheduler_;
+  std::unique_ptr<StoreRecordSource> source_;
+  std::unique_ptr<ResidencyManager> residency_;
+  std::unique_ptr<ExpertExecutor> executor_;
+  std::unique_ptr<DecoderModel> model_;
+};
+
+Status Runner::Impl::Open(const RunnerOptions& options) {
+  options_ = options;
+  opened_ns_ = RealClock().NowNs();
+  ASSIGN_OR_RETURN(store_, Store::Open(options.store_directory, options.store_mode));
+  const Manifest& manifest = store_->manifest();
+  ASSIGN_OR_RETURN(config_, ParseModelConfig(manifest.model_config,
+                                             options.store_directory + ": config.json"));
+  info_ = {.name = manifest.source.description,
+           .architecture = config_.model_type,
+           .max_context = 0,
+           .vocab_size = config_.vocab_size,
+           .eos_tokens = config_.eos_tokens};
+  AddGenerationConfig(manifest, &info_);
+  if (options.max_context > config_.max_position) {
+    return InvalidArgument(fmt::format("--max-context is {}, the model allows at most {}",
+                                       options.max_context, config_.max_position));
+  }
+  max_context_ = options.max_context > 0 ? options.max_context
+                                         : std::min(config_.max_position, kDefaultContext);
+  info_.max_context = max_context_;
+  options_.prefill_chunk = std::clamp(options.prefill_chunk, 1u, max_context_);
+
+  ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.isa));
+  ASSIGN_OR_RETURN(const MemoryLimit limit, DetectMemoryLimit());
+  // The plan first: a budget that is too small must say so before gigabytes have been read.
+  fixed_ = CountFixedMemory();
+  ASSIGN_OR_RETURN(plan_, PlanSlots(manifest, config_.top_k, fixed_, options.ram_budget, limit));
+
+  const Topology topology = Topology::Detect();
+  pool_ = std::make_unique<ThreadPool>(topology, ThreadPoolOptions{options.threads, true});
+  backend_ = std::make_unique<CpuBackend>(isa, *pool_, options_.prefill_chunk,
+                                          WidestColumns(config_));
+  ASSIGN_OR_RETURN(KvCache cache, KvCache::Allocate(config_, max_context_));
+  kv_ = std::make_unique<KvCache>(std::move(cache));
+  RETURN_IF_ERROR(AllocateSlabs(topology, plan_));
+  ASSIGN_OR_RETURN(dense_, DenseWeights::Load(*store_));
+  RETURN_IF_ERROR(OpenResidency());
+  model_ = std::make_unique<DecoderModel>(config_, *dense_, *backend_, options_.prefill_chunk);
+  return OkStatus();
+}
+
+FixedMemory Runner::Impl::CountFixedMemory() const {
+  const uint32_t chunk = options_.prefill_chunk;
+  FixedMemory fixed;
+  fixed.dense_bytes = DenseWeights::BytesFor(store_->manifest());
+  fixed.kv_bytes = KvCache::BytesFor(config_, max_context_);
+  fixed.scratch_bytes = DecoderModel::ScratchBytes(config_, chunk) +
+                        ExpertExecutor::ScratchBytes(config_, chunk) +
+                        CpuBackend::ScratchBytes(chunk, WidestColumns(config_));
+  fixed.process_bytes = kProcessBytes;
+  return fixed;
+}
+
+// Slots are dealt out over the NUMA nodes evenly, each node's in one slab of its own.
+Status Runner::Impl::AllocateSlabs(const Topology& topology, const SlotPlan& plan) {
+  const uint32_t nodes = static_cast<uint32_t>(topology.nodes.size());
+  for (uint32_t n = 0; n < nodes; ++n) {
+    const uint32_t slots = plan.slot_count / nodes + (n < plan.slot_count % nodes ? 1 : 0);
+    if (slots == 0) continue;
+    ASSIGN_OR_RETURN(HostArena slab,
+                     HostArena::Allocate(slots * plan.slot_bytes,
+                                         {.numa_node = nodes > 1 ? topology.nodes[n].id : -1}));
+    slabs_.push_back(std::move(slab));
+  }
+  return OkStatus();
+}
+
+Status Runner::Impl::OpenResidency() {
+  ASSIGN_OR_RETURN(std::unique_ptr<BlockReader> reader, CreateBlockReader(options_.io));
+  std::vector<FileId> files;
+  for (const std::string& path : store_->expert_pack_paths()) {
+    ASSIGN_OR_RETURN(const FileId file, reader->OpenFile(path));
+    files.push_back(file);
+  }
+  std::vector<std::span<std::byte>> slabs;
+  for (const HostArena& slab : slabs_) slabs.push_back(slab.span());
+  if (!slabs.empty()) RETURN_IF_ERROR(reader->RegisterBuffers(slabs));
+  scheduler_ = std::make_unique<ReadScheduler>(std::move(reader), ReadSchedulerOptions{});
+  source_ = std::make_unique<StoreRecordSource>(*store_, std::move(files));
+
+  ASSIGN_OR_RETURN(std::vector<ExpertLayout> layouts, ReadLayouts(store_->manifest(), config_));
+  ResidencyOptions residency;
+  residency.experts_per_layer = config_.experts_per_layer();
+  residency.top_k = config_.top_k;
+  residency.slot_bytes = std::max<uint64_t>(plan_.slot_bytes, 4096);
+  residency.slot_count = plan_.slot_count;
+  residency.ring_slots = plan_.all_resident ? 2 : 0;
+  residency.policy = options_.policy;
+  if (plan_.slot_count > 0) {
+    ASSIGN_OR_RETURN(residency_,
+                     ResidencyManager::Create(residency, slabs, *source_, *scheduler_));
+    const auto heat = store_->LoadHeat(options_.heat_profile);
+    if (heat.ok()) {
+      residency_->policy().ImportHeat(*heat);
+    } else if (heat.status().code() != StatusCode::kNotFound) {
+      LOG_WARN("heat profile ignored: {}", heat.status().ToString());
+    }
+    executor_ = std::make_unique<ExpertExecutor>(config_, std::move(layouts), *residency_,
+                                                 *backend_, options_.prefill_chunk);
+  }
+  return OkStatus();
+}
+
+namespace {
+
+// A model without routed experts never calls its executor.
+class NoExperts final : public MoeExecutor {
+ public:
+  Status RunExperts(LayerId, const RoutingDecision&, const float*, float*) override {
+    return Internal("a model without experts has routed tokens");
+  }
+};
+
+}  // namespace
+
+Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptions& options) {
+  if (tokens.empty()) return InvalidArgument("no tokens");
+  if (kv_->length() + tokens.size() > max_context_) {
+    return InvalidArgument(fmt::format("context length exceeded: {} tokens and {} more, the limit is "
+                                       "{}", kv_->length(), tokens.size(), max_context_));
+  }
+  for (const int32_t token : tokens) {
+    if (token < 0 || static_cast<uint32_t>(token) >= config_.vocab_size) {
+      return InvalidArgument(
+          fmt::format("token id {} is not below the vocabulary's {}", token, config_.vocab_size));
+    }
+  }
+  NoExperts no_experts;
+  MoeExecutor& executor = executor_ ? static_cast<MoeExecutor&>(*executor_) : no_experts;
+  const bool decode = tokens.size() == 1;
+  PhaseStats& phase = decode ? decode_ : prefill_;
+  for (size_t begin = 0; begin < tokens.size(); begin += options_.prefill_chunk) {
+    const auto chunk =
+        tokens.subspan(begin, std::min<size_t>(options_.prefill_chunk, tokens.size() - begin));
+    const bool last = begin + chunk.size() == tokens.size();
+    const LogitsMode mode =
+        options.logits == LogitsMode::kLast && !last ? LogitsMode::kNone : options.logits;
+    const int64_t start = RealClock().NowNs();
+    const ExecutorTimes before = executor_ ? executor_->times() : ExecutorTimes{};
+    const uint64_t bytes_before = residency_ ? residency_->stats().bytes_read : 0;
+    if (residency_) residency_->BeginStep(static_cast<uint32_t>(chunk.size()));
+    if (executor_) {
+      executor_->BeginStep(decode ? AcquireMode::kCached : AcquireMode::kTransient);
+    }
+    RETURN_IF_ERROR(model_->Forward(
+        chunk, *kv_, executor,
+        {static_cast<DecoderModel::LogitsMode>(mode), options.sink, options.cancelled}));
+    const int64_t model_ns = RealClock().NowNs() - start;
+    const ExecutorTimes after = executor_ ? executor_->times() : ExecutorTimes{};
+    ++phase.steps;
+    phase.tokens += chunk.size();
+    phase.expert_ns += after.kernel_ns - before.kernel_ns;
+    phase.stall_ns += after.stall_ns - before.stall_ns;
+    phase.attention_ns += model_ns - (after.total_ns - before.total_ns);
+    phase.bytes_read += (residency_ ? residency_->stats().bytes_read : 0) - bytes_before;
+    phase.wall_ns += RealClock().NowNs() - start;
+    if (options.on_chunk != nullptr) {
+      (*options.on_chunk)(static_cast<uint32_t>(begin + chunk.size()));
+    }
+  }
+  return OkStatus();
+}
+
+Status Runner::Impl::Warm(const std::string& profile,
+                          const std::function<void(uint64_t, uint64_t)>& progress) {
+  if (!residency_) return OkStatus();
+  ASSIGN_OR_RETURN(const std::vector<float> heat, store_->LoadHeat(profile));
+  std::vector<std::pair<float, ExpertKey>> order;
+  size_t index = 0;
+  const std::vector<uint32_t> counts = config_.experts_per_layer();
+  for (uint32_t layer = 0; layer < counts.size(); ++layer) {
+    for (uint32_t e = 0; e < counts[layer]; ++e, ++index) {
+      order.push_back({heat[index], {LayerId(layer), ExpertId(e)}});
+    }
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [](const auto& a, const auto& b) { return a.first > b.first; });
+  residency_->policy().ImportHeat(heat);
+  const ResidencyStats& stats = residency_->stats();
+  const uint32_t cache_slots = stats.slot_count - stats.ring_slots;
+  const size_t count = std::min<size_t>(order.size(), cache_slots);
+  for (size_t i = 0; i < count; ++i) {
+    const ExpertKey key = order[i].second;
+    if (residency_->state(key) != ExpertState::kAbsent) continue;
+    if (residency_->Prefetch(key.layer, std::span(&key.expert, 1)) == 0) break;
+    // The scheduler bounds what is in flight; a few records queued keep it fed.
+    while (scheduler_->speculative_pending() > 16) residency_->Poll(-1);
+    if (progress) progress(i * plan_.slot_bytes, count * plan_.slot_bytes);
+  }
+  while (scheduler_->speculative_pending() > 0) residency_->Poll(-1);
+  if (progress) progress(count * plan_.slot_bytes, count * plan_.slot_bytes);
+  return OkStatus();
+}
+
+EngineStats Runner::Impl::Stats() const {
+  EngineStats s;
+  s.model = info_.name;
+  s.store = store_->directory();
+  s.io = scheduler_->reader().name();
+  s.isa = IsaName(backend_->isa());
+  s.policy = options_.policy;
+  s.threads = pool_->thread_count();
+  s.uptime_ns = RealClock().NowNs() - opened_ns_;
+  s.prefill = prefill_;
+  s.decode = decode_;
+  s.reads = scheduler_->stats();
+  s.expert_count = store_->manifest().expert_count();
+  s.expert_bytes = store_->manifest().expert_bytes();
+  s.memory = {.budget_bytes = plan_.budget_bytes,
+              .dense_bytes = fixed_.dense_bytes,
+              .kv_bytes = fixed_.kv_bytes,
+              .slot_bytes = plan_.slot_count * plan_.slot_bytes,
+              .scratch_bytes = fixed_.scratch_bytes};
+  const ProcessMemory process = ReadProcessMemory();
+  s.memory.resident_set_bytes = process.resident_bytes;
+  s.memory.peak_resident_set_bytes = process.peak_resident_bytes;
+  if (!residency_) return s;
+  s.residency = residency_->stats();
+  const std::vector<uint32_t> counts = config_.experts_per_layer();
+  for (uint32_t layer = 0; layer < counts.size(); ++layer) {
+    if (counts[layer] == 0) continue;
+    LayerStats entry{.layer = layer, .experts = counts[layer]};
+    entry.stall_ns = executor_->stall_ns_per_layer()[layer];
+    for (uint32_t e = 0; e < counts[layer]; ++e) {
+      const ExpertKey key{LayerId(layer), ExpertId(e)};
+      const ExpertState state = residency_->state(key);
+      if (state == ExpertState::kReady || state == ExpertState::kLeased) ++entry.resident;
+      const LookupCounters& counters = residency_->counters(key);
+      entry.lookups.hit += counters.hit;
+      entry.lookups.cold_miss += counters.cold_miss;
+      entry.lookups.in_flight_miss += counters.in_flight_miss;
+      entry.lookups.prefetch_hit += counters.prefetch_hit;
+    }
+    s.layers.push_back(entry);
+  }
+  return s;
+}
+
+Runner::Runner() : impl_(std::make_unique<Impl>()) {}
+Runner::~Runner() = default;
+
+Result<std::unique_ptr<Runner>> Runner::Open(const RunnerOptions& options) {
+  std::unique_ptr<Runner> runner(new Runner());
+  RETURN_IF_ERROR(runner->impl_->Open(options));
+  return runner;
+}
+
+void Runner::ResetSequence() { impl_->kv_->set_length(0); }
+uint32_t Runner::position() const { return impl_->kv_->length(); }
+Status Runner::Forward(std::span<const int32_t> tokens, const ForwardOptions& options) {
+  return impl_->Forward(tokens, options);
+}
+Status Runner::Warm(const std::string& profile,
+                    const std::function<void(uint64_t, uint64_t)>& progress) {
+  return impl_->Warm(profile, progress);
+}
+
+Status Runner::SaveHeat(const std::string& profile) {
+  if (!impl_->residency_) return OkStatus();
+  const std::vector<uint32_t> counts = impl_->config_.experts_per_layer();
+  std::vector<float> heat(std::accumulate(counts.begin(), counts.end(), size_t{0}));
+  impl_->residency_->policy().ExportHeat(heat);
+  return impl_->store_->SaveHeat(profile, heat);
+}
+
+const ModelConfig& Runner::config() const { return impl_->config_; }
+const ModelInfo& Runner::info() const { return impl_->info_; }
+Store& Runner::store() { return *impl_->store_; }
+const Store& Runner::store() const { return *impl_->store_; }
+uint32_t Runner::max_context() const { return impl_->max_context_; }
+EngineStats Runner::Stats() const { return impl_->Stats(); }
+void Runner::CheckInvariants() const {
+  if (impl_->residency_) impl_->residency_->CheckInvariants();
+}
+
+}  // namespace moraine
