@@ -163,16 +163,16 @@ Status Normalizer::Append(element json, const std::string& field, int depth,
                              depth + 1, steps));
     }
   } else if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD") {
-    steps.push_back(UnicodeForm{type.back() == 'C', type.size() == 4});
+    steps.emplace_back(UnicodeForm{type.back() == 'C', type.size() == 4});
   } else if (type == "Lowercase") {
-    steps.push_back(Lowercase{});
+    steps.emplace_back(Lowercase{});
   } else if (type == "Prepend") {
     ASSIGN_OR_RETURN(const std::string_view text, JsonString(json, "prepend", field));
-    steps.push_back(Prepend{std::string(text)});
+    steps.emplace_back(Prepend{std::string(text)});
   } else if (type == "Replace") {
     ASSIGN_OR_RETURN(Regex pattern, PatternFromJson(json, field));
     ASSIGN_OR_RETURN(const std::string_view content, JsonString(json, "content", field));
-    steps.push_back(Replace{std::move(pattern), std::string(content)});
+    steps.emplace_back(Replace{std::move(pattern), std::string(content)});
   } else {
     return Unsupported(field + ".type: \"" + std::string(type) + "\" is not supported");
   }
@@ -226,7 +226,7 @@ Status PreTokenizer::AppendSplit(element json, const std::string& field) {
   ASSIGN_OR_RETURN(Regex pattern, PatternFromJson(json, field));
   ASSIGN_OR_RETURN(const Behavior behavior, BehaviorFromJson(json, field));
   ASSIGN_OR_RETURN(const bool invert, JsonBool(json, "invert", false, field));
-  steps_.push_back(Split{std::move(pattern), behavior, invert});
+  steps_.emplace_back(Split{std::move(pattern), behavior, invert});
   return OkStatus();
 }
 
@@ -247,21 +247,21 @@ Status PreTokenizer::Append(element json, const std::string& field, int depth) {
     ASSIGN_OR_RETURN(const bool individual, JsonBool(json, "individual_digits", false, field));
     ASSIGN_OR_RETURN(Regex pattern, Regex::Compile("\\p{N}"));
     const Behavior behavior = individual ? Behavior::kIsolated : Behavior::kContiguous;
-    steps_.push_back(Split{std::move(pattern), behavior, false});
+    steps_.emplace_back(Split{std::move(pattern), behavior, false});
   } else if (type == "Punctuation") {
     Behavior behavior = Behavior::kIsolated;
     if (HasMember(json, "behavior")) {
       ASSIGN_OR_RETURN(behavior, BehaviorFromJson(json, field));
     }
     ASSIGN_OR_RETURN(Regex pattern, Regex::Compile("[\\p{P}$+<=>^`|~]"));
-    steps_.push_back(Split{std::move(pattern), behavior, false});
+    steps_.emplace_back(Split{std::move(pattern), behavior, false});
   } else if (type == "ByteLevel") {
     ASSIGN_OR_RETURN(const bool prefix_space, JsonBool(json, "add_prefix_space", true, field));
     ASSIGN_OR_RETURN(const bool use_regex, JsonBool(json, "use_regex", true, field));
-    if (prefix_space) steps_.push_back(PrefixSpace{});
+    if (prefix_space) steps_.emplace_back(PrefixSpace{});
     if (use_regex) {
       ASSIGN_OR_RETURN(Regex pattern, Regex::Compile(kGpt2Pattern));
-      steps_.push_back(Split{std::move(pattern), Behavior::kIsolated, false});
+      steps_.emplace_back(Split{std::move(pattern), Behavior::kIsolated, false});
     }
     has_byte_level_ = true;
   } else {
