@@ -1,0 +1,63 @@
+#include "compute/cpu/activations.h"
+
+#include <cstring>
+
+#include "base/check.h"
+
+namespace moraine {
+namespace {
+
+// Quantising 2048 values takes about 0.3 us: below a few rows the hand-over to other threads costs
+// more than it saves.
+constexpr uint32_t kInlineRows = 8;
+
+}  // namespace
+
+void Activations::Shape(uint32_t rows, uint32_t cols) {
+  rows_ = rows;
+  cols_ = cols;
+  padded_cols_ = TileCount(cols) * kTileCols;
+  CHECK(rows <= max_rows_, "more rows than the backend was built for");
+  CHECK(padded_cols_ <= max_padded_cols_, "more columns than the backend was built for");
+  x_ = padded_.data();
+  x_stride_ = padded_cols_;
+}
+
+void Activations::Prepare(const KernelTable& kernels, ThreadPool& pool, const float* x,
+                          size_t x_stride, uint32_t rows, uint32_t cols, bool want_floats,
+                          bool want_codes) {
+  Shape(rows, cols);
+  const bool pad = want_floats && cols != padded_cols_;
+  if (want_floats && !pad) {
+    x_ = x;
+    x_stride_ = x_stride;
+  }
+  if (!pad && !want_codes) return;
+  const auto prepare_row = [&](uint32_t row, uint32_t) {
+    const float* source = x + row * x_stride;
+    if (want_codes) {
+      kernels.quantise(source, cols, padded_cols_, codes(row), scales(row), sums(row));
+    }
+    if (pad) {
+      std::memcpy(floats(row), source, cols * sizeof(float));
+      std::memset(floats(row) + cols, 0, (padded_cols_ - cols) * sizeof(float));
+    }
+  };
+  if (rows < kInlineRows) {
+    for (uint32_t row = 0; row < rows; ++row) prepare_row(row, 0);
+  } else {
+    pool.ParallelFor(rows, prepare_row);
+  }
+}
+
+void Activations::FillArguments(size_t first_row, PanelArguments* arguments) {
+  arguments->x = x_ + first_row * x_stride_;
+  arguments->x_stride = x_stride_;
+  arguments->q = codes(first_row);
+  arguments->q_stride = padded_cols_;
+  arguments->scales = scales(first_row);
+  arguments->sums = sums(first_row);
+  arguments->group_stride = padded_cols_ / kGroupCols;
+}
+
+}  // namespace moraine

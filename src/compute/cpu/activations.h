@@ -1,0 +1,57 @@
+// Activations in the forms the panel kernels read. Internal to compute.
+#pragma once
+
+#include <cstdint>
+
+#include "compute/aligned_array.h"
+#include "compute/cpu/kernel_table.h"
+#include "compute/encoding.h"
+#include "compute/thread_pool.h"
+
+namespace moraine {
+
+inline bool IsQuantised(Encoding encoding) {
+  return encoding == Encoding::kQ8 || encoding == Encoding::kQ4;
+}
+
+// Rows of activations: floats padded to whole tiles (borrowed from the caller when they need no
+// padding) and, for quantised weights, int8 codes with a scale and a sum for every 32.
+class Activations {
+ public:
+  Activations(uint32_t max_rows, uint32_t max_cols)
+      : max_rows_(max_rows),
+        max_padded_cols_(TileCount(max_cols) * kTileCols),
+        q_(size_t{max_rows} * max_padded_cols_),
+        scales_(size_t{max_rows} * max_padded_cols_ / kGroupCols),
+        sums_(size_t{max_rows} * max_padded_cols_ / kGroupCols),
+        padded_(size_t{max_rows} * max_padded_cols_) {}
+
+  // Takes `rows` rows of x over. Borrows x if floats are wanted and cols is a multiple of 64.
+  void Prepare(const KernelTable& kernels, ThreadPool& pool, const float* x, size_t x_stride,
+               uint32_t rows, uint32_t cols, bool want_floats, bool want_codes);
+  // Sets the shape for rows that are filled in by their producer (through the accessors below).
+  void Shape(uint32_t rows, uint32_t cols);
+
+  uint32_t rows() const { return rows_; }
+  uint32_t cols() const { return cols_; }
+  uint32_t padded_cols() const { return padded_cols_; }
+  float* floats(size_t row) { return padded_.data() + row * padded_cols_; }
+  int8_t* codes(size_t row) { return q_.data() + row * padded_cols_; }
+  float* scales(size_t row) { return scales_.data() + row * (padded_cols_ / kGroupCols); }
+  int32_t* sums(size_t row) { return sums_.data() + row * (padded_cols_ / kGroupCols); }
+
+  // The activation fields of a panel call, from row first_row on.
+  void FillArguments(size_t first_row, PanelArguments* arguments);
+
+ private:
+  const uint32_t max_rows_, max_padded_cols_;
+  uint32_t rows_ = 0, cols_ = 0, padded_cols_ = 0;
+  const float* x_ = nullptr;
+  size_t x_stride_ = 0;
+  AlignedArray<int8_t> q_;
+  AlignedArray<float> scales_;
+  AlignedArray<int32_t> sums_;
+  AlignedArray<float> padded_;
+};
+
+}  // namespace moraine

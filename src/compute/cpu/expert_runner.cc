@@ -1,0 +1,174 @@
+#include "compute/cpu/expert_runner.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "compute/cpu/panel.h"
+
+namespace moraine {
+namespace {
+
+// Intermediate rows that fit at once even for a backend of one token: decode with up to 64 experts
+// a token (the largest top-k in use is 12) is one wave.
+constexpr uint32_t kMinRows = 64;
+// Tokens that one pass of gate and up handles: their 32 intermediates, twice, are 16 KiB, which
+// leave L1 room for a tile and the activations.
+constexpr uint32_t kTokenChunk = 64;
+constexpr uint32_t kPairRows = 2 * kTileRows;
+static_assert(kPairRows == kGroupCols, "a unit of gate and up fills whole groups of down's input");
+constexpr size_t kThreadScratchFloats = 2 * kTokenChunk * kPairRows;
+// Units a thread and region: the tail of a region is one unit, 1/16 of a thread's work.
+constexpr uint32_t kUnitsPerThread = 16;
+
+uint32_t PairCount(const ExpertTask& task) {
+  return TileCount(task.weights.down.cols) * (kTileCols / kPairRows);
+}
+
+uint32_t CeilDivide(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+ExpertRunner::ExpertRunner(const KernelTable& kernels, ThreadPool& pool, uint32_t max_tokens,
+                           uint32_t max_cols)
+    : kernels_(kernels),
+      pool_(pool),
+      row_capacity_(std::max(max_tokens, kMinRows)),
+      input_(max_tokens, max_cols),
+      intermediate_(row_capacity_, max_cols),
+      places_(row_capacity_),
+      thread_scratch_(kThreadScratchFloats * static_cast<size_t>(pool.thread_count())) {}
+
+void ExpertRunner::SetInput(const float* x, size_t x_stride, uint32_t token_count, uint32_t hidden,
+                            Encoding encoding) {
+  input_has_codes_ = IsQuantised(encoding);
+  input_.Prepare(kernels_, pool_, x, x_stride, token_count, hidden, !input_has_codes_,
+                 input_has_codes_);
+}
+
+void ExpertRunner::Run(std::span<const ExpertTask> tasks) {
+  while (!tasks.empty()) {
+    tasks = tasks.subspan(PlanWave(tasks));
+    if (place_count_ == 0) continue;
+    pool_.ParallelFor(gate_.unit_count,
+                      [this](uint32_t unit, uint32_t thread) { RunGateUnit(unit, thread); });
+    pool_.ParallelFor(down_.unit_count, [this](uint32_t unit, uint32_t) { RunDownUnit(unit); });
+  }
+}
+
+void ExpertRunner::CheckTask(const ExpertTask& task) const {
+  const ExpertView& w = task.weights;
+  CHECK(w.gate.cols == input_.cols() && w.up.cols == input_.cols() && w.down.rows == w.gate.cols,
+        "an expert's hidden size differs from its input's");
+  CHECK(w.gate.rows == w.down.cols && w.up.rows == w.down.cols);
+  CHECK(w.gate.encoding == w.up.encoding && IsQuantised(w.gate.encoding) == input_has_codes_,
+        "SetExpertInput was called for another encoding");
+  CHECK(task.token_count <= row_capacity_, "more tokens than the backend was built for");
+}
+
+// Takes as many tasks from the front as scratch has rows for; returns how many. Fills places_,
+// gate_ and down_.
+size_t ExpertRunner::PlanWave(std::span<const ExpertTask> tasks) {
+  uint32_t rows = 0, pairs = 0, panels = 0, max_intermediate = 1;
+  size_t taken = 0;
+  place_count_ = 0;
+  for (; taken < tasks.size(); ++taken) {
+    const ExpertTask& task = tasks[taken];
+    CheckTask(task);
+    if (rows + task.token_count > row_capacity_) break;
+    if (task.token_count == 0) continue;
+    places_[place_count_++] = {&task, rows, 0, 0};
+    rows += task.token_count;
+    pairs += PairCount(task);
+    panels += PanelCount(task.weights.down.rows);
+    max_intermediate = std::max(max_intermediate, task.weights.down.cols);
+  }
+  const uint32_t units = static_cast<uint32_t>(pool_.thread_count()) * kUnitsPerThread;
+  gate_ = {std::max(1u, pairs / units), 0};
+  down_ = {std::max(1u, panels / units), 0};
+  for (uint32_t i = 0; i < place_count_; ++i) {
+    Place& place = places_[i];
+    place.first_gate_unit = gate_.unit_count;
+    place.first_down_unit = down_.unit_count;
+    gate_.unit_count += CeilDivide(PairCount(*place.task), gate_.per_unit);
+    down_.unit_count += CeilDivide(PanelCount(place.task->weights.down.rows), down_.per_unit);
+  }
+  intermediate_.Shape(rows, max_intermediate);
+  return taken;
+}
+
+void ExpertRunner::RunGateUnit(uint32_t unit, uint32_t thread) {
+  const Place* places = places_.data();
+  const Place& place = *(std::upper_bound(places, places + place_count_, unit,
+                                          [](uint32_t value, const Place& p) {
+                                            return value < p.first_gate_unit;
+                                          }) - 1);
+  const uint32_t begin = (unit - place.first_gate_unit) * gate_.per_unit;
+  const uint32_t end = std::min(begin + gate_.per_unit, PairCount(*place.task));
+  for (uint32_t pair = begin; pair < end; ++pair) RunPair(place, pair, thread);
+}
+
+// Intermediate rows 32 * pair .. + 31 of one expert for all its tokens.
+void ExpertRunner::RunPair(const Place& place, uint32_t pair, uint32_t thread) {
+  const ExpertTask& task = *place.task;
+  float* gate = thread_scratch_.data() + thread * kThreadScratchFloats;
+  float* up = gate + kTokenChunk * kPairRows;
+  const PanelFunction kernel = PanelKernel(kernels_, task.weights.gate.encoding);
+  for (uint32_t begin = 0; begin < task.token_count; begin += kTokenChunk) {
+    const uint32_t count = std::min(kTokenChunk, task.token_count - begin);
+    for (uint32_t half = 0; half < 2; ++half) {
+      const uint32_t panel = 2 * pair + half;
+      for (const auto& [w, y] : {std::pair{&task.weights.gate, gate}, {&task.weights.up, up}}) {
+        if (panel >= PanelCount(w->rows)) {  // columns that only pad `down`'s last tile
+          for (uint32_t t = 0; t < count; ++t) {
+            std::memset(y + t * kPairRows + half * kTileRows, 0, kTileRows * sizeof(float));
+          }
+          continue;
+        }
+        PanelArguments arguments = ArgumentsForPanel(*w, panel);
+        input_.FillArguments(0, &arguments);
+        arguments.row_count = kTileRows;  // padding rows are zeros, which is what `down` needs
+        arguments.token_rows = task.token_rows + begin;
+        arguments.token_count = count;
+        arguments.y = y + half * kTileRows;
+        arguments.y_stride = kPairRows;
+        kernel(arguments);
+      }
+    }
+    kernels_.silu_mul(gate, up, size_t{count} * kPairRows, gate);
+    const bool codes = IsQuantised(task.weights.down.encoding);
+    for (uint32_t t = 0; t < count; ++t) {
+      const size_t row = place.first_row + begin + t;
+      const float* values = gate + t * kPairRows;
+      if (codes) {
+        kernels_.quantise(values, kPairRows, kPairRows, intermediate_.codes(row) + pair * kPairRows,
+                          intermediate_.scales(row) + pair, intermediate_.sums(row) + pair);
+      } else {
+        std::memcpy(intermediate_.floats(row) + pair * kPairRows, values,
+                    kPairRows * sizeof(float));
+      }
+    }
+  }
+}
+
+void ExpertRunner::RunDownUnit(uint32_t unit) {
+  const Place* places = places_.data();
+  const Place& place = *(std::upper_bound(places, places + place_count_, unit,
+                                          [](uint32_t value, const Place& p) {
+                                            return value < p.first_down_unit;
+                                          }) - 1);
+  const ExpertTask& task = *place.task;
+  const MatrixView& w = task.weights.down;
+  const uint32_t begin = (unit - place.first_down_unit) * down_.per_unit;
+  const uint32_t end = std::min(begin + down_.per_unit, PanelCount(w.rows));
+  for (uint32_t panel = begin; panel < end; ++panel) {
+    PanelArguments arguments = ArgumentsForPanel(w, panel);
+    intermediate_.FillArguments(place.first_row, &arguments);
+    arguments.token_count = task.token_count;
+    arguments.y = task.output + panel * kTileRows;
+    arguments.y_stride = w.rows;
+    PanelKernel(kernels_, w.encoding)(arguments);
+  }
+}
+
+}  // namespace moraine

@@ -1,0 +1,91 @@
+// The contract between the CPU backend and the kernels of one instruction set.
+//
+// A kernel file includes this header, lane_kernels.h and <immintrin.h>, nothing else: it is compiled
+// with wider instructions than the rest of the program, and an inline function of the standard
+// library emitted there could be the copy that the linker keeps for everybody.
+//
+// All tables compute the same bits. Sums are defined over 16 lanes, which are one AVX-512 register,
+// two AVX2 registers or an array; every multiply-add is fused; integer dot products are exact and
+// their groups are scaled in column order. So the choice of ISA never changes a token, and the tests
+// compare tables with memcmp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace moraine {
+
+inline constexpr uint32_t kLaneCount = 16;
+inline constexpr uint32_t kAttentionBlock = 32;  // positions: K and V of a head stay in L1
+inline constexpr uint32_t kAttentionStateHeader = kLaneCount;  // floats: max, sum, padding
+
+// Floats of one head's attention state. Static: each including file has its own copy.
+static constexpr uint32_t AttentionStateStride(uint32_t head_dim) {
+  return kAttentionStateHeader + (head_dim + kLaneCount - 1) / kLaneCount * kLaneCount;
+}
+
+// One panel (16 rows) of a matrix times some tokens.
+struct PanelArguments {
+  const uint8_t* tiles = nullptr;
+  size_t tile_stride = 0;
+  uint32_t tile_count = 0;
+  uint32_t row_count = 0;                // rows to store, 1 to 16
+  const uint32_t* token_rows = nullptr;  // activation row of each token; null: 0, 1, 2, ...
+  uint32_t token_count = 0;
+  const float* x = nullptr;  // f32 and bf16 weights: activations, x_stride floats a row,
+  size_t x_stride = 0;       // tile_count * 64 of them readable
+  const int8_t* q = nullptr;  // q8 and q4 weights: activations in int8, q_stride bytes a row,
+  size_t q_stride = 0;        // with a scale and a sum of codes for every 32 of them
+  const float* scales = nullptr;
+  const int32_t* sums = nullptr;
+  size_t group_stride = 0;  // entries of scales and sums a row
+  float* y = nullptr;       // y[token * y_stride + row]
+  size_t y_stride = 0;
+};
+using PanelFunction = void (*)(const PanelArguments& arguments);
+
+// The query heads of one KV head and one token, against positions [begin, end).
+struct AttentionArguments {
+  const float* q = nullptr;  // heads x head_dim
+  const float* keys = nullptr;    // position 0 of this KV head, kv_stride floats a position
+  const float* values = nullptr;
+  size_t kv_stride = 0;
+  uint32_t heads = 0, head_dim = 0;
+  float scale = 0;
+  uint32_t begin = 0, end = 0;
+  float* state = nullptr;  // heads x AttentionStateStride: max, sum, 14 unused, values; overwritten
+};
+
+// How SearchGroup picks a scale: candidates 1/scale = (nominal + k * step) / extreme value, k from
+// -steps to steps, codes clamped to [low, high].
+struct ScaleSearch {
+  float low = 0, high = 0;
+  float nominal = 0, step = 0;
+  int steps = 0;
+};
+
+struct KernelTable {
+  PanelFunction panel_f32, panel_bf16, panel_q8, panel_q4;
+  // One row to int8 in groups of 32, scale = max|x| / 127. Writes padded_cols (a multiple of 64)
+  // codes. A group with a NaN or an infinity gets codes 0 and scale NaN, so that the result is NaN.
+  void (*quantise)(const float* x, uint32_t cols, uint32_t padded_cols, int8_t* q, float* scales,
+                   int32_t* sums);
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, uint32_t cols, float* out);
+  void (*rope)(float* head, uint32_t half, const float* cos, const float* sin);
+  void (*add)(float* x, const float* y, size_t count);
+  void (*silu_mul)(const float* gate, const float* up, size_t count, float* out);
+  void (*attend)(const AttentionArguments& arguments);
+  // into = the union of two disjoint ranges of positions; both in the form attend writes.
+  void (*merge)(float* into, const float* from, uint32_t heads, uint32_t head_dim);
+  void (*finish)(const float* state, uint32_t heads, uint32_t head_dim, float* out);
+  // 32 values -> codes and the scale that minimises the squared error for those codes.
+  void (*search_group)(const float* x, const ScaleSearch& search, int8_t* codes, float* scale);
+};
+
+// The SIMD ones exist in x86-64 builds.
+extern const KernelTable kScalarKernels;
+extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvxVnniKernels;
+extern const KernelTable kAvx512Kernels;
+
+}  // namespace moraine

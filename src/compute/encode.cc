@@ -1,0 +1,192 @@
+#include "compute/encode.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "base/check.h"
+#include "compute/cpu/isa.h"
+
+namespace moraine {
+namespace {
+
+// Candidates around the scale that maps the extreme value to the last code; what they buy is
+// measured in docs/quantisation.md (compute_bench --quality prints it).
+constexpr ScaleSearch kQ8Search = {.low = -127, .high = 127, .nominal = 127, .step = 0.5f,
+                                   .steps = 2};
+constexpr ScaleSearch kQ4Search = {.low = -8, .high = 7, .nominal = -8, .step = 0.1f, .steps = 9};
+constexpr float kLargestF16 = 65504.0f;
+
+struct Group {
+  int8_t codes[kGroupCols];
+  uint16_t scale;
+};
+
+// Status for the first value of a group that a quantised encoding cannot hold.
+Status CheckGroup(const float* x, uint32_t count, float limit, uint32_t row, uint32_t col) {
+  for (uint32_t i = 0; i < count; ++i) {
+    if (std::fabs(x[i]) <= limit) continue;
+    const std::string where =
+        " at row " + std::to_string(row) + ", column " + std::to_string(col + i);
+    if (!std::isfinite(x[i])) {
+      return InvalidArgument((std::isnan(x[i]) ? "NaN" : "infinity") + where);
+    }
+    return InvalidArgument("value " + std::to_string(x[i]) + where +
+                           " is too large for an f16 scale");
+  }
+  return OkStatus();
+}
+
+// Codes and scale of columns col .. col + 31 of one row; columns past `cols` are zeros.
+Status EncodeGroup(const KernelTable& kernels, Encoding encoding, const float* row_data,
+                   uint32_t row, uint32_t col, uint32_t cols, Group* group) {
+  const ScaleSearch& search = encoding == Encoding::kQ8 ? kQ8Search : kQ4Search;
+  float x[kGroupCols] = {};
+  const uint32_t count = col < cols ? std::min(kGroupCols, cols - col) : 0;
+  // An empty group has nothing to copy, and its source would be past the end of the row.
+  if (count > 0) std::memcpy(x, row_data + col, count * sizeof(float));
+  // The searched scale exceeds |extreme| / |low| by a few percent at most: 0.9 leaves room.
+  const float limit = 0.9f * kLargestF16 * -search.low;
+  RETURN_IF_ERROR(CheckGroup(x, count, limit, row, col));
+  float scale = 0;
+  kernels.search_group(x, search, group->codes, &scale);
+  group->scale = FloatToF16(scale);
+  return OkStatus();
+}
+
+void StoreGroup(Encoding encoding, const Group& group, uint32_t r, uint32_t half,
+                std::byte* tile) {
+  std::memcpy(tile + half * 32 + r * 2, &group.scale, 2);
+  if (encoding == Encoding::kQ8) {
+    for (uint32_t j = 0; j < 8; ++j) {
+      std::memcpy(tile + 64 + ((half * 8 + j) * kTileRows + r) * 4, group.codes + 4 * j, 4);
+    }
+    return;
+  }
+  for (uint32_t i = 0; i < 16; ++i) {
+    const int low = group.codes[i] + 8, high = group.codes[i + 16] + 8;
+    tile[64 + half * 256 + (i / 4 * kTileRows + r) * 4 + i % 4] =
+        static_cast<std::byte>(low | high << 4);
+  }
+}
+
+// Writes row r of the panel whose first tile is `tiles`.
+Status EncodeRow(const KernelTable& kernels, const MatrixView& view, std::byte* tiles,
+                 const float* source, uint32_t row) {
+  const uint32_t r = row % kTileRows;
+  for (uint32_t t = 0; t < TileCount(view.cols); ++t) {
+    std::byte* tile = tiles + uint64_t{t} * view.tile_stride;
+    if (view.encoding == Encoding::kQ8 || view.encoding == Encoding::kQ4) {
+      for (uint32_t half = 0; half < 2; ++half) {
+        Group group;
+        RETURN_IF_ERROR(EncodeGroup(kernels, view.encoding, source, row,
+                                    t * kTileCols + half * kGroupCols, view.cols, &group));
+        StoreGroup(view.encoding, group, r, half, tile);
+      }
+      continue;
+    }
+    for (uint32_t c = 0; c < kTileCols; ++c) {
+      const uint32_t col = t * kTileCols + c;
+      const float value = col < view.cols ? source[col] : 0.0f;
+      if (view.encoding == Encoding::kBf16) {
+        const uint16_t bits = FloatToBf16(value);
+        std::memcpy(tile + (c / 2 * kTileRows + r) * 4 + c % 2 * 2, &bits, 2);
+      } else {
+        std::memcpy(tile + (c * kTileRows + r) * 4, &value, 4);
+      }
+    }
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+float Bf16ToFloat(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+uint16_t FloatToBf16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  // The rounding below could carry a NaN's payload into infinity: set its quiet bit instead.
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+float F16ToFloat(uint16_t bits) {
+  const uint32_t sign = uint32_t{bits & 0x8000u} << 16, magnitude = bits & 0x7FFFu;
+  if (magnitude >= 0x7C00u) {
+    return std::bit_cast<float>(sign | 0x7F800000u | (magnitude & 0x3FFu) << 13);
+  }
+  // Widened with float's smallest exponents, then scaled by 2^112: subnormals come out right.
+  const float value = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
+}
+
+uint16_t FloatToF16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  if (magnitude > 0x7F800000u) return sign | 0x7E00u;
+  if (magnitude >= 0x477FF000u) return sign | 0x7C00u;  // 65520 and more round to infinity
+  if (magnitude < 0x38800000u) {
+    // Below 2^-14 the result is a multiple of 2^-24. Adding 0.5, whose last bit is 2^-24, makes the
+    // FPU round there; the sum's low bits are the result.
+    const float sum = std::bit_cast<float>(magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(sum) - 0x3F000000u));
+  }
+  // Rebias the exponent by 112 and round 13 bits away; a carry moves into the exponent rightly.
+  const uint32_t rounded = magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u);
+  return static_cast<uint16_t>(sign | rounded >> 13);
+}
+
+Status EncodeRows(const MatrixView& view, uint32_t first_row, uint32_t row_count,
+                  const float* source) {
+  CHECK(first_row % kTileRows == 0, "EncodeRows starts at a panel");
+  CHECK(first_row + row_count <= view.rows, "rows past the end of the matrix");
+  CHECK(row_count % kTileRows == 0 || first_row + row_count == view.rows,
+        "only the last panel may be incomplete");
+  const KernelTable& kernels = KernelsOf(BestIsa());
+  const std::vector<float> padding(view.cols, 0.0f);
+  for (uint32_t begin = 0; begin < row_count; begin += kTileRows) {
+    const uint32_t panel = (first_row + begin) / kTileRows;
+    std::byte* tiles = const_cast<std::byte*>(view.tile(panel, 0));
+    for (uint32_t r = 0; r < kTileRows; ++r) {
+      const bool inside = begin + r < row_count;
+      const float* row = inside ? source + size_t{begin + r} * view.cols : padding.data();
+      RETURN_IF_ERROR(EncodeRow(kernels, view, tiles, row, first_row + begin + r));
+    }
+  }
+  return OkStatus();
+}
+
+void DecodeRow(const MatrixView& view, uint32_t row, float* destination) {
+  CHECK(row < view.rows, "row past the end of the matrix");
+  const uint32_t r = row % kTileRows;
+  for (uint32_t c = 0; c < view.cols; ++c) {
+    const std::byte* tile = view.tile(row / kTileRows, c / kTileCols);
+    const uint32_t in_tile = c % kTileCols, half = in_tile / kGroupCols, i = in_tile % kGroupCols;
+    if (view.encoding == Encoding::kF32) {
+      std::memcpy(destination + c, tile + (in_tile * kTileRows + r) * 4, 4);
+      continue;
+    }
+    uint16_t bits;
+    if (view.encoding == Encoding::kBf16) {
+      std::memcpy(&bits, tile + (in_tile / 2 * kTileRows + r) * 4 + in_tile % 2 * 2, 2);
+      destination[c] = Bf16ToFloat(bits);
+      continue;
+    }
+    std::memcpy(&bits, tile + half * 32 + r * 2, 2);
+    int code;
+    if (view.encoding == Encoding::kQ8) {
+      code = static_cast<int8_t>(tile[64 + (in_tile / 4 * kTileRows + r) * 4 + in_tile % 4]);
+    } else {
+      const uint8_t byte = static_cast<uint8_t>(
+          tile[64 + half * 256 + (i % 16 / 4 * kTileRows + r) * 4 + i % 4]);
+      code = (i < 16 ? byte & 0xF : byte >> 4) - 8;
+    }
+    destination[c] = static_cast<float>(code) * F16ToFloat(bits);
+  }
+}
+
+}  // namespace moraine
