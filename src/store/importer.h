@@ -52,6 +52,10 @@ struct ImportOptions {
   std::string store_directory;
   int thread_count = 0;                 // 0: one per CPU
   uint64_t pack_limit_bytes = 64ull << 30;  // a new expert pack is begun beyond this
+  // Written bytes are synced and entered in the catalogue in batches of this size (or every two
+  // seconds). A kill costs at most three such batches, and no more are ever dirty in the page cache;
+  // smaller ones only cost more fdatasync calls.
+  uint64_t commit_bytes = 128ull << 20;
   std::function<void(const ImportProgress&)> on_progress;  // about 5 times a second, any thread
 };
 

@@ -1,0 +1,390 @@
+#include "store/importer.h"
+
+#include <fcntl.h>
+#include <sys/statvfs.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <filesystem>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "base/bytes.h"
+#include "base/clock.h"
+#include "store/catalogue.h"
+#include "store/import_layout.h"
+#include "store/pack_header.h"
+#include "store/posix_file.h"
+#include "store/store_directory.h"
+
+namespace moraine {
+namespace {
+
+constexpr auto kProgressInterval = std::chrono::milliseconds(200);
+constexpr int64_t kCommitIntervalNs = 2'000'000'000;
+// Workers wait when this many batches are written but not yet synced.
+constexpr uint64_t kMaxPendingBatches = 2;
+// RocksDB's log, tables and their compaction for an index entry of some 60 bytes, with much room.
+constexpr uint64_t kCatalogueBytesPerUnit = 256;
+constexpr uint64_t kCatalogueBytes = 8 * kMiB;
+// Pieces in which the dense pack is read back to be checksummed.
+constexpr uint64_t kReadBackBytes = 4 * kMiB;
+
+using AlignedBuffer = std::unique_ptr<std::byte, decltype(&std::free)>;
+
+class ImportSession {
+ public:
+  ImportSession(const Checkpoint& checkpoint, const ImportPlan& plan, const ImportOptions& options)
+      : checkpoint_(checkpoint), plan_(plan), options_(options) {}
+
+  // Everything that can be refused before work begins: directory, lock, earlier imports, space.
+  Status Prepare();
+  // Encodes and writes what is not done. What was written stays done, also after an error.
+  Status Run();
+  // Dense checksums, then the manifest: from here on the store opens.
+  Status Finish();
+
+ private:
+  Status CheckEarlierImport();
+  Status LoadDoneUnits();
+  Status CheckFreeSpace() const;
+  Status OpenPacks();
+  Status ChecksumDenseTensors();
+
+  void Work();
+  Status EncodeAndWrite(const ImportUnit& unit, std::byte* buffer, uint64_t* checksum) const;
+  void CommitLoop();
+  Status Commit(const std::vector<size_t>& units);
+  void Fail(const Status& status);
+  void Report(bool finished);
+
+  const Checkpoint& checkpoint_;
+  const ImportPlan& plan_;
+  const ImportOptions& options_;
+  const int64_t start_ns_ = RealClock().NowNs();
+  PosixFile lock_;
+  std::unique_ptr<Catalogue> catalogue_;
+  ImportLayout layout_;
+  std::vector<PosixFile> files_;     // by ImportUnit::file
+  std::vector<uint64_t> checksums_;  // by unit
+  std::vector<size_t> todo_;         // units, in file order
+  uint64_t resumed_bytes_ = 0;
+  std::atomic<size_t> next_{0};      // index into todo_
+  std::atomic<uint64_t> written_bytes_{0};
+  std::atomic<bool> stop_{false};
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable pending_changed_;  // more to commit, or a worker has left
+  std::condition_variable committed_;        // room for more
+  std::vector<size_t> pending_;  // written, not synced
+  uint64_t pending_bytes_ = 0;
+  int working_ = 0;
+  Status status_;
+};
+
+Status ImportSession::Prepare() {
+  RETURN_IF_ERROR(CreateStoreDirectory(options_.store_directory));
+  ASSIGN_OR_RETURN(lock_, LockStoreForWriting(options_.store_directory));
+  ASSIGN_OR_RETURN(catalogue_, Catalogue::Open(CatalogueDirectory(options_.store_directory),
+                                               Catalogue::Mode::kCreate));
+  layout_ = MakeImportLayout(plan_, options_.pack_limit_bytes);
+  checksums_.resize(layout_.units.size());
+  RETURN_IF_ERROR(CheckEarlierImport());
+  RETURN_IF_ERROR(LoadDoneUnits());
+  RETURN_IF_ERROR(CheckFreeSpace());
+  return OpenPacks();
+}
+
+Status ImportSession::CheckEarlierImport() {
+  const std::string& store = options_.store_directory;
+  ASSIGN_OR_RETURN(const auto finished_json, catalogue_->Get(kManifestKey));
+  if (finished_json) {
+    ASSIGN_OR_RETURN(const Manifest finished, Manifest::FromJson(*finished_json));
+    const std::string difference = DescribePlanDifference(finished, layout_.manifest);
+    if (difference.empty()) {
+      return FailedPrecondition(store + ": already imported, from this source with these options");
+    }
+    return FailedPrecondition(store + ": holds a finished import already, and " + difference +
+                              "; choose another directory");
+  }
+  ASSIGN_OR_RETURN(const auto begun_json, catalogue_->Get(kImportKey));
+  if (begun_json) {
+    ASSIGN_OR_RETURN(const Manifest begun, Manifest::FromJson(*begun_json));
+    const std::string difference = DescribePlanDifference(begun, layout_.manifest);
+    if (difference.empty()) return OkStatus();
+    return FailedPrecondition(store + ": holds the unfinished import of something else: " +
+                              difference + "; repeat it as it was begun, or remove the directory");
+  }
+  // Enough to recognise the same plan; the files' contents are part of the uuid.
+  Manifest begun = layout_.manifest;
+  begun.files.clear();
+  return catalogue_->Write({.puts = {{kImportKey, begun.ToJson()}}, .deletes = {}}, /*sync=*/true);
+}
+
+Status ImportSession::LoadDoneUnits() {
+  // Sizes of the packs as they are: an entry whose bytes are no longer there is not believed.
+  std::vector<uint64_t> sizes;
+  for (uint32_t file = 0; file < layout_.file_bytes.size(); ++file) {
+    std::error_code error;
+    const uint64_t size = std::filesystem::file_size(
+        file == 0 ? DensePackPath(options_.store_directory)
+                  : ExpertPackPath(options_.store_directory, file - 1),
+        error);
+    sizes.push_back(error ? 0 : size);
+  }
+  for (size_t i = 0; i < layout_.units.size(); ++i) {
+    const ImportUnit& unit = layout_.units[i];
+    ASSIGN_OR_RETURN(const auto value,
+                     catalogue_->Get(PairKey(unit.is_expert ? kRecordPrefix : kStripPrefix,
+                                             unit.first, unit.second)));
+    RecordLocation location;
+    const bool known = value && (unit.is_expert ? DecodeLocation(*value, &location)
+                                                : DecodeChecksum(*value, &location.checksum));
+    if (known && sizes[unit.file] >= unit.offset + unit.bytes) {
+      checksums_[i] = location.checksum;
+      resumed_bytes_ += unit.bytes;
+    } else {
+      todo_.push_back(i);
+    }
+  }
+  return OkStatus();
+}
+
+Status ImportSession::CheckFreeSpace() const {
+  uint64_t needed = kCatalogueBytes;
+  for (const size_t i : todo_) {
+    // Saturates: a plan may be absurd, and then the answer must not wrap round to "enough".
+    if (__builtin_add_overflow(needed, layout_.units[i].bytes + kCatalogueBytesPerUnit, &needed)) {
+      needed = UINT64_MAX;
+      break;
+    }
+  }
+  struct statvfs info;
+  if (statvfs(options_.store_directory.c_str(), &info) != 0) {
+    return IoErrorFromErrno("statvfs " + options_.store_directory, errno);
+  }
+  const uint64_t free = uint64_t{info.f_bavail} * info.f_frsize;
+  if (needed <= free) return OkStatus();
+  return ResourceExhausted(options_.store_directory + ": the import needs " +
+                           FormatByteSize(needed) + " (" + std::to_string(needed) +
+                           " bytes), but the disk has " + FormatByteSize(free) + " (" +
+                           std::to_string(free) + " bytes) free");
+}
+
+Status ImportSession::OpenPacks() {
+  const std::string packs = PacksDirectory(options_.store_directory);
+  std::error_code error;
+  std::filesystem::create_directory(packs, error);
+  if (error) return IoError("create directory " + packs + ": " + error.message());
+  for (uint32_t file = 0; file < layout_.file_bytes.size(); ++file) {
+    const std::string path = file == 0 ? DensePackPath(options_.store_directory)
+                                       : ExpertPackPath(options_.store_directory, file - 1);
+    ASSIGN_OR_RETURN(PosixFile pack, PosixFile::Open(path, O_RDWR | O_CREAT));
+    const PackHeader header = {file == 0 ? PackKind::kDense : PackKind::kExperts,
+                               file == 0 ? 0 : file - 1, layout_.manifest.store_uuid};
+    RETURN_IF_ERROR(pack.WriteAt(0, header.ToPage()));
+    files_.push_back(std::move(pack));
+  }
+  RETURN_IF_ERROR(SyncDirectory(packs));
+  return SyncDirectory(options_.store_directory);
+}
+
+Status ImportSession::EncodeAndWrite(const ImportUnit& unit, std::byte* buffer,
+                                     uint64_t* checksum) const {
+  const std::span<std::byte> bytes(buffer, unit.bytes);
+  if (unit.is_expert) {
+    RETURN_IF_ERROR(plan_.EncodeExpert(checkpoint_, unit.key(), bytes));
+  } else {
+    RETURN_IF_ERROR(plan_.EncodeDenseStrip(checkpoint_, unit.first, unit.second, bytes));
+  }
+  *checksum = XXH3_64bits(bytes.data(), bytes.size());
+  const PosixFile& file = files_[unit.file];
+  RETURN_IF_ERROR(file.WriteAt(unit.offset, bytes));
+  file.StartWriteback(unit.offset, unit.bytes);
+  return OkStatus();
+}
+
+void ImportSession::Work() {
+  const AlignedBuffer buffer(
+      static_cast<std::byte*>(std::aligned_alloc(
+          kPackAlignment, AlignUp(std::max<uint64_t>(layout_.max_unit_bytes, 1), kPackAlignment))),
+      &std::free);
+  CHECK(buffer != nullptr, "out of memory for an encode buffer");
+  // Relaxed: the index alone is shared; results are published under the mutex.
+  size_t index;
+  while (!stop_ && (index = next_.fetch_add(1, std::memory_order_relaxed)) < todo_.size()) {
+    const size_t i = todo_[index];
+    const Status status = EncodeAndWrite(layout_.units[i], buffer.get(), &checksums_[i]);
+    if (!status.ok()) {
+      Fail(status);
+      break;
+    }
+    written_bytes_ += layout_.units[i].bytes;
+    std::unique_lock lock(mutex_);
+    pending_.push_back(i);
+    pending_bytes_ += layout_.units[i].bytes;
+    if (pending_bytes_ >= options_.commit_bytes) pending_changed_.notify_one();
+    committed_.wait(lock, [&] {
+      return stop_ || pending_bytes_ < kMaxPendingBatches * options_.commit_bytes;
+    });
+  }
+  const std::lock_guard lock(mutex_);
+  --working_;
+  pending_changed_.notify_one();
+}
+
+void ImportSession::Fail(const Status& status) {
+  const std::lock_guard lock(mutex_);
+  if (status_.ok()) status_ = status;
+  stop_ = true;
+  committed_.notify_all();
+}
+
+void ImportSession::CommitLoop() {
+  int64_t last_commit_ns = start_ns_;
+  for (bool done = false; !done;) {
+    std::vector<size_t> batch;
+    {
+      std::unique_lock lock(mutex_);
+      pending_changed_.wait_for(lock, kProgressInterval, [&] {
+        return working_ == 0 || pending_bytes_ >= options_.commit_bytes;
+      });
+      done = working_ == 0;
+      if (done || pending_bytes_ >= options_.commit_bytes ||
+          RealClock().NowNs() - last_commit_ns >= kCommitIntervalNs) {
+        batch.swap(pending_);
+        pending_bytes_ = 0;
+        committed_.notify_all();
+      }
+    }
+    if (!batch.empty()) {
+      const Status status = Commit(batch);
+      if (!status.ok()) Fail(status);
+      last_commit_ns = RealClock().NowNs();
+    }
+    Report(/*finished=*/false);
+  }
+}
+
+Status ImportSession::Commit(const std::vector<size_t>& units) {
+  std::set<uint32_t> touched;
+  for (const size_t i : units) touched.insert(layout_.units[i].file);
+  for (const uint32_t file : touched) RETURN_IF_ERROR(files_[file].SyncData());
+  CatalogueBatch batch;
+  for (const size_t i : units) {
+    const ImportUnit& unit = layout_.units[i];
+    // The pages are clean now, and nobody will read them soon.
+    files_[unit.file].DropCache(unit.offset, unit.bytes);
+    if (unit.is_expert) {
+      batch.puts.emplace_back(PairKey(kRecordPrefix, unit.first, unit.second),
+                              EncodeLocation({unit.file - 1, unit.offset, unit.bytes,
+                                              checksums_[i]}));
+    } else {
+      batch.puts.emplace_back(PairKey(kStripPrefix, unit.first, unit.second),
+                              EncodeChecksum(checksums_[i]));
+    }
+  }
+  // Not synced: an entry that a power cut loses is a unit done twice, no more.
+  return catalogue_->Write(batch, /*sync=*/false);
+}
+
+void ImportSession::Report(bool finished) {
+  if (!options_.on_progress) return;
+  options_.on_progress({.done_bytes = resumed_bytes_ + written_bytes_,
+                        .total_bytes = layout_.total_bytes,
+                        .resumed_bytes = resumed_bytes_,
+                        .seconds = static_cast<double>(RealClock().NowNs() - start_ns_) * 1e-9,
+                        .finished = finished});
+}
+
+Status ImportSession::Run() {
+  const int wanted = options_.thread_count > 0
+                         ? options_.thread_count
+                         : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  working_ = static_cast<int>(std::min<size_t>(static_cast<size_t>(wanted), todo_.size()));
+  std::vector<std::thread> workers;
+  const int worker_count = working_;
+  for (int i = 0; i < worker_count; ++i) workers.emplace_back([this] { Work(); });
+  CommitLoop();
+  for (std::thread& worker : workers) worker.join();
+  const std::lock_guard lock(mutex_);
+  return status_;
+}
+
+Status ImportSession::ChecksumDenseTensors() {
+  std::vector<std::byte> buffer(kReadBackBytes);
+  XXH3_state_t* whole = XXH3_createState();
+  XXH3_state_t* strip = XXH3_createState();
+  Status status;
+  // Strips of a tensor are neighbours in units, in order.
+  for (size_t i = 0; status.ok() && i < layout_.units.size() && !layout_.units[i].is_expert; ++i) {
+    const ImportUnit& unit = layout_.units[i];
+    if (unit.second == 0) XXH3_64bits_reset(whole);
+    XXH3_64bits_reset(strip);
+    for (uint64_t done = 0; status.ok() && done < unit.bytes;) {
+      const uint64_t count = std::min<uint64_t>(buffer.size(), unit.bytes - done);
+      status = files_[0].ReadAt(unit.offset + done, std::span(buffer.data(), count));
+      files_[0].DropCache(unit.offset + done, count);
+      XXH3_64bits_update(whole, buffer.data(), count);
+      XXH3_64bits_update(strip, buffer.data(), count);
+      done += count;
+    }
+    DenseTensor& tensor = layout_.manifest.dense[unit.first];
+    if (status.ok() && XXH3_64bits_digest(strip) != checksums_[i]) {
+      // Forgotten, so that the next attempt writes it again.
+      status = catalogue_->Write(
+          {.puts = {}, .deletes = {PairKey(kStripPrefix, unit.first, unit.second)}},
+          /*sync=*/false);
+      if (!status.ok()) break;
+      status = Corruption(files_[0].path() + " at offset " + std::to_string(unit.offset) +
+                          ": tensor '" + tensor.name + "' reads back differently than written");
+    }
+    tensor.checksum = XXH3_64bits_digest(whole);
+  }
+  XXH3_freeState(whole);
+  XXH3_freeState(strip);
+  return status;
+}
+
+Status ImportSession::Finish() {
+  RETURN_IF_ERROR(ChecksumDenseTensors());
+  for (size_t file = 0; file < files_.size(); ++file) {
+    RETURN_IF_ERROR(files_[file].Truncate(layout_.file_bytes[file]));
+    RETURN_IF_ERROR(files_[file].SyncData());
+  }
+  CatalogueBatch batch;
+  for (const ImportUnit& unit : layout_.units) {
+    if (!unit.is_expert) batch.deletes.push_back(PairKey(kStripPrefix, unit.first, unit.second));
+  }
+  batch.deletes.push_back(kImportKey);
+  Manifest manifest = layout_.manifest;
+  for (auto& [name, contents] : manifest.files) {
+    batch.puts.emplace_back(kFilePrefix + name, std::move(contents));
+  }
+  manifest.files.clear();
+  batch.puts.emplace_back(kManifestKey, manifest.ToJson());
+  RETURN_IF_ERROR(catalogue_->Write(batch, /*sync=*/true));
+  RETURN_IF_ERROR(catalogue_->Flush());
+  Report(/*finished=*/true);
+  return OkStatus();
+}
+
+}  // namespace
+
+Status Import(const Checkpoint& checkpoint, const ImportPlan& plan, const ImportOptions& options) {
+  ImportSession session(checkpoint, plan, options);
+  RETURN_IF_ERROR(session.Prepare());
+  Status status = session.Run();
+  if (status.ok()) status = session.Finish();
+  if (status.ok()) return status;
+  return Status(status.code(), status.message() +
+                                   "; what is done is kept: import again with the same arguments "
+                                   "to continue");
+}
+
+}  // namespace moraine

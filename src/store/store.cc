@@ -1,0 +1,321 @@
+#include "store/store.h"
+
+#include <fcntl.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "base/bytes.h"
+#include "store/catalogue.h"
+#include "store/pack_header.h"
+#include "store/posix_file.h"
+#include "store/store_directory.h"
+
+namespace moraine {
+namespace {
+
+// Dense tensors are read in pieces, and each piece's pages are dropped: the weights are then in
+// their arena, and a second copy in the page cache would count against the same memory limit.
+constexpr uint64_t kDenseReadBytes = 8 * kMiB;
+
+std::string Hex(uint64_t value) {
+  char text[19];
+  std::snprintf(text, sizeof(text), "0x%016llx", static_cast<unsigned long long>(value));
+  return text;
+}
+
+Status ChecksumMismatch(const std::string& where, uint64_t expected, uint64_t found) {
+  return Corruption(where + ": checksum is " + Hex(found) + ", expected " + Hex(expected));
+}
+
+std::string Describe(ExpertKey key) {
+  return "layer " + std::to_string(key.layer.value()) + " expert " +
+         std::to_string(key.expert.value());
+}
+
+}  // namespace
+
+class Store::Impl {
+ public:
+  Status Open(const std::string& store_directory, StoreMode store_mode);
+  const RecordLocation& Locate(ExpertKey key) const {
+    const uint32_t layer = key.layer.value();
+    CHECK(layer < manifest.layers.size(), "no " + Describe(key));
+    CHECK(key.expert.value() < manifest.layers[layer].expert_count, "no " + Describe(key));
+    return records[layer_begin[layer] + key.expert.value()];
+  }
+  // The database to write to; kFailedPrecondition for a read-only store.
+  Result<Catalogue*> Writable();
+  // The database to read from: ours, or a fresh view beside whoever writes.
+  Result<std::optional<std::string>> Get(const std::string& key) const;
+  Result<std::vector<std::string>> ListSuffixes(const std::string& prefix) const;
+
+  std::string directory;
+  StoreMode mode = StoreMode::kReadOnly;
+  Manifest manifest;
+  std::vector<std::string> expert_packs;
+  std::string dense_pack;
+  PosixFile dense_file;
+  std::vector<size_t> layer_begin;  // index into records of each layer's expert 0
+  std::vector<RecordLocation> records;
+
+ private:
+  Status ReadManifest(const Catalogue& catalogue);
+  Status ReadIndex(const Catalogue& catalogue);
+  Status CheckPack(const PackHeader& header, const std::string& path, uint64_t needed_bytes) const;
+  Status CheckPacks();
+
+  PosixFile lock_;
+  // Null for read-only stores: they open the database for a moment whenever they need it, which
+  // costs 3 ms, no memory in between, and always sees what the writer saved last.
+  std::unique_ptr<Catalogue> catalogue_;
+};
+
+Status Store::Impl::Open(const std::string& store_directory, StoreMode store_mode) {
+  directory = store_directory;
+  mode = store_mode;
+  RETURN_IF_ERROR(CheckStoreFormat(directory));
+  if (mode == StoreMode::kReadWrite) {
+    ASSIGN_OR_RETURN(lock_, LockStoreForWriting(directory));
+  }
+  Result<PosixFile> current = PosixFile::Open(CatalogueDirectory(directory) + "/CURRENT", O_RDONLY);
+  if (!current.ok() && current.status().code() == StatusCode::kNotFound) {
+    return FailedPrecondition(directory + ": the import has not got beyond its first step; run "
+                              "`moraine import` again with the same arguments");
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<Catalogue> catalogue,
+                   Catalogue::Open(CatalogueDirectory(directory), mode == StoreMode::kReadWrite
+                                                                      ? Catalogue::Mode::kReadWrite
+                                                                      : Catalogue::Mode::kReadOnly));
+  RETURN_IF_ERROR(ReadManifest(*catalogue));
+  RETURN_IF_ERROR(ReadIndex(*catalogue));
+  if (mode == StoreMode::kReadWrite) catalogue_ = std::move(catalogue);
+  return CheckPacks();
+}
+
+Status Store::Impl::ReadManifest(const Catalogue& catalogue) {
+  ASSIGN_OR_RETURN(const std::optional<std::string> json, catalogue.Get(kManifestKey));
+  if (!json) {
+    return FailedPrecondition(directory + ": the import is not finished; run `moraine import` "
+                              "again with the same arguments to continue it");
+  }
+  Result<Manifest> parsed = Manifest::FromJson(*json);
+  if (!parsed.ok()) return parsed.status().WithContext(directory);
+  manifest = std::move(parsed).value();
+  return catalogue.ForEach(kFilePrefix, [&](std::string_view name, std::string_view contents) {
+    manifest.files.emplace(name, contents);
+    return OkStatus();
+  });
+}
+
+Status Store::Impl::ReadIndex(const Catalogue& catalogue) {
+  const auto bad = [&](const std::string& what) {
+    return Corruption(CatalogueDirectory(directory) + ": " + what);
+  };
+  layer_begin.reserve(manifest.layers.size());
+  size_t expected = 0;
+  for (const LayerManifest& layer : manifest.layers) {
+    layer_begin.push_back(expected);
+    expected += layer.expert_count;
+  }
+  // Entries come in key order, so each must be the next expert; nothing is allocated for experts
+  // that only the manifest knows of.
+  uint32_t layer = 0, expert = 0;
+  const auto skip_finished_layers = [&] {
+    while (layer < manifest.layers.size() && expert == manifest.layers[layer].expert_count) {
+      ++layer;
+      expert = 0;
+    }
+  };
+  RETURN_IF_ERROR(
+      catalogue.ForEach(kRecordPrefix, [&](std::string_view suffix, std::string_view value) {
+        skip_finished_layers();
+        uint32_t key_layer = 0, key_expert = 0;
+        if (!ParsePairSuffix(suffix, &key_layer, &key_expert) ||
+            layer == manifest.layers.size() || key_layer != layer || key_expert != expert) {
+          return bad("record index: expected layer " + std::to_string(layer) + " expert " +
+                     std::to_string(expert) + ", found layer " + std::to_string(key_layer) +
+                     " expert " + std::to_string(key_expert));
+        }
+        RecordLocation location;
+        if (!DecodeLocation(value, &location) || location.offset % kPackAlignment != 0 ||
+            location.offset == 0 || location.bytes != manifest.layers[layer].record_bytes ||
+            location.offset + location.bytes < location.offset) {
+          return bad("record index: bad place for layer " + std::to_string(layer) + " expert " +
+                     std::to_string(expert));
+        }
+        records.push_back(location);
+        ++expert;
+        return OkStatus();
+      }));
+  if (records.size() != expected) {
+    return bad("record index: has " + std::to_string(records.size()) + " experts, expected " +
+               std::to_string(expected));
+  }
+  return OkStatus();
+}
+
+Status Store::Impl::CheckPack(const PackHeader& header, const std::string& path,
+                              uint64_t needed_bytes) const {
+  Result<PosixFile> file = PosixFile::Open(path, O_RDONLY);
+  if (!file.ok()) {
+    if (file.status().code() != StatusCode::kNotFound) return file.status();
+    return Corruption(path + ": the pack is missing");
+  }
+  ASSIGN_OR_RETURN(const uint64_t size, file->Size());
+  if (size < needed_bytes) {
+    return Corruption(path + ": the pack has " + std::to_string(size) + " bytes, expected " +
+                      std::to_string(needed_bytes) + ": it has been truncated");
+  }
+  PackHeader::Page page;
+  RETURN_IF_ERROR(file->ReadAt(0, page));
+  return header.CheckPage(page, path);
+}
+
+Status Store::Impl::CheckPacks() {
+  for (const DenseTensor& tensor : manifest.dense) {
+    if (tensor.offset > manifest.dense_pack_bytes ||
+        tensor.bytes > manifest.dense_pack_bytes - tensor.offset) {
+      return Corruption(directory + ": manifest: tensor '" + tensor.name +
+                        "' lies outside the dense pack");
+    }
+  }
+  dense_pack = DensePackPath(directory);
+  RETURN_IF_ERROR(CheckPack({PackKind::kDense, 0, manifest.store_uuid}, dense_pack,
+                            manifest.dense_pack_bytes));
+  ASSIGN_OR_RETURN(dense_file, PosixFile::Open(dense_pack, O_RDONLY));
+  std::vector<uint64_t> needed;
+  for (const RecordLocation& record : records) {
+    // Packs are filled one after the other, so a number that leaves a gap is wrong, not far.
+    if (record.pack > needed.size()) {
+      return Corruption(CatalogueDirectory(directory) + ": record index: pack " +
+                        std::to_string(record.pack) + " follows pack " +
+                        std::to_string(needed.size()));
+    }
+    if (record.pack == needed.size()) needed.push_back(0);
+    needed[record.pack] = std::max(needed[record.pack], record.offset + record.bytes);
+  }
+  for (uint32_t pack = 0; pack < needed.size(); ++pack) {
+    expert_packs.push_back(ExpertPackPath(directory, pack));
+    RETURN_IF_ERROR(CheckPack({PackKind::kExperts, pack, manifest.store_uuid},
+                              expert_packs.back(), needed[pack]));
+  }
+  return OkStatus();
+}
+
+Result<Catalogue*> Store::Impl::Writable() {
+  if (catalogue_ == nullptr) {
+    return FailedPrecondition(directory + ": the store is open read-only");
+  }
+  return catalogue_.get();
+}
+
+Result<std::optional<std::string>> Store::Impl::Get(const std::string& key) const {
+  if (catalogue_ != nullptr) return catalogue_->Get(key);
+  ASSIGN_OR_RETURN(const std::unique_ptr<Catalogue> catalogue,
+                   Catalogue::Open(CatalogueDirectory(directory), Catalogue::Mode::kReadOnly));
+  return catalogue->Get(key);
+}
+
+Result<std::vector<std::string>> Store::Impl::ListSuffixes(const std::string& prefix) const {
+  std::unique_ptr<Catalogue> view;
+  if (catalogue_ == nullptr) {
+    ASSIGN_OR_RETURN(view, Catalogue::Open(CatalogueDirectory(directory),
+                                           Catalogue::Mode::kReadOnly));
+  }
+  const Catalogue& catalogue = view != nullptr ? *view : *catalogue_;
+  std::vector<std::string> suffixes;
+  RETURN_IF_ERROR(catalogue.ForEach(prefix, [&](std::string_view suffix, std::string_view) {
+    suffixes.emplace_back(suffix);
+    return OkStatus();
+  }));
+  return suffixes;
+}
+
+Store::Store() : impl_(std::make_unique<Impl>()) {}
+Store::~Store() = default;
+
+Result<std::unique_ptr<Store>> Store::Open(const std::string& directory, StoreMode mode) {
+  std::unique_ptr<Store> store(new Store());
+  RETURN_IF_ERROR(store->impl_->Open(directory, mode));
+  return store;
+}
+
+const std::string& Store::directory() const { return impl_->directory; }
+const Manifest& Store::manifest() const { return impl_->manifest; }
+StoreMode Store::mode() const { return impl_->mode; }
+const std::vector<std::string>& Store::expert_pack_paths() const { return impl_->expert_packs; }
+const std::string& Store::dense_pack_path() const { return impl_->dense_pack; }
+const RecordLocation& Store::Locate(ExpertKey key) const { return impl_->Locate(key); }
+
+Status Store::VerifyRecord(ExpertKey key, std::span<const std::byte> bytes) const {
+  const RecordLocation& location = impl_->Locate(key);
+  CHECK(bytes.size() == location.bytes, "a record is verified whole");
+  const uint64_t checksum = XXH3_64bits(bytes.data(), bytes.size());
+  if (checksum == location.checksum) return OkStatus();
+  return ChecksumMismatch(impl_->expert_packs[location.pack] + " at offset " +
+                              std::to_string(location.offset) + ": " + Describe(key),
+                          location.checksum, checksum);
+}
+
+Status Store::ReadDense(const DenseTensor& tensor, std::span<std::byte> destination) const {
+  CHECK(destination.size() == tensor.bytes, tensor.name);
+  XXH3_state_t* hash = XXH3_createState();
+  XXH3_64bits_reset(hash);
+  Status status;
+  for (uint64_t done = 0; status.ok() && done < tensor.bytes;) {
+    const uint64_t count = std::min(kDenseReadBytes, tensor.bytes - done);
+    const std::span<std::byte> piece = destination.subspan(done, count);
+    status = impl_->dense_file.ReadAt(tensor.offset + done, piece);
+    impl_->dense_file.DropCache(tensor.offset + done, count);
+    if (status.ok()) XXH3_64bits_update(hash, piece.data(), piece.size());
+    done += count;
+  }
+  const uint64_t checksum = XXH3_64bits_digest(hash);
+  XXH3_freeState(hash);
+  RETURN_IF_ERROR(status);
+  if (checksum == tensor.checksum) return OkStatus();
+  return ChecksumMismatch(impl_->dense_pack + " at offset " + std::to_string(tensor.offset) +
+                              ": tensor '" + tensor.name + "'",
+                          tensor.checksum, checksum);
+}
+
+Status Store::SaveHeat(const std::string& profile, std::span<const float> heat) {
+  ASSIGN_OR_RETURN(Catalogue* const catalogue, impl_->Writable());
+  CHECK(heat.size() == impl_->records.size(), "heat has one value for each expert");
+  std::string value(reinterpret_cast<const char*>(heat.data()), heat.size_bytes());
+  return catalogue->Write({.puts = {{kHeatPrefix + profile, std::move(value)}}, .deletes = {}},
+                          /*sync=*/false);
+}
+
+Result<std::vector<float>> Store::LoadHeat(const std::string& profile) const {
+  ASSIGN_OR_RETURN(const std::optional<std::string> value, impl_->Get(kHeatPrefix + profile));
+  if (!value) return NotFound(impl_->directory + ": no heat profile '" + profile + "'");
+  std::vector<float> heat(impl_->records.size());
+  if (value->size() != heat.size() * sizeof(float)) {
+    return Corruption(impl_->directory + ": heat profile '" + profile + "' has " +
+                      std::to_string(value->size()) + " bytes, expected " +
+                      std::to_string(heat.size() * sizeof(float)));
+  }
+  std::memcpy(heat.data(), value->data(), value->size());
+  return heat;
+}
+
+Result<std::vector<std::string>> Store::ListHeatProfiles() const {
+  return impl_->ListSuffixes(kHeatPrefix);
+}
+
+Status Store::PutNote(const std::string& key, const std::string& value) {
+  ASSIGN_OR_RETURN(Catalogue* const catalogue, impl_->Writable());
+  return catalogue->Write({.puts = {{kNotePrefix + key, value}}, .deletes = {}}, /*sync=*/false);
+}
+
+Result<std::string> Store::GetNote(const std::string& key) const {
+  ASSIGN_OR_RETURN(std::optional<std::string> value, impl_->Get(kNotePrefix + key));
+  if (!value) return NotFound(impl_->directory + ": no note '" + key + "'");
+  return *std::move(value);
+}
+
+}  // namespace moraine
