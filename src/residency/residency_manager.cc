@@ -1,0 +1,709 @@
+#include "residency/residency_manager.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <unordered_map>
+#include <utility>
+
+#include "base/check.h"
+#include "residency/slot_table.h"
+
+namespace moraine {
+namespace {
+
+// An eighth of the slots, as many as keep a drive busy (32 records of two or three chunks fill a
+// queue of 64 to 96), and what the cache needs for one layer stays with the cache.
+uint32_t DeriveRingSlots(uint32_t slot_count, uint32_t top_k) {
+  return std::min(std::clamp(slot_count / 8, 2u, 32u), slot_count - top_k);
+}
+
+struct Expert {
+  ExpertKey key;
+  RecordSource::Location location;
+  ExpertState state = ExpertState::kAbsent;
+  SlotIndex slot = kNoSlot;
+  // Read by speculation and not demanded since; until it is, or until it goes (wasted).
+  bool speculative = false;
+  bool reread = false;    // the checksum of this read's first attempt was wrong
+  bool in_policy = false;  // between OnInsert and OnEvict
+  uint64_t call = 0;      // the last Acquire or Prefetch that named it
+  LookupCounters counters;
+};
+
+}  // namespace
+
+class ResidencyManager::Impl {
+ public:
+  Impl(const ResidencyOptions& options, uint32_t ring_slots,
+       std::span<const std::span<std::byte>> slabs, const RecordSource& source,
+       ReadScheduler& scheduler, const Clock& clock, std::unique_ptr<EvictionPolicy> policy);
+  ~Impl();
+
+  // Errors that only the record source can tell of.
+  Status CheckRecords() const;
+
+  void BeginStep(uint32_t tokens) { policy_->OnStep(tokens); }
+  size_t Acquire(LayerId layer, std::span<const ExpertId> ids, std::span<const float> weights,
+                 AcquireMode mode, std::span<Lease> leases, ResidencyManager* manager);
+  size_t Prefetch(LayerId layer, std::span<const ExpertId> ids);
+  void CancelPrefetches();
+  size_t Poll(int64_t wait_ns);
+
+  Lease::State LeaseState(SlotIndex slot, uint32_t generation) const;
+  const std::byte* LeaseData(SlotIndex slot, uint32_t generation) const;
+  const Status& LeaseFailure(ExpertKey key, SlotIndex slot, uint32_t generation) const;
+  void Release(SlotIndex slot, uint32_t generation);
+
+  const Expert& At(ExpertKey key) const { return experts_[IndexOf(key)]; }
+  const ResidencyStats& stats() const { return stats_; }
+  EvictionPolicy& policy() { return *policy_; }
+  void CheckInvariants() const;
+
+ private:
+  // Ready, unleased, not named by the call that asks. The layer being computed only when asked for.
+  class ReadyAndUnneeded final : public EvictionPolicy::Evictable {
+   public:
+    ReadyAndUnneeded(const Impl& impl, bool visiting_layer_too)
+        : impl_(impl), visiting_layer_too_(visiting_layer_too) {}
+    bool operator()(ExpertKey key) const override {
+      const Expert& expert = impl_.At(key);
+      return expert.state == ExpertState::kReady && expert.call != impl_.call_ &&
+             (visiting_layer_too_ || key.layer != impl_.visiting_);
+    }
+
+   private:
+    const Impl& impl_;
+    const bool visiting_layer_too_;
+  };
+
+  uint32_t IndexOf(ExpertKey key) const {
+    CHECK(key.layer.value() + 1 < first_expert_.size(), "layer out of range");
+    const uint32_t index = first_expert_[key.layer.value()] + key.expert.value();
+    CHECK(index < first_expert_[key.layer.value() + 1], "expert out of range");
+    return index;
+  }
+  void NameInCall(LayerId layer, std::span<const ExpertId> ids);
+  std::optional<ExpertKey> Victim(bool visiting_layer_too) {
+    return policy_->ChooseVictim(visiting_, ReadyAndUnneeded(*this, visiting_layer_too));
+  }
+  // Acquire.
+  bool Hold(Expert* expert, AcquireMode mode, uint64_t LookupCounters::** kind);
+  SlotIndex TakeSlot(uint32_t expert_index, AcquireMode mode);
+  SlotIndex TakeSlotForSpeculation(uint32_t expert_index);
+  void StartRead(Expert* expert, SlotIndex slot, ReadPriority priority);
+  void ReadInto(const Expert& expert, ReadPriority priority);
+  void FlushReads();
+  // Poll.
+  size_t Decide(const ReadOutcome& outcome);
+  size_t DecideRead(SlotIndex slot, Expert* expert);
+  void ReadAgain(Expert* expert);
+  void Ready(Expert* expert);
+  Status Describe(const Expert& expert, const Status& status) const;
+  void Fail(Expert* expert, const Status& status, ExpertState next);
+  // Leaving.
+  void Detach(Expert* expert);
+  void Evict(Expert* expert);
+  void RetireFromRing(Expert* expert);
+  void NoLongerSpeculative(Expert* expert, bool used);
+  void EnterPolicy(Expert* expert);
+  uint32_t UnleasedCacheReads() const;
+  void CheckExpert(const Expert& expert) const;
+
+  const RecordSource& source_;
+  ReadScheduler& scheduler_;
+  const Clock& clock_;
+  const uint32_t top_k_, cache_slots_;
+  const int64_t read_deadline_ns_;
+  std::vector<uint32_t> first_expert_;  // of each layer in experts_; one more at the end
+  std::vector<Expert> experts_;
+  SlotTable slots_;
+  std::unique_ptr<EvictionPolicy> policy_;
+  ResidencyStats stats_;
+
+  LayerId visiting_;
+  uint64_t call_ = 0;
+  std::vector<Expert*> reserved_;     // enqueued, not yet flushed
+  std::vector<ReadOutcome> outcomes_;  // of one Poll
+  // Leases that hold no slot: of experts that were in quarantine at lookup.
+  uint64_t quarantine_leases_ = 0;
+  uint64_t slot_leases_ = 0;
+  std::unordered_map<uint32_t, Status> quarantine_;  // by expert index; grows only by failures
+};
+
+ResidencyManager::Impl::Impl(const ResidencyOptions& options, uint32_t ring_slots,
+                             std::span<const std::span<std::byte>> slabs,
+                             const RecordSource& source, ReadScheduler& scheduler,
+                             const Clock& clock, std::unique_ptr<EvictionPolicy> policy)
+    : source_(source),
+      scheduler_(scheduler),
+      clock_(clock),
+      top_k_(options.top_k),
+      cache_slots_(options.slot_count - ring_slots),
+      read_deadline_ns_(options.read_deadline_ns),
+      slots_(slabs, options.slot_bytes, options.slot_count, ring_slots),
+      policy_(std::move(policy)) {
+  for (uint32_t layer = 0; layer < options.experts_per_layer.size(); ++layer) {
+    first_expert_.push_back(static_cast<uint32_t>(experts_.size()));
+    for (uint32_t id = 0; id < options.experts_per_layer[layer]; ++id) {
+      Expert& expert = experts_.emplace_back();
+      expert.key = {LayerId(layer), ExpertId(id)};
+      expert.location = source.Locate(expert.key);
+    }
+  }
+  first_expert_.push_back(static_cast<uint32_t>(experts_.size()));
+  stats_.slot_count = options.slot_count;
+  stats_.ring_slots = ring_slots;
+  stats_.slot_bytes = options.slot_bytes;
+  reserved_.reserve(options.slot_count);
+  // At most one outcome that keeps the buffer and one that releases it, for each slot.
+  outcomes_.reserve(2 * options.slot_count);
+}
+
+ResidencyManager::Impl::~Impl() {
+  CHECK(slot_leases_ + quarantine_leases_ == 0, "a lease outlives its manager");
+  CancelPrefetches();
+  while (!slots_.in_flight().empty()) {
+    const size_t before = slots_.in_flight().size();
+    CHECK(Poll(-1) > 0 || slots_.in_flight().size() < before, "a read was lost");
+  }
+}
+
+Status ResidencyManager::Impl::CheckRecords() const {
+  for (const Expert& expert : experts_) {
+    const uint64_t bytes = expert.location.bytes;
+    if (bytes > 0 && bytes <= stats_.slot_bytes) continue;
+    return InvalidArgument(fmt::format("layer {} expert {}: its record of {} bytes does not fit "
+                                       "slots of {} bytes",
+                                       expert.key.layer.value(), expert.key.expert.value(), bytes,
+                                       stats_.slot_bytes));
+  }
+  return OkStatus();
+}
+
+// --- Acquire and Prefetch ---------------------------------------------------------------------
+
+void ResidencyManager::Impl::NameInCall(LayerId layer, std::span<const ExpertId> ids) {
+  ++call_;
+  for (ExpertId id : ids) {
+    Expert& expert = experts_[IndexOf({layer, id})];
+    CHECK(expert.call != call_, "an expert is named twice in one call");
+    expert.call = call_;
+  }
+}
+
+size_t ResidencyManager::Impl::Acquire(LayerId layer, std::span<const ExpertId> ids,
+                                       std::span<const float> weights, AcquireMode mode,
+                                       std::span<Lease> leases, ResidencyManager* manager) {
+  CHECK(weights.empty() || weights.size() == ids.size(), "one weight for each expert, or none");
+  CHECK(leases.size() >= ids.size(), "one lease for each expert");
+  visiting_ = layer;
+  NameInCall(layer, ids);
+  LookupCounters& totals = mode == AcquireMode::kCached ? stats_.decode : stats_.prefill;
+  size_t given = 0;
+  for (; given < ids.size(); ++given) {
+    Expert& expert = experts_[IndexOf({layer, ids[given]})];
+    uint64_t LookupCounters::*kind = nullptr;
+    if (!Hold(&expert, mode, &kind)) break;
+    ++(expert.counters.*kind);
+    ++(totals.*kind);
+    policy_->OnAccess(expert.key, weights.empty() ? 1.0f : weights[given]);
+
+    Lease lease;
+    lease.manager_ = manager;
+    lease.key_ = expert.key;
+    lease.slot_ = expert.slot;
+    if (expert.slot == kNoSlot) {
+      ++quarantine_leases_;
+    } else {
+      lease.generation_ = slots_[expert.slot].generation;
+    }
+    leases[given] = std::move(lease);
+  }
+  FlushReads();
+  return given;
+}
+
+// Makes the expert's slot count one more lease, starting a read if there is none. False if there is
+// no slot to be had. An expert in quarantine is held without a slot, its failure being known.
+bool ResidencyManager::Impl::Hold(Expert* expert, AcquireMode mode,
+                                  uint64_t LookupCounters::** kind) {
+  *kind = &LookupCounters::cold_miss;
+  switch (expert->state) {
+    case ExpertState::kReady:
+      *kind = expert->speculative ? &LookupCounters::prefetch_hit : &LookupCounters::hit;
+      Transition(&expert->state, ExpertState::kLeased);
+      break;
+    case ExpertState::kLeased:
+      *kind = &LookupCounters::hit;
+      break;
+    case ExpertState::kReading:
+      *kind = &LookupCounters::in_flight_miss;
+      // No effect on a demand read, nor on one that is being cancelled: that is read again when the
+      // device has let go.
+      scheduler_.Promote(slots_[expert->slot].read);
+      break;
+    case ExpertState::kAbsent: {
+      const SlotIndex slot = TakeSlot(IndexOf(expert->key), mode);
+      if (slot == kNoSlot) return false;
+      StartRead(expert, slot, ReadPriority::kDemand);
+      break;
+    }
+    case ExpertState::kDraining:  // too late already: the lease gets the same failure
+      break;
+    case ExpertState::kQuarantined:
+      return true;
+    case ExpertState::kReserved:
+    case ExpertState::kEvicting:
+      CHECK(false, "reserved and evicting do not outlast a call");
+  }
+  if (expert->speculative) NoLongerSpeculative(expert, /*used=*/true);
+  ++slots_[expert->slot].lease_count;
+  ++slot_leases_;
+  return true;
+}
+
+SlotIndex ResidencyManager::Impl::TakeSlot(uint32_t expert_index, AcquireMode mode) {
+  SlotIndex slot = slots_.Take(SlotRole::kCache, expert_index);
+  if (slot == kNoSlot && mode == AcquireMode::kCached) {
+    std::optional<ExpertKey> victim = Victim(/*visiting_layer_too=*/false);
+    // At the smallest budgets the cache may hold nothing but this layer.
+    if (!victim) victim = Victim(/*visiting_layer_too=*/true);
+    if (victim) {
+      ++stats_.evictions;
+      Evict(&experts_[IndexOf(*victim)]);
+      slot = slots_.Take(SlotRole::kCache, expert_index);
+    }
+  }
+  // In decode only when every cache slot is leased or under DMA.
+  if (slot == kNoSlot) slot = slots_.Take(SlotRole::kRing, expert_index);
+  return slot;
+}
+
+size_t ResidencyManager::Impl::Prefetch(LayerId layer, std::span<const ExpertId> ids) {
+  NameInCall(layer, ids);
+  size_t queued = 0;
+  // Reads that nobody has leased cannot be evicted; one layer's worth of slots stays out of them, so
+  // that the next Acquire never finds all slots under DMA.
+  uint32_t unleased_reads = UnleasedCacheReads();
+  for (ExpertId id : ids) {
+    if (unleased_reads + top_k_ >= cache_slots_) break;
+    Expert& expert = experts_[IndexOf({layer, id})];
+    if (expert.state != ExpertState::kAbsent) continue;
+    const SlotIndex slot = TakeSlotForSpeculation(IndexOf(expert.key));
+    if (slot == kNoSlot) continue;
+    StartRead(&expert, slot, ReadPriority::kSpeculative);
+    expert.speculative = true;
+    ++stats_.prefetch_issued;
+    ++unleased_reads;
+    ++queued;
+  }
+  FlushReads();
+  return queued;
+}
+
+SlotIndex ResidencyManager::Impl::TakeSlotForSpeculation(uint32_t expert_index) {
+  const SlotIndex slot = slots_.Take(SlotRole::kCache, expert_index);
+  if (slot != kNoSlot) return slot;
+  const std::optional<ExpertKey> victim = Victim(/*visiting_layer_too=*/false);
+  if (!victim || !policy_->Prefers(experts_[expert_index].key, *victim, visiting_)) return kNoSlot;
+  ++stats_.evictions;
+  Evict(&experts_[IndexOf(*victim)]);
+  return slots_.Take(SlotRole::kCache, expert_index);
+}
+
+uint32_t ResidencyManager::Impl::UnleasedCacheReads() const {
+  uint32_t count = 0;
+  for (SlotIndex index : slots_.in_flight()) {
+    count += slots_[index].role == SlotRole::kCache && slots_[index].lease_count == 0;
+  }
+  return count;
+}
+
+void ResidencyManager::Impl::StartRead(Expert* expert, SlotIndex slot, ReadPriority priority) {
+  Transition(&expert->state, ExpertState::kReserved);
+  expert->slot = slot;
+  expert->reread = false;
+  ReadInto(*expert, priority);
+  reserved_.push_back(expert);
+}
+
+void ResidencyManager::Impl::ReadInto(const Expert& expert, ReadPriority priority) {
+  RecordRead read;
+  read.file = expert.location.file;
+  read.offset = expert.location.offset;
+  read.length = expert.location.bytes;
+  read.buffer = slots_[expert.slot].data;
+  read.priority = priority;
+  // Speculation waits for an idle drive, however long; the scheduler learns a deadline only here, so
+  // a promoted read has none.
+  if (priority == ReadPriority::kDemand && read_deadline_ns_ > 0) {
+    read.deadline_ns = clock_.NowNs() + read_deadline_ns_;
+  }
+  slots_.BeginDma(expert.slot, scheduler_.Enqueue(read));
+}
+
+void ResidencyManager::Impl::FlushReads() {
+  scheduler_.Flush();
+  for (Expert* expert : reserved_) Transition(&expert->state, ExpertState::kReading);
+  reserved_.clear();
+}
+
+void ResidencyManager::Impl::CancelPrefetches() {
+  for (SlotIndex index : slots_.in_flight()) {
+    if (experts_[slots_[index].expert].speculative) scheduler_.Cancel(slots_[index].read);
+  }
+}
+
+// --- Poll ---------------------------------------------------------------------------------------
+
+size_t ResidencyManager::Impl::Poll(int64_t wait_ns) {
+  size_t decided = 0;
+  for (;;) {
+    outcomes_.clear();
+    const size_t count = scheduler_.Poll(&outcomes_, wait_ns);
+    for (const ReadOutcome& outcome : outcomes_) decided += Decide(outcome);
+    // A wait is for a decision; a record that is being read again is none.
+    if (wait_ns >= 0 || decided > 0 || count == 0) return decided;
+  }
+}
+
+// Returns what Poll counts: the leases that waited; 1 for a read that nobody waited for and for a
+// slot that has drained; 0 if the record is read again.
+size_t ResidencyManager::Impl::Decide(const ReadOutcome& outcome) {
+  const SlotIndex index = slots_.FindRead(outcome.id);
+  CHECK(index != kNoSlot, "the outcome of a read that is not the manager's");
+  Slot& slot = slots_[index];
+  Expert& expert = experts_[slot.expert];
+  const size_t waiting = std::max(slot.lease_count, 1u);
+  if (!outcome.buffer_released) {
+    Fail(&expert, outcome.status, ExpertState::kDraining);
+    return waiting;
+  }
+  slots_.EndDma(index);
+  if (expert.state == ExpertState::kDraining) {
+    Transition(&expert.state, ExpertState::kAbsent);
+    Detach(&expert);
+    return 1;
+  }
+  if (outcome.status.ok()) return DecideRead(index, &expert);
+  if (outcome.status.code() == StatusCode::kCancelled && slot.lease_count > 0) {
+    ReadAgain(&expert);  // demanded after it was given up
+    return 0;
+  }
+  Fail(&expert, outcome.status, ExpertState::kAbsent);
+  return waiting;
+}
+
+// All bytes are there: are they the right ones?
+size_t ResidencyManager::Impl::DecideRead(SlotIndex index, Expert* expert) {
+  const size_t waiting = std::max(slots_[index].lease_count, 1u);
+  stats_.bytes_read += expert->location.bytes;
+  const Status verified =
+      source_.Verify(expert->key, {slots_[index].data, expert->location.bytes});
+  if (verified.ok()) {
+    Ready(expert);
+  } else if (!expert->reread) {
+    expert->reread = true;  // a flipped bit between drive and memory is gone the second time
+    ReadAgain(expert);
+    return 0;
+  } else {
+    quarantine_.emplace(IndexOf(expert->key), Describe(*expert, verified));
+    ++stats_.quarantined;
+    Fail(expert, verified, ExpertState::kQuarantined);
+  }
+  return waiting;
+}
+
+void ResidencyManager::Impl::ReadAgain(Expert* expert) {
+  ReadInto(*expert, expert->speculative ? ReadPriority::kSpeculative : ReadPriority::kDemand);
+  scheduler_.Flush();
+}
+
+void ResidencyManager::Impl::Ready(Expert* expert) {
+  const Slot& slot = slots_[expert->slot];
+  Transition(&expert->state, ExpertState::kReady);
+  ++stats_.resident;
+  if (slot.role == SlotRole::kCache) EnterPolicy(expert);
+  if (slot.lease_count > 0) {
+    Transition(&expert->state, ExpertState::kLeased);
+  } else if (slot.role == SlotRole::kRing) {
+    RetireFromRing(expert);  // its leases were released while it was read
+  }
+}
+
+Status ResidencyManager::Impl::Describe(const Expert& expert, const Status& status) const {
+  return status.WithContext(fmt::format(
+      "layer {} expert {} ({} at offset {})", expert.key.layer.value(), expert.key.expert.value(),
+      scheduler_.reader().path(expert.location.file), expert.location.offset));
+}
+
+// The leases that wait have failed. next: absent or quarantined (the slot is theirs until they are
+// released), or draining (the slot stays the expert's until the device lets go).
+void ResidencyManager::Impl::Fail(Expert* expert, const Status& status, ExpertState next) {
+  Slot& slot = slots_[expert->slot];
+  if (slot.lease_count > 0 || next == ExpertState::kDraining) {
+    slot.failure = Describe(*expert, status);
+  }
+  stats_.failed_reads += status.code() != StatusCode::kCancelled;
+  if (expert->speculative) NoLongerSpeculative(expert, /*used=*/false);
+  Transition(&expert->state, next);
+  if (next != ExpertState::kDraining) Detach(expert);
+}
+
+// --- Leaving ------------------------------------------------------------------------------------
+
+void ResidencyManager::Impl::Detach(Expert* expert) {
+  const SlotIndex index = std::exchange(expert->slot, kNoSlot);
+  slots_[index].expert = kNoExpert;
+  slots_.FreeIfUnused(index);
+}
+
+void ResidencyManager::Impl::Evict(Expert* expert) {
+  Transition(&expert->state, ExpertState::kEvicting);
+  --stats_.resident;
+  if (expert->speculative) NoLongerSpeculative(expert, /*used=*/false);
+  if (std::exchange(expert->in_policy, false)) policy_->OnEvict(expert->key);
+  Transition(&expert->state, ExpertState::kAbsent);
+  Detach(expert);
+}
+
+void ResidencyManager::Impl::EnterPolicy(Expert* expert) {
+  policy_->OnInsert(expert->key);
+  expert->in_policy = true;
+}
+
+// A ring expert whose last lease is gone joins the cache, by a trade of roles, or goes.
+void ResidencyManager::Impl::RetireFromRing(Expert* expert) {
+  if (slots_.free_count(SlotRole::kCache) == 0) {
+    const std::optional<ExpertKey> victim = Victim(/*visiting_layer_too=*/false);
+    if (!victim || !policy_->Prefers(expert->key, *victim, visiting_)) {
+      Evict(expert);
+      return;
+    }
+    ++stats_.evictions;
+    Evict(&experts_[IndexOf(*victim)]);
+  }
+  slots_.TradeForFreeCacheSlot(expert->slot);
+  EnterPolicy(expert);
+}
+
+void ResidencyManager::Impl::NoLongerSpeculative(Expert* expert, bool used) {
+  expert->speculative = false;
+  ++(used ? stats_.prefetch_used : stats_.prefetch_wasted);
+}
+
+// --- Leases -------------------------------------------------------------------------------------
+
+Lease::State ResidencyManager::Impl::LeaseState(SlotIndex index, uint32_t generation) const {
+  if (index == kNoSlot) return Lease::State::kFailed;  // in quarantine at lookup
+  const Slot& slot = slots_[index];
+  CHECK(slot.generation == generation, "a leased slot was reused");
+  if (!slot.failure.ok()) return Lease::State::kFailed;
+  return experts_[slot.expert].state == ExpertState::kLeased ? Lease::State::kReady
+                                                             : Lease::State::kPending;
+}
+
+const std::byte* ResidencyManager::Impl::LeaseData(SlotIndex index, uint32_t generation) const {
+  CHECK(LeaseState(index, generation) == Lease::State::kReady, "the lease is not ready");
+  return slots_[index].data;
+}
+
+const Status& ResidencyManager::Impl::LeaseFailure(ExpertKey key, SlotIndex index,
+                                                   uint32_t generation) const {
+  CHECK(LeaseState(index, generation) == Lease::State::kFailed, "the lease has not failed");
+  return index == kNoSlot ? quarantine_.at(IndexOf(key)) : slots_[index].failure;
+}
+
+void ResidencyManager::Impl::Release(SlotIndex index, uint32_t generation) {
+  if (index == kNoSlot) {
+    --quarantine_leases_;
+    return;
+  }
+  Slot& slot = slots_[index];
+  CHECK(slot.generation == generation && slot.lease_count > 0, "a leased slot was reused");
+  --slot_leases_;
+  if (--slot.lease_count > 0) return;
+  if (slot.expert == kNoExpert) {
+    slots_.FreeIfUnused(index);
+    return;
+  }
+  Expert& expert = experts_[slot.expert];
+  if (expert.state != ExpertState::kLeased) return;  // being read or draining: Poll goes on with it
+  Transition(&expert.state, ExpertState::kReady);
+  if (slot.role == SlotRole::kRing) RetireFromRing(&expert);
+}
+
+// --- Invariants ---------------------------------------------------------------------------------
+
+// Between calls:
+//  1. SlotTable's own: each slot is free, under DMA, an expert's or held by failed leases; the number
+//     of ring slots is constant.
+//  2. Expert and slot point at each other; only absent and quarantined experts have no slot.
+//  3. ready: no lease; leased: some. Neither is under DMA nor failed; reading and draining are under
+//     DMA; draining has failed. Nothing is reserved or evicting.
+//  4. The policy knows the ready and leased experts in cache slots, and no others; no unleased expert
+//     sits in the ring.
+//  5. Only reading and ready experts without leases count as speculative; every prefetch is used,
+//     wasted or still speculative.
+//  6. The totals (resident, leases, lookups) are the sums of the parts.
+void ResidencyManager::Impl::CheckInvariants() const {
+  slots_.CheckInvariants(stats_.ring_slots);
+  CHECK(reserved_.empty(), "a reserved expert between calls");
+  uint64_t resident = 0, speculative = 0, leases = 0, in_slots = 0;
+  LookupCounters sum;
+  for (const Expert& expert : experts_) {
+    CheckExpert(expert);
+    resident += expert.state == ExpertState::kReady || expert.state == ExpertState::kLeased;
+    speculative += expert.speculative;
+    in_slots += expert.slot != kNoSlot;
+    sum.hit += expert.counters.hit;
+    sum.cold_miss += expert.counters.cold_miss;
+    sum.in_flight_miss += expert.counters.in_flight_miss;
+    sum.prefetch_hit += expert.counters.prefetch_hit;
+  }
+  for (uint32_t i = 0; i < slots_.size(); ++i) {
+    leases += slots_[SlotIndex(i)].lease_count;
+    in_slots -= slots_[SlotIndex(i)].expert != kNoExpert;
+  }
+  CHECK(in_slots == 0, "a slot's expert is elsewhere");
+  CHECK(resident == stats_.resident, "the resident count is wrong");
+  CHECK(leases == slot_leases_, "the lease count is wrong");
+  CHECK(stats_.prefetch_issued == stats_.prefetch_used + stats_.prefetch_wasted + speculative,
+        "a prefetch is neither used, wasted nor open");
+  CHECK(sum.hit == stats_.decode.hit + stats_.prefill.hit &&
+            sum.cold_miss == stats_.decode.cold_miss + stats_.prefill.cold_miss &&
+            sum.in_flight_miss == stats_.decode.in_flight_miss + stats_.prefill.in_flight_miss &&
+            sum.prefetch_hit == stats_.decode.prefetch_hit + stats_.prefill.prefetch_hit,
+        "the experts' counters do not sum to the totals");
+}
+
+void ResidencyManager::Impl::CheckExpert(const Expert& expert) const {
+  const bool has_slot =
+      expert.state != ExpertState::kAbsent && expert.state != ExpertState::kQuarantined;
+  CHECK(has_slot == (expert.slot != kNoSlot), "only absent and quarantined experts have no slot");
+  CHECK(quarantine_.contains(IndexOf(expert.key)) == (expert.state == ExpertState::kQuarantined),
+        "a quarantine without its reason");
+  if (!has_slot) {
+    CHECK(!expert.in_policy && !expert.speculative, "an absent expert is counted as present");
+    return;
+  }
+  const Slot& slot = slots_[expert.slot];
+  CHECK(slot.expert == IndexOf(expert.key), "expert and slot disagree");
+  const bool resident =
+      expert.state == ExpertState::kReady || expert.state == ExpertState::kLeased;
+  const bool reading =
+      expert.state == ExpertState::kReading || expert.state == ExpertState::kDraining;
+  CHECK(resident || reading, "reserved and evicting do not outlast a call");
+  CHECK(slot.under_dma() == reading, "DMA without a read, or a read without DMA");
+  CHECK(!resident || (slot.lease_count > 0) == (expert.state == ExpertState::kLeased),
+        "ready means no lease, leased means some");
+  CHECK(slot.failure.ok() == (expert.state != ExpertState::kDraining),
+        "of experts with a slot only those draining have failed");
+  CHECK(expert.in_policy == (resident && slot.role == SlotRole::kCache),
+        "the policy knows what it should not, or does not know what it should");
+  CHECK(expert.state != ExpertState::kReady || slot.role == SlotRole::kCache,
+        "an unleased expert stays in the ring");
+  CHECK(!expert.speculative ||
+            (slot.lease_count == 0 && expert.state != ExpertState::kDraining),
+        "a demanded expert counts as speculative");
+}
+
+// --- ResidencyManager and Lease -----------------------------------------------------------------
+
+ResidencyManager::ResidencyManager() = default;
+ResidencyManager::~ResidencyManager() = default;
+
+Result<std::unique_ptr<ResidencyManager>> ResidencyManager::Create(
+    const ResidencyOptions& options, std::span<const std::span<std::byte>> slabs,
+    const RecordSource& source, ReadScheduler& scheduler, const Clock& clock) {
+  if (options.slot_bytes == 0 || options.slot_bytes % 4096 != 0) {
+    return InvalidArgument(
+        fmt::format("slot_bytes {}: expected a multiple of 4096", options.slot_bytes));
+  }
+  if (options.top_k == 0) return InvalidArgument("top_k 0: expected at least 1");
+  const uint32_t minimum = MinimumSlots(options.top_k);
+  if (options.slot_count < minimum) {
+    return InvalidArgument(fmt::format("{} expert slots: the minimum for top-{} routing is {} ({})",
+                                       options.slot_count, options.top_k, minimum,
+                                       "one layer's experts and two for prefill"));
+  }
+  if (options.ring_slots != 0 &&
+      (options.ring_slots < 2 || options.ring_slots > options.slot_count - options.top_k)) {
+    return InvalidArgument(fmt::format("{} ring slots of {}: expected 2 to {}", options.ring_slots,
+                                       options.slot_count, options.slot_count - options.top_k));
+  }
+  uint64_t slab_slots = 0;
+  for (std::span<std::byte> slab : slabs) slab_slots += slab.size() / options.slot_bytes;
+  if (slab_slots < options.slot_count) {
+    return InvalidArgument(fmt::format("the slabs hold {} slots of {} bytes: expected {}",
+                                       slab_slots, options.slot_bytes, options.slot_count));
+  }
+  const uint32_t ring_slots = options.ring_slots != 0
+                                  ? options.ring_slots
+                                  : DeriveRingSlots(options.slot_count, options.top_k);
+  PolicyShape shape{options.experts_per_layer, options.top_k, options.slot_count - ring_slots};
+  ASSIGN_OR_RETURN(std::unique_ptr<EvictionPolicy> policy,
+                   CreateEvictionPolicy(options.policy, shape));
+  std::unique_ptr<ResidencyManager> manager(new ResidencyManager());
+  manager->impl_ = std::make_unique<Impl>(options, ring_slots, slabs, source, scheduler, clock,
+                                          std::move(policy));
+  RETURN_IF_ERROR(manager->impl_->CheckRecords());
+  return manager;
+}
+
+void ResidencyManager::BeginStep(uint32_t tokens) { impl_->BeginStep(tokens); }
+size_t ResidencyManager::Acquire(LayerId layer, std::span<const ExpertId> experts,
+                                 std::span<const float> weights, AcquireMode mode,
+                                 std::span<Lease> leases) {
+  return impl_->Acquire(layer, experts, weights, mode, leases, this);
+}
+size_t ResidencyManager::Prefetch(LayerId layer, std::span<const ExpertId> experts) {
+  return impl_->Prefetch(layer, experts);
+}
+void ResidencyManager::CancelPrefetches() { impl_->CancelPrefetches(); }
+size_t ResidencyManager::Poll(int64_t wait_ns) { return impl_->Poll(wait_ns); }
+ExpertState ResidencyManager::state(ExpertKey key) const { return impl_->At(key).state; }
+const ResidencyStats& ResidencyManager::stats() const { return impl_->stats(); }
+const LookupCounters& ResidencyManager::counters(ExpertKey key) const {
+  return impl_->At(key).counters;
+}
+EvictionPolicy& ResidencyManager::policy() { return impl_->policy(); }
+void ResidencyManager::CheckInvariants() const { impl_->CheckInvariants(); }
+
+Lease::Lease(Lease&& other) noexcept
+    : manager_(std::exchange(other.manager_, nullptr)),
+      key_(other.key_),
+      slot_(other.slot_),
+      generation_(other.generation_) {}
+
+Lease& Lease::operator=(Lease&& other) noexcept {
+  if (this == &other) return *this;
+  Release();
+  manager_ = std::exchange(other.manager_, nullptr);
+  key_ = other.key_;
+  slot_ = other.slot_;
+  generation_ = other.generation_;
+  return *this;
+}
+
+Lease::~Lease() { Release(); }
+
+Lease::State Lease::state() const {
+  return manager_ ? manager_->impl_->LeaseState(slot_, generation_) : State::kEmpty;
+}
+const std::byte* Lease::data() const {
+  CHECK(manager_, "an empty lease has no data");
+  return manager_->impl_->LeaseData(slot_, generation_);
+}
+const Status& Lease::failure() const {
+  CHECK(manager_, "an empty lease has not failed");
+  return manager_->impl_->LeaseFailure(key_, slot_, generation_);
+}
+void Lease::Release() {
+  if (ResidencyManager* manager = std::exchange(manager_, nullptr)) {
+    manager->impl_->Release(slot_, generation_);
+  }
+}
+
+}  // namespace moraine
