@@ -349,7 +349,9 @@ EngineStats Runner::Impl::Stats() const {
   const std::vector<uint32_t> counts = config_.experts_per_layer();
   for (uint32_t layer = 0; layer < counts.size(); ++layer) {
     if (counts[layer] == 0) continue;
-    LayerStats entry{.layer = layer, .experts = counts[layer]};
+    LayerStats entry;
+    entry.layer = layer;
+    entry.experts = counts[layer];
     entry.stall_ns = executor_->stall_ns_per_layer()[layer];
     for (uint32_t e = 0; e < counts[layer]; ++e) {
       const ExpertKey key{LayerId(layer), ExpertId(e)};

@@ -1,0 +1,394 @@
+#include "engine/engine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "base/log.h"
+#include "engine/text_assembler.h"
+
+namespace moraine {
+namespace {
+
+using nlohmann::json;
+
+// The sampling defaults a model's authors ship. Unknown or ill-typed fields are left at ours.
+SamplingOptions ReadDefaultSampling(const Manifest& manifest) {
+  SamplingOptions sampling;
+  const auto file = manifest.files.find("generation_config.json");
+  if (file == manifest.files.end()) return sampling;
+  const json config = json::parse(file->second, nullptr, false);
+  if (!config.is_object()) return sampling;
+  const auto number = [&](const char* name, auto* field) {
+    const auto it = config.find(name);
+    if (it == config.end() || !it->is_number()) return;
+    *field = it->get<std::remove_pointer_t<decltype(field)>>();
+  };
+  if (config.value("do_sample", json(false)) == json(true)) {
+    sampling.temperature = 1.0f;
+    number("temperature", &sampling.temperature);
+  }
+  number("top_k", &sampling.top_k);
+  number("top_p", &sampling.top_p);
+  number("min_p", &sampling.min_p);
+  number("repetition_penalty", &sampling.repetition_penalty);
+  return sampling;
+}
+
+std::string FileOr(const Manifest& manifest, const char* name) {
+  const auto it = manifest.files.find(name);
+  return it == manifest.files.end() ? "" : it->second;
+}
+
+}  // namespace
+
+class Engine::Impl {
+ public:
+  ~Impl();
+  Status Open(const EngineOptions& options);
+  Result<std::shared_ptr<Generation>> Submit(GenerationRequest request);
+  void RunOnEngineThread(const std::function<void(Runner&)>& function);
+
+  struct Job {
+    GenerationRequest request;
+    std::shared_ptr<Generation> generation;
+    int64_t submitted_ns = 0;
+  };
+
+  void ThreadMain();
+  void RunJob(Job& job);
+  Status Prefill(const Job& job, GenerationEvent* event, std::span<const float>* logits);
+  FinishReason Decode(const Job& job, std::span<const float> logits, GenerationEvent* last);
+  void Finish(const Job& job, GenerationEvent* event, FinishReason reason);
+  void PublishStats();
+  void PublishStatsIfDue();
+  void SaveHeatIfDue(bool now);
+
+  EngineOptions options_;
+  std::unique_ptr<Runner> runner_;
+  std::optional<Tokenizer> tokenizer_;
+  std::optional<ChatTemplate> chat_template_;
+  SamplingOptions default_sampling_;
+  bool save_heat_ = false;
+  int64_t heat_saved_ns_ = 0, stats_published_ns_ = 0;
+  std::vector<float> logits_;  // of the last position, engine thread only
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Job> queue_;                            // guarded by mutex_
+  std::deque<std::function<void(Runner&)>> calls_;   // guarded by mutex_
+  std::shared_ptr<Generation> running_;              // guarded by mutex_
+  bool stopping_ = false;                            // guarded by mutex_
+  EngineStats stats_;                                // guarded by mutex_
+  uint64_t requests_ = 0, failed_ = 0, cancelled_ = 0;  // engine thread only
+  std::thread thread_;
+};
+
+Status Engine::Impl::Open(const EngineOptions& options) {
+  options_ = options;
+  ASSIGN_OR_RETURN(runner_, Runner::Open(options.runner));
+  const Manifest& manifest = runner_->store().manifest();
+  const std::string tokenizer_json = FileOr(manifest, "tokenizer.json");
+  if (tokenizer_json.empty()) {
+    return NotFound(options.runner.store_directory +
+                    ": the store has no tokenizer.json (the checkpoint had none); only `moraine "
+                    "eval --fixture` can use it");
+  }
+  auto tokenizer =
+      Tokenizer::FromContents(tokenizer_json, FileOr(manifest, "tokenizer_config.json"));
+  if (!tokenizer.ok()) return tokenizer.status().WithContext(options.runner.store_directory);
+  tokenizer_.emplace(std::move(*tokenizer));
+  std::string source = FileOr(manifest, "chat_template.jinja");
+  if (source.empty()) source = tokenizer_->config().chat_template;
+  if (!source.empty()) {
+    auto parsed = ChatTemplate::Parse(source);
+    if (!parsed.ok()) return parsed.status().WithContext(options.runner.store_directory);
+    chat_template_.emplace(std::move(*parsed));
+  }
+  default_sampling_ = ReadDefaultSampling(manifest);
+  save_heat_ = runner_->store().mode() == StoreMode::kReadWrite;
+  heat_saved_ns_ = RealClock().NowNs();
+  logits_.resize(runner_->config().vocab_size);
+  stats_ = runner_->Stats();
+  thread_ = std::thread([this] { ThreadMain(); });
+  return OkStatus();
+}
+
+Engine::Impl::~Impl() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    if (running_) running_->Cancel();
+  }
+  wake_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+Result<std::shared_ptr<Generation>> Engine::Impl::Submit(GenerationRequest request) {
+  const uint32_t vocab = runner_->config().vocab_size;
+  if (request.prompt.empty()) return InvalidArgument("the prompt has no tokens");
+  for (const int32_t token : request.prompt) {
+    if (token < 0 || static_cast<uint32_t>(token) >= vocab) {
+      return InvalidArgument(
+          fmt::format("prompt token {} is not below the vocabulary's {}", token, vocab));
+    }
+  }
+  RETURN_IF_ERROR(request.sampling.Validate(vocab));
+  const uint32_t limit = runner_->max_context();
+  if (request.prompt.size() >= limit) {
+    return InvalidArgument(fmt::format("context length exceeded: the prompt has {} tokens, the limit "
+                                       "is {} with at least one for the answer",
+                                       request.prompt.size(), limit));
+  }
+  auto generation = std::make_shared<Generation>();
+  std::lock_guard lock(mutex_);
+  if (stopping_) return FailedPrecondition("the engine is shutting down");
+  if (queue_.size() >= options_.queue_limit) {
+    return ResourceExhausted(
+        fmt::format("{} requests are waiting, the limit is {}", queue_.size(), options_.queue_limit));
+  }
+  queue_.push_back({std::move(request), generation, RealClock().NowNs()});
+  wake_.notify_one();
+  return generation;
+}
+
+void Engine::Impl::RunOnEngineThread(const std::function<void(Runner&)>& function) {
+  std::mutex done_mutex;
+  std::condition_variable done_wake;
+  bool done = false;
+  {
+    std::lock_guard lock(mutex_);
+    calls_.push_back([&](Runner& runner) {
+      function(runner);
+      std::lock_guard done_lock(done_mutex);
+      done = true;
+      done_wake.notify_one();
+    });
+  }
+  wake_.notify_one();
+  std::unique_lock lock(done_mutex);
+  done_wake.wait(lock, [&] { return done; });
+}
+
+void Engine::Impl::ThreadMain() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    const auto ready = [&] { return stopping_ || !queue_.empty() || !calls_.empty(); };
+    if (save_heat_ && options_.heat_save_interval_ns > 0) {
+      wake_.wait_for(lock, std::chrono::nanoseconds(options_.heat_save_interval_ns), ready);
+    } else {
+      wake_.wait(lock, ready);
+    }
+    if (!calls_.empty()) {
+      const auto call = std::move(calls_.front());
+      calls_.pop_front();
+      lock.unlock();
+      call(*runner_);
+      PublishStats();
+      lock.lock();
+      continue;
+    }
+    if (queue_.empty()) {
+      if (stopping_) break;
+      lock.unlock();
+      SaveHeatIfDue(false);
+      lock.lock();
+      continue;
+    }
+    Job job = std::move(queue_.front());
+    queue_.pop_front();
+    running_ = job.generation;
+    if (stopping_) job.generation->Cancel();
+    lock.unlock();
+    RunJob(job);
+    PublishStats();
+    SaveHeatIfDue(false);
+    lock.lock();
+    running_.reset();
+  }
+  lock.unlock();
+  SaveHeatIfDue(true);
+}
+
+void Engine::Impl::RunJob(Job& job) {
+  GenerationEvent event;
+  event.timings.prompt_tokens = static_cast<uint32_t>(job.request.prompt.size());
+  event.timings.queue_ns = RealClock().NowNs() - job.submitted_ns;
+  ++requests_;
+  if (job.generation->cancelled_.load(std::memory_order_relaxed)) {
+    Finish(job, &event, FinishReason::kCancelled);
+    return;
+  }
+  event.kind = GenerationEvent::Kind::kStarted;
+  job.request.on_event(event);
+
+  int64_t begin = RealClock().NowNs();
+  runner_->ResetSequence();
+  std::span<const float> logits;
+  const Status prefilled = Prefill(job, &event, &logits);
+  event.timings.prefill_ns = RealClock().NowNs() - begin;
+  if (!prefilled.ok()) {
+    event.error = prefilled;
+    Finish(job, &event, prefilled.code() == StatusCode::kCancelled ? FinishReason::kCancelled
+                                                                   : FinishReason::kError);
+    return;
+  }
+  PublishStats();
+  begin = RealClock().NowNs();
+  const FinishReason reason = Decode(job, logits, &event);
+  event.timings.decode_ns = RealClock().NowNs() - begin;
+  Finish(job, &event, reason);
+}
+
+Status Engine::Impl::Prefill(const Job& job, GenerationEvent* event,
+                             std::span<const float>* logits) {
+  const Runner::LogitsSink keep = [&](uint32_t, std::span<const float> values) {
+    std::copy(values.begin(), values.end(), logits_.begin());
+  };
+  const std::function<void(uint32_t)> progress = [&](uint32_t done) {
+    event->kind = GenerationEvent::Kind::kPrefillProgress;
+    event->prefilled_tokens = done;
+    job.request.on_event(*event);
+  };
+  RETURN_IF_ERROR(runner_->Forward(job.request.prompt,
+                                   {.sink = &keep,
+                                    .cancelled = &job.generation->cancelled_,
+                                    .on_chunk = &progress}));
+  *logits = logits_;
+  return OkStatus();
+}
+
+FinishReason Engine::Impl::Decode(const Job& job, std::span<const float> logits,
+                                  GenerationEvent* event) {
+  const GenerationRequest& request = job.request;
+  const std::vector<int32_t>& eos = runner_->info().eos_tokens;
+  const uint32_t room = runner_->max_context() - runner_->position();
+  const uint32_t budget = request.max_tokens > 0 ? std::min(request.max_tokens, room) : room;
+  Sampler sampler(request.sampling, runner_->config().vocab_size);
+  sampler.AcceptPrompt(request.prompt);
+  TextAssembler text(&*tokenizer_, request.stop);
+  const Runner::LogitsSink keep = [&](uint32_t, std::span<const float> values) {
+    std::copy(values.begin(), values.end(), logits_.begin());
+  };
+  FinishReason reason = FinishReason::kLength;
+  for (uint32_t i = 0; i < budget; ++i) {
+    if (job.generation->cancelled_.load(std::memory_order_relaxed)) {
+      return FinishReason::kCancelled;
+    }
+    const int32_t token = sampler.Sample(logits);
+    ++event->timings.completion_tokens;
+    if (!request.ignore_eos && std::find(eos.begin(), eos.end(), token) != eos.end()) {
+      reason = FinishReason::kStop;
+      break;
+    }
+    event->kind = GenerationEvent::Kind::kToken;
+    event->token = token;
+    event->text = text.Push(token);
+    if (request.top_logprobs) {
+      event->logprobs = ComputeLogprobs(logits, token, *request.top_logprobs);
+    }
+    request.on_event(*event);
+    event->text.clear();
+    if (!text.stopped_by().empty()) {
+      event->stop_string = text.stopped_by();
+      return FinishReason::kStop;
+    }
+    if (i + 1 == budget) break;
+    const Status status = runner_->Forward(
+        std::span(&token, 1), {.sink = &keep, .cancelled = &job.generation->cancelled_});
+    if (!status.ok()) {
+      event->error = status;
+      return status.code() == StatusCode::kCancelled ? FinishReason::kCancelled
+                                                     : FinishReason::kError;
+    }
+    PublishStatsIfDue();
+  }
+  event->text = text.Flush();
+  if (!text.stopped_by().empty()) {
+    event->stop_string = text.stopped_by();
+    reason = FinishReason::kStop;
+  }
+  return reason;
+}
+
+void Engine::Impl::Finish(const Job& job, GenerationEvent* event, FinishReason reason) {
+  if (reason == FinishReason::kError) ++failed_;
+  if (reason == FinishReason::kCancelled) ++cancelled_;
+  event->kind = GenerationEvent::Kind::kFinished;
+  event->finish_reason = reason;
+  event->logprobs.reset();
+  event->token = -1;
+  if (reason == FinishReason::kCancelled && event->error.ok()) {
+    event->error = Cancelled("request cancelled");
+  }
+  // Before the event, so that whoever waits for it sees this request in the statistics.
+  PublishStats();
+  job.request.on_event(*event);
+}
+
+// A snapshot walks all experts and reads /proc: 0.1 to 0.5 ms, too much for every token.
+void Engine::Impl::PublishStatsIfDue() {
+  constexpr int64_t kIntervalNs = 200'000'000;
+  if (RealClock().NowNs() - stats_published_ns_ >= kIntervalNs) PublishStats();
+}
+
+void Engine::Impl::PublishStats() {
+  stats_published_ns_ = RealClock().NowNs();
+  EngineStats fresh = runner_->Stats();
+  fresh.requests = requests_;
+  fresh.requests_failed = failed_;
+  fresh.requests_cancelled = cancelled_;
+  std::lock_guard lock(mutex_);
+  stats_ = std::move(fresh);
+}
+
+void Engine::Impl::SaveHeatIfDue(bool now) {
+  if (!save_heat_) return;
+  const int64_t time = RealClock().NowNs();
+  const bool due = options_.heat_save_interval_ns > 0 &&
+                   time - heat_saved_ns_ >= options_.heat_save_interval_ns;
+  if (!now && !due) return;
+  heat_saved_ns_ = time;
+  const Status status = runner_->SaveHeat(options_.runner.heat_profile);
+  if (!status.ok()) LOG_WARN("heat was not saved: {}", status.ToString());
+}
+
+Engine::Engine() : impl_(std::make_unique<Impl>()) {}
+Engine::~Engine() = default;
+
+Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options) {
+  std::unique_ptr<Engine> engine(new Engine());
+  RETURN_IF_ERROR(engine->impl_->Open(options));
+  return engine;
+}
+
+Result<std::shared_ptr<Generation>> Engine::Submit(GenerationRequest request) {
+  return impl_->Submit(std::move(request));
+}
+void Engine::RunOnEngineThread(const std::function<void(Runner&)>& function) {
+  impl_->RunOnEngineThread(function);
+}
+EngineStats Engine::Stats() const {
+  std::lock_guard lock(impl_->mutex_);
+  EngineStats stats = impl_->stats_;
+  stats.queue_length = static_cast<uint32_t>(impl_->queue_.size());
+  return stats;
+}
+const Tokenizer& Engine::tokenizer() const { return *impl_->tokenizer_; }
+const ChatTemplate* Engine::chat_template() const {
+  return impl_->chat_template_ ? &*impl_->chat_template_ : nullptr;
+}
+const ModelInfo& Engine::model_info() const { return impl_->runner_->info(); }
+const SamplingOptions& Engine::default_sampling() const { return impl_->default_sampling_; }
+uint32_t Engine::queue_length() const {
+  std::lock_guard lock(impl_->mutex_);
+  return static_cast<uint32_t>(impl_->queue_.size());
+}
+
+}  // namespace moraine

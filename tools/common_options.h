@@ -1,0 +1,27 @@
+// The options that run, serve, eval and warm share, spelled and explained once.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <string>
+
+#include "engine/runner.h"
+
+namespace moraine {
+
+// What the user typed; FinishRunnerOptions turns it into RunnerOptions.
+struct RunnerArguments {
+  RunnerOptions options;
+  std::string ram_budget = "auto";
+  bool no_direct = false;
+};
+
+// Adds STORE and the options. `arguments` must outlive the parse.
+void AddRunnerArguments(CLI::App* command, RunnerArguments* arguments);
+// Parses the budget; errors name the option.
+Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments);
+
+// Prints "moraine: <message>" to stderr; returns the exit code for a failed operation (1).
+int PrintError(const Status& status);
+
+}  // namespace moraine

@@ -1,0 +1,186 @@
+// moraine run: one prompt, streamed to stdout, with a report of where time and bytes went on stderr.
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <future>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/log.h"
+#include "commands.h"
+#include "common_options.h"
+#include "engine/engine.h"
+
+namespace moraine {
+namespace {
+
+struct RunArguments {
+  RunnerArguments runner;
+  std::string prompt, system;
+  bool raw = false, json = false, quiet = false, layers = false, no_warm = false;
+  uint32_t max_tokens = 512;
+  std::optional<float> temperature, top_p, min_p, repetition_penalty, presence_penalty,
+      frequency_penalty;
+  std::optional<uint32_t> top_k;
+  std::optional<uint64_t> seed;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+};
+
+// Ctrl-C cancels the generation; what was generated and the report are still printed.
+std::atomic<Generation*> running_generation{nullptr};
+void HandleInterrupt(int) {
+  if (Generation* generation = running_generation.load()) generation->Cancel();
+}
+
+Result<std::vector<int32_t>> EncodePrompt(const Engine& engine, const RunArguments& a,
+                                          const std::string& prompt) {
+  if (a.raw) return engine.tokenizer().Encode(prompt);
+  if (engine.chat_template() == nullptr) {
+    return FailedPrecondition("the model has no chat template: use --raw");
+  }
+  nlohmann::ordered_json messages = nlohmann::ordered_json::array();
+  if (!a.system.empty()) messages.push_back({{"role", "system"}, {"content", a.system}});
+  messages.push_back({{"role", "user"}, {"content", prompt}});
+  const TokenizerConfig& config = engine.tokenizer().config();
+  ASSIGN_OR_RETURN(const RenderedPrompt rendered,
+                   engine.chat_template()->Render({{"messages", messages},
+                                                   {"add_generation_prompt", true},
+                                                   {"bos_token", config.bos_token},
+                                                   {"eos_token", config.eos_token}}));
+  return engine.tokenizer().EncodeSegments(rendered.segments);
+}
+
+SamplingOptions Sampling(const Engine& engine, const RunArguments& a) {
+  SamplingOptions s = engine.default_sampling();
+  s.temperature = a.temperature.value_or(s.temperature);
+  s.top_p = a.top_p.value_or(s.top_p);
+  s.top_k = a.top_k.value_or(s.top_k);
+  s.min_p = a.min_p.value_or(s.min_p);
+  s.repetition_penalty = a.repetition_penalty.value_or(s.repetition_penalty);
+  s.presence_penalty = a.presence_penalty.value_or(s.presence_penalty);
+  s.frequency_penalty = a.frequency_penalty.value_or(s.frequency_penalty);
+  s.seed = a.seed.value_or(static_cast<uint64_t>(RealClock().NowNs()));
+  return s;
+}
+
+// A writable store keeps heat and the last run's statistics; if another process has it open for
+// writing, this run goes without.
+Result<std::unique_ptr<Engine>> OpenEngine(const RunArguments& a) {
+  EngineOptions options;
+  ASSIGN_OR_RETURN(options.runner, FinishRunnerOptions(a.runner));
+  options.heat_save_interval_ns = 0;
+  options.runner.store_mode = StoreMode::kReadWrite;
+  auto engine = Engine::Open(options);
+  if (engine.ok() || engine.status().code() != StatusCode::kFailedPrecondition) return engine;
+  options.runner.store_mode = StoreMode::kReadOnly;
+  return Engine::Open(options);
+}
+
+void PrintJson(const std::string& text, const std::string& prompt, const GenerationEvent& end,
+               const EngineStats& stats) {
+  const char* reasons[] = {"stop", "length", "cancelled", "error"};
+  nlohmann::ordered_json json = {
+      {"prompt", prompt},
+      {"text", text},
+      {"finish_reason", reasons[static_cast<int>(end.finish_reason)]},
+      {"prompt_tokens", end.timings.prompt_tokens},
+      {"completion_tokens", end.timings.completion_tokens},
+      {"prefill_seconds", static_cast<double>(end.timings.prefill_ns) * 1e-9},
+      {"decode_seconds", static_cast<double>(end.timings.decode_ns) * 1e-9},
+      {"stats", nlohmann::ordered_json::parse(stats.ToJson())}};
+  if (!end.error.ok()) json["error"] = end.error.message();
+  std::printf("%s\n",
+              json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+}
+
+Status Run(const RunArguments& a) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, OpenEngine(a));
+  std::string prompt = a.prompt;
+  if (prompt == "-") {
+    prompt.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+  }
+  if (!a.no_warm) {
+    Status warmed;
+    engine->RunOnEngineThread([&](Runner& runner) {
+      warmed = runner.Warm(a.runner.options.heat_profile, nullptr);
+    });
+    // A store that was never run has no heat yet.
+    if (!warmed.ok() && warmed.code() != StatusCode::kNotFound) return warmed;
+  }
+  GenerationRequest request;
+  ASSIGN_OR_RETURN(request.prompt, EncodePrompt(*engine, a, prompt));
+  request.sampling = Sampling(*engine, a);
+  request.max_tokens = a.max_tokens;
+  request.stop = a.stop;
+  request.ignore_eos = a.ignore_eos;
+
+  std::string text;
+  std::promise<GenerationEvent> finished;
+  const bool stream = !a.json;
+  request.on_event = [&](const GenerationEvent& event) {
+    text += event.text;
+    if (stream && !event.text.empty()) {
+      std::fwrite(event.text.data(), 1, event.text.size(), stdout);
+      std::fflush(stdout);
+    }
+    if (event.kind == GenerationEvent::Kind::kFinished) finished.set_value(event);
+  };
+  ASSIGN_OR_RETURN(const auto generation, engine->Submit(std::move(request)));
+  running_generation = generation.get();
+  std::signal(SIGINT, HandleInterrupt);
+  const GenerationEvent end = finished.get_future().get();
+  std::signal(SIGINT, SIG_DFL);
+  running_generation = nullptr;
+
+  const EngineStats stats = engine->Stats();
+  if (stream) {
+    if (text.empty() || text.back() != '\n') std::printf("\n");
+    std::fflush(stdout);
+    if (!a.quiet) std::fprintf(stderr, "\n%s", stats.ToText(a.layers).c_str());
+  } else {
+    PrintJson(text, prompt, end, stats);
+  }
+  engine->RunOnEngineThread([&](Runner& runner) {
+    if (runner.store().mode() != StoreMode::kReadWrite) return;
+    const Status saved = runner.store().PutNote("last_run_stats", stats.ToJson());
+    if (!saved.ok()) LOG_WARN("statistics were not saved: {}", saved.ToString());
+  });
+  return end.finish_reason == FinishReason::kError ? end.error : OkStatus();
+}
+
+}  // namespace
+
+void RegisterRunCommand(CLI::App& app, int* exit_code) {
+  auto a = std::make_shared<RunArguments>();
+  CLI::App* command = app.add_subcommand("run", "Answer one prompt, streaming to stdout");
+  AddRunnerArguments(command, &a->runner);
+  command->add_option("PROMPT", a->prompt, "the prompt; - reads stdin")->required();
+  command->add_option("--system", a->system, "system message");
+  command->add_flag("--raw", a->raw, "continue the prompt as it is, without the chat template");
+  command->add_flag("--json", a->json, "one JSON object at the end instead of a stream");
+  command->add_flag("--quiet", a->quiet, "no report on stderr");
+  command->add_flag("--layers", a->layers, "the report with one line a layer");
+  command->add_flag("--no-warm", a->no_warm, "do not preload the experts of the saved heat profile");
+  command->add_option("--max-tokens", a->max_tokens, "longest answer; 0: to the context's end")
+      ->capture_default_str();
+  command->add_option("--temperature", a->temperature, "0: greedy (default: the model's)");
+  command->add_option("--top-k", a->top_k);
+  command->add_option("--top-p", a->top_p);
+  command->add_option("--min-p", a->min_p);
+  command->add_option("--repetition-penalty", a->repetition_penalty);
+  command->add_option("--presence-penalty", a->presence_penalty);
+  command->add_option("--frequency-penalty", a->frequency_penalty);
+  command->add_option("--seed", a->seed, "same seed, same answer");
+  command->add_option("--stop", a->stop, "stop strings");
+  command->add_flag("--ignore-eos", a->ignore_eos);
+  command->callback([a, exit_code] {
+    const Status status = Run(*a);
+    if (!status.ok()) *exit_code = PrintError(status);
+  });
+}
+
+}  // namespace moraine

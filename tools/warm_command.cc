@@ -1,0 +1,100 @@
+// moraine warm: learns which experts a workload uses and saves it as a heat profile, from which run
+// and serve preload their cache.
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <memory>
+
+#include "commands.h"
+#include "common_options.h"
+#include "engine/runner.h"
+#include "model/tokenizer/tokenizer.h"
+
+namespace moraine {
+namespace {
+
+struct WarmArguments {
+  RunnerArguments runner;
+  std::vector<std::string> prompt_files;
+  bool json = false;
+};
+
+Status LearnFrom(Runner& runner, const Tokenizer& tokenizer, const std::string& path,
+                 uint64_t* tokens) {
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) return IoErrorFromErrno(path, errno);
+  const std::string text{std::istreambuf_iterator<char>(stream), {}};
+  ASSIGN_OR_RETURN(const std::vector<int32_t> ids, tokenizer.Encode(text));
+  const Runner::ForwardOptions options{.logits = Runner::LogitsMode::kNone};
+  for (size_t begin = 0; begin < ids.size(); begin += runner.max_context()) {
+    const auto part =
+        std::span(ids).subspan(begin, std::min<size_t>(runner.max_context(), ids.size() - begin));
+    runner.ResetSequence();
+    RETURN_IF_ERROR(runner.Forward(part, options));
+    *tokens += part.size();
+  }
+  return OkStatus();
+}
+
+Status Warm(const WarmArguments& a) {
+  ASSIGN_OR_RETURN(RunnerOptions options, FinishRunnerOptions(a.runner));
+  options.store_mode = StoreMode::kReadWrite;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Runner> runner, Runner::Open(options));
+  uint64_t tokens = 0;
+  if (!a.prompt_files.empty()) {
+    const auto& files = runner->store().manifest().files;
+    const auto json = files.find("tokenizer.json"), config = files.find("tokenizer_config.json");
+    if (json == files.end()) {
+      return FailedPrecondition(options.store_directory + ": the store has no tokenizer");
+    }
+    ASSIGN_OR_RETURN(const Tokenizer tokenizer,
+                     Tokenizer::FromContents(json->second,
+                                             config == files.end() ? "" : config->second));
+    for (const std::string& path : a.prompt_files) {
+      RETURN_IF_ERROR(LearnFrom(*runner, tokenizer, path, &tokens));
+    }
+    RETURN_IF_ERROR(runner->SaveHeat(options.heat_profile));
+  }
+  const EngineStats before = runner->Stats();
+  const bool terminal = !a.json && isatty(fileno(stderr));
+  const Status warmed = runner->Warm(options.heat_profile, [&](uint64_t done, uint64_t total) {
+    if (!terminal || total == 0) return;
+    std::fprintf(stderr, "\rwarming %3.0f %%", 100.0 * static_cast<double>(done) /
+                                                 static_cast<double>(total));
+    if (done == total) std::fprintf(stderr, "\n");
+  });
+  if (warmed.code() == StatusCode::kNotFound) {
+    return NotFound(options.store_directory + ": no heat profile '" + options.heat_profile +
+                    "' yet: give --prompts FILE, or run or serve the model once");
+  }
+  RETURN_IF_ERROR(warmed);
+  const EngineStats stats = runner->Stats();
+  const double gigabytes =
+      static_cast<double>(stats.residency.bytes_read - before.residency.bytes_read) * 1e-9;
+  const double seconds = static_cast<double>(stats.uptime_ns - before.uptime_ns) * 1e-9;
+  std::printf(a.json ? "{\"learnt_tokens\":%llu,\"resident_experts\":%u,\"experts\":%llu,"
+                       "\"gigabytes\":%.6f,\"seconds\":%.6f}\n"
+                     : "learnt from %llu tokens; %u of %llu experts fit the budget and were read: "
+                       "%.3f GB in %.3f s\n",
+              static_cast<unsigned long long>(tokens), stats.residency.resident,
+              static_cast<unsigned long long>(stats.expert_count), gigabytes, seconds);
+  return OkStatus();
+}
+
+}  // namespace
+
+void RegisterWarmCommand(CLI::App& app, int* exit_code) {
+  auto a = std::make_shared<WarmArguments>();
+  CLI::App* command = app.add_subcommand(
+      "warm", "Learn a workload's hot experts, save them as a profile, check that they load");
+  AddRunnerArguments(command, &a->runner);
+  command->add_option("--prompts", a->prompt_files, "text files to learn the routing from");
+  command->add_flag("--json", a->json);
+  command->callback([a, exit_code] {
+    const Status status = Warm(*a);
+    if (!status.ok()) *exit_code = PrintError(status);
+  });
+}
+
+}  // namespace moraine
