@@ -4,11 +4,11 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 
 #include "base/bytes.h"
 #include "store/catalogue.h"
+#include "store/checksum_mismatch.h"
 #include "store/pack_header.h"
 #include "store/posix_file.h"
 #include "store/store_directory.h"
@@ -19,16 +19,6 @@ namespace {
 // Dense tensors are read in pieces, and each piece's pages are dropped: the weights are then in
 // their arena, and a second copy in the page cache would count against the same memory limit.
 constexpr uint64_t kDenseReadBytes = 8 * kMiB;
-
-std::string Hex(uint64_t value) {
-  char text[19];
-  std::snprintf(text, sizeof(text), "0x%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
-
-Status ChecksumMismatch(const std::string& where, uint64_t expected, uint64_t found) {
-  return Corruption(where + ": checksum is " + Hex(found) + ", expected " + Hex(expected));
-}
 
 std::string Describe(ExpertKey key) {
   return "layer " + std::to_string(key.layer.value()) + " expert " +
@@ -255,8 +245,7 @@ Status Store::VerifyRecord(ExpertKey key, std::span<const std::byte> bytes) cons
   CHECK(bytes.size() == location.bytes, "a record is verified whole");
   const uint64_t checksum = XXH3_64bits(bytes.data(), bytes.size());
   if (checksum == location.checksum) return OkStatus();
-  return ChecksumMismatch(impl_->expert_packs[location.pack] + " at offset " +
-                              std::to_string(location.offset) + ": " + Describe(key),
+  return ChecksumMismatch(impl_->expert_packs[location.pack], location.offset, Describe(key),
                           location.checksum, checksum);
 }
 
@@ -277,8 +266,7 @@ Status Store::ReadDense(const DenseTensor& tensor, std::span<std::byte> destinat
   XXH3_freeState(hash);
   RETURN_IF_ERROR(status);
   if (checksum == tensor.checksum) return OkStatus();
-  return ChecksumMismatch(impl_->dense_pack + " at offset " + std::to_string(tensor.offset) +
-                              ": tensor '" + tensor.name + "'",
+  return ChecksumMismatch(impl_->dense_pack, tensor.offset, "tensor '" + tensor.name + "'",
                           tensor.checksum, checksum);
 }
 
