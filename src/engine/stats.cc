@@ -1,0 +1,471 @@
+#include "engine/stats.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/bytes.h"
+
+namespace moraine {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// One list of fields a struct, visited by the writer and by the reader, so that the two cannot drift
+// apart. `f(name, member)`.
+template <typename Visitor, typename S>
+void VisitPhase(S& s, Visitor&& f) {
+  f("steps", s.steps);
+  f("tokens", s.tokens);
+  f("wall_ns", s.wall_ns);
+  f("attention_ns", s.attention_ns);
+  f("expert_ns", s.expert_ns);
+  f("stall_ns", s.stall_ns);
+  f("bytes_read", s.bytes_read);
+}
+
+template <typename Visitor, typename S>
+void VisitLookups(S& s, Visitor&& f) {
+  f("hit", s.hit);
+  f("cold_miss", s.cold_miss);
+  f("in_flight_miss", s.in_flight_miss);
+  f("prefetch_hit", s.prefetch_hit);
+}
+
+template <typename Visitor, typename S>
+void VisitResidency(S& s, Visitor&& f) {
+  f("evictions", s.evictions);
+  f("quarantined", s.quarantined);
+  f("failed_reads", s.failed_reads);
+  f("prefetch_issued", s.prefetch_issued);
+  f("prefetch_used", s.prefetch_used);
+  f("prefetch_wasted", s.prefetch_wasted);
+  f("bytes_read", s.bytes_read);
+  f("slot_count", s.slot_count);
+  f("ring_slots", s.ring_slots);
+  f("resident", s.resident);
+  f("slot_bytes", s.slot_bytes);
+}
+
+template <typename Visitor, typename S>
+void VisitReads(S& s, Visitor&& f) {
+  f("demand_bytes", s.demand_bytes);
+  f("speculative_bytes", s.speculative_bytes);
+  f("demand_records", s.demand_records);
+  f("speculative_records", s.speculative_records);
+  f("short_reads", s.short_reads);
+  f("retries", s.retries);
+  f("failures", s.failures);
+  f("deadline_misses", s.deadline_misses);
+  f("cancelled", s.cancelled);
+  f("submit_calls", s.submit_calls);
+  f("busy_ns", s.busy_ns);
+}
+
+template <typename Visitor, typename S>
+void VisitMemory(S& s, Visitor&& f) {
+  f("budget_bytes", s.budget_bytes);
+  f("dense_bytes", s.dense_bytes);
+  f("kv_bytes", s.kv_bytes);
+  f("slot_bytes", s.slot_bytes);
+  f("scratch_bytes", s.scratch_bytes);
+  f("resident_set_bytes", s.resident_set_bytes);
+  f("peak_resident_set_bytes", s.peak_resident_set_bytes);
+}
+
+template <typename Visitor, typename S>
+void VisitTop(S& s, Visitor&& f) {
+  f("model", s.model);
+  f("store", s.store);
+  f("io", s.io);
+  f("isa", s.isa);
+  f("policy", s.policy);
+  f("threads", s.threads);
+  f("requests", s.requests);
+  f("requests_failed", s.requests_failed);
+  f("requests_cancelled", s.requests_cancelled);
+  f("queue_length", s.queue_length);
+  f("uptime_ns", s.uptime_ns);
+  f("expert_count", s.expert_count);
+  f("expert_bytes", s.expert_bytes);
+}
+
+template <typename Visitor, typename S>
+void VisitLayer(S& s, Visitor&& f) {
+  f("layer", s.layer);
+  f("experts", s.experts);
+  f("resident", s.resident);
+  f("stall_ns", s.stall_ns);
+}
+
+struct Writer {
+  Json& out;
+  template <typename T>
+  void operator()(const char* name, const T& value) const {
+    out[name] = value;
+  }
+};
+
+Json LookupsJson(const LookupCounters& lookups) {
+  Json json;
+  VisitLookups(lookups, Writer{json});
+  return json;
+}
+
+Json PhaseJson(const PhaseStats& phase) {
+  Json json;
+  VisitPhase(phase, Writer{json});
+  json["other_ns"] = phase.other_ns();  // for readers; recomputed when parsed
+  return json;
+}
+
+// Keeps the first error, which names the field's path.
+class Reader {
+ public:
+  Reader(const Json& object, std::string path, Status* status)
+      : object_(object), path_(std::move(path)), status_(status) {}
+
+  template <typename T>
+  void operator()(const char* name, T& out) const {
+    const Json* value = Find(name);
+    if (value == nullptr) return;
+    if constexpr (std::is_same_v<T, std::string>) {
+      if (!value->is_string()) return Fail(name, "a string", *value);
+    } else {
+      // Counters never exceed 2^63, so any integer of JSON that is stored fits 64 bits.
+      if (!value->is_number_integer()) return Fail(name, "an integer", *value);
+    }
+    out = value->get<T>();
+  }
+
+  // An object or array below; calls `read` with it.
+  template <typename F>
+  void Nested(const char* name, Json::value_t type, F&& read) const {
+    const Json* value = Find(name);
+    if (value == nullptr) return;
+    if (value->type() != type) {
+      return Fail(name, type == Json::value_t::array ? "an array" : "an object", *value);
+    }
+    read(*value, path_ + name);
+  }
+
+ private:
+  const Json* Find(const char* name) const {
+    if (!status_->ok()) return nullptr;
+    const auto found = object_.find(name);
+    if (found != object_.end()) return &*found;
+    *status_ = InvalidArgument(fmt::format("statistics: {}{} is missing", path_, name));
+    return nullptr;
+  }
+  void Fail(const char* name, const char* expected, const Json& found) const {
+    *status_ = InvalidArgument(fmt::format("statistics: {}{}: expected {}, found {}", path_, name,
+                                           expected, found.type_name()));
+  }
+
+  const Json& object_;
+  std::string path_;
+  Status* status_;
+};
+
+void ReadLookups(const Reader& parent, const char* name, LookupCounters* out, Status* status) {
+  parent.Nested(name, Json::value_t::object, [&](const Json& json, const std::string& path) {
+    VisitLookups(*out, Reader(json, path + ".", status));
+  });
+}
+
+Status ReadStats(const Json& json, EngineStats* stats) {
+  Status status;
+  const Reader top(json, "", &status);
+  VisitTop(*stats, top);
+  const auto object = [&](const char* name, auto&& visit) {
+    top.Nested(name, Json::value_t::object, [&](const Json& inner, const std::string& path) {
+      visit(Reader(inner, path + ".", &status));
+    });
+  };
+  object("prefill", [&](const Reader& r) { VisitPhase(stats->prefill, r); });
+  object("decode", [&](const Reader& r) { VisitPhase(stats->decode, r); });
+  object("residency", [&](const Reader& r) {
+    VisitResidency(stats->residency, r);
+    ReadLookups(r, "decode", &stats->residency.decode, &status);
+    ReadLookups(r, "prefill", &stats->residency.prefill, &status);
+  });
+  object("reads", [&](const Reader& r) { VisitReads(stats->reads, r); });
+  object("memory", [&](const Reader& r) { VisitMemory(stats->memory, r); });
+  top.Nested("layers", Json::value_t::array, [&](const Json& list, const std::string& path) {
+    for (size_t i = 0; i < list.size(); ++i) {
+      const Reader r(list[i], fmt::format("{}[{}].", path, i), &status);
+      LayerStats& layer = stats->layers.emplace_back();
+      VisitLayer(layer, r);
+      ReadLookups(r, "decode", &layer.decode, &status);
+      ReadLookups(r, "prefill", &layer.prefill, &status);
+    }
+  });
+  return status;
+}
+
+double Ratio(double part, double whole) { return whole > 0 ? part / whole : 0; }
+
+uint64_t Total(const LookupCounters& c) {
+  return c.hit + c.cold_miss + c.in_flight_miss + c.prefetch_hit;
+}
+
+// One phase: speed, where its time went, what it read. The four parts sum to the wall time because
+// `other` is the difference.
+std::string PhaseText(const char* name, const PhaseStats& phase, const LookupCounters& lookups) {
+  if (phase.tokens == 0) return fmt::format("{:<8} no tokens\n", name);
+  const double tokens = static_cast<double>(phase.tokens);
+  const double wall = static_cast<double>(phase.wall_ns);
+  std::string out = fmt::format("{:<8} {} tokens in {:.2f} s: {:.2f} tok/s, {:.2f} ms/token\n", name,
+                                phase.tokens, wall * 1e-9, Ratio(tokens, wall * 1e-9),
+                                wall * 1e-6 / tokens);
+  const auto part = [&](const char* what, int64_t ns) {
+    const double time = static_cast<double>(ns);
+    return fmt::format("  {} {:.3f} ms ({:.1f} %)", what, time * 1e-6 / tokens,
+                       100 * Ratio(time, wall));
+  };
+  out += "  time  " + part("attention", phase.attention_ns) + part("experts", phase.expert_ns) +
+         part("stall", phase.stall_ns) + part("other", phase.other_ns()) + "\n";
+  const double total = static_cast<double>(Total(lookups));
+  const auto share = [&](const char* what, uint64_t count) {
+    return fmt::format("  {} {} ({:.1f} %)", what, count,
+                       100 * Ratio(static_cast<double>(count), total));
+  };
+  out += "  lookup" + share("hit", lookups.hit) + share("cold", lookups.cold_miss) +
+         share("in flight", lookups.in_flight_miss) + share("prefetched", lookups.prefetch_hit) + "\n";
+  out += fmt::format("  read    {:.2f} MiB/token, {} in all\n",
+                     static_cast<double>(phase.bytes_read) / static_cast<double>(kMiB) / tokens,
+                     FormatByteSize(phase.bytes_read));
+  return out;
+}
+
+std::string LayerTable(const std::vector<LayerStats>& layers) {
+  std::string out =
+      "layer  resident   decode hit %     cold  inflight  prefetch   prefill hit %   stall ms\n";
+  for (const LayerStats& layer : layers) {
+    const auto hit_percent = [](const LookupCounters& c) {
+      return 100 * Ratio(static_cast<double>(c.hit + c.prefetch_hit), static_cast<double>(Total(c)));
+    };
+    out += fmt::format("{:>5}  {:>4}/{:<4}  {:>13.1f} {:>8}  {:>8}  {:>8}   {:>13.1f}  {:>9.2f}\n",
+                       layer.layer, layer.resident, layer.experts, hit_percent(layer.decode),
+                       layer.decode.cold_miss, layer.decode.in_flight_miss, layer.decode.prefetch_hit,
+                       hit_percent(layer.prefill), static_cast<double>(layer.stall_ns) * 1e-6);
+  }
+  return out;
+}
+
+// Label values: backslash, quote and line feed are escaped (Prometheus text format 0.0.4).
+std::string EscapeLabel(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '\\' || c == '"') out += '\\';
+    if (c == '\n') {
+      out += "\\n";
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
+// Collects metric families: HELP and TYPE once, then the samples.
+class PrometheusText {
+ public:
+  void Family(const char* name, const char* type, const char* help) {
+    name_ = name;
+    out_ += fmt::format("# HELP {} {}\n# TYPE {} {}\n", name, help, name, type);
+  }
+  void Sample(const std::string& labels, double value) {
+    out_ += fmt::format("{}{} {}\n", name_, labels, value);
+  }
+  void Sample(const std::string& labels, uint64_t value) {
+    out_ += fmt::format("{}{} {}\n", name_, labels, value);
+  }
+  void Single(const char* name, const char* type, const char* help, uint64_t value) {
+    Family(name, type, help);
+    Sample("", value);
+  }
+  std::string Take() { return std::move(out_); }
+
+ private:
+  std::string name_, out_;
+};
+
+void PhaseMetrics(const EngineStats& stats, PrometheusText* text) {
+  const std::pair<const char*, const PhaseStats*> phases[] = {{"prefill", &stats.prefill},
+                                                              {"decode", &stats.decode}};
+  text->Family("moraine_tokens_total", "counter", "Tokens computed.");
+  for (const auto& [name, phase] : phases) {
+    text->Sample(fmt::format("{{phase=\"{}\"}}", name), phase->tokens);
+  }
+  text->Family("moraine_steps_total", "counter", "Forward steps.");
+  for (const auto& [name, phase] : phases) {
+    text->Sample(fmt::format("{{phase=\"{}\"}}", name), phase->steps);
+  }
+  text->Family("moraine_time_seconds_total", "counter",
+               "Wall time of steps by where it went; the parts sum to the wall time.");
+  for (const auto& [name, phase] : phases) {
+    const std::pair<const char*, int64_t> parts[] = {{"attention", phase->attention_ns},
+                                                     {"experts", phase->expert_ns},
+                                                     {"stall", phase->stall_ns},
+                                                     {"other", phase->other_ns()}};
+    for (const auto& [part, ns] : parts) {
+      text->Sample(fmt::format("{{phase=\"{}\",part=\"{}\"}}", name, part),
+                   static_cast<double>(ns) * 1e-9);
+    }
+  }
+  text->Family("moraine_expert_read_bytes_total", "counter", "Bytes of expert records that landed.");
+  for (const auto& [name, phase] : phases) {
+    text->Sample(fmt::format("{{phase=\"{}\"}}", name), phase->bytes_read);
+  }
+}
+
+void LookupSamples(const LookupCounters& c, const std::string& labels, PrometheusText* text) {
+  text->Sample(fmt::format("{{{},result=\"hit\"}}", labels), c.hit);
+  text->Sample(fmt::format("{{{},result=\"cold_miss\"}}", labels), c.cold_miss);
+  text->Sample(fmt::format("{{{},result=\"in_flight_miss\"}}", labels), c.in_flight_miss);
+  text->Sample(fmt::format("{{{},result=\"prefetch_hit\"}}", labels), c.prefetch_hit);
+}
+
+void ResidencyMetrics(const EngineStats& stats, PrometheusText* text) {
+  const ResidencyStats& r = stats.residency;
+  text->Family("moraine_expert_lookups_total", "counter", "Expert lookups by result.");
+  LookupSamples(r.prefill, "phase=\"prefill\"", text);
+  LookupSamples(r.decode, "phase=\"decode\"", text);
+  text->Single("moraine_expert_evictions_total", "counter", "Experts dropped.", r.evictions);
+  text->Single("moraine_experts_quarantined", "gauge", "Experts with a corrupt record.",
+               r.quarantined);
+  text->Single("moraine_expert_failed_reads_total", "counter", "Expert reads given up.",
+               r.failed_reads);
+  text->Family("moraine_prefetch_experts_total", "counter", "Speculative reads by outcome.");
+  text->Sample("{outcome=\"issued\"}", r.prefetch_issued);
+  text->Sample("{outcome=\"used\"}", r.prefetch_used);
+  text->Sample("{outcome=\"wasted\"}", r.prefetch_wasted);
+  text->Single("moraine_experts_resident", "gauge", "Experts in memory.", r.resident);
+  text->Single("moraine_experts", "gauge", "Experts of the store.", stats.expert_count);
+  text->Single("moraine_expert_slots", "gauge", "Slots for experts.", r.slot_count);
+  if (stats.layers.empty()) return;
+  text->Family("moraine_layer_expert_lookups_total", "counter", "Decode lookups by layer and result.");
+  for (const LayerStats& layer : stats.layers) {
+    LookupSamples(layer.decode, fmt::format("layer=\"{}\"", layer.layer), text);
+  }
+}
+
+void ReadMetrics(const EngineStats& stats, PrometheusText* text) {
+  const ReadSchedulerStats& r = stats.reads;
+  text->Family("moraine_drive_read_bytes_total", "counter", "Bytes read by kind.");
+  text->Sample("{kind=\"demand\"}", r.demand_bytes);
+  text->Sample("{kind=\"speculative\"}", r.speculative_bytes);
+  text->Family("moraine_drive_busy_seconds_total", "counter", "Time with a read in flight.");
+  text->Sample("", static_cast<double>(r.busy_ns) * 1e-9);
+  text->Single("moraine_drive_retries_total", "counter", "Reads tried again.", r.retries);
+  text->Single("moraine_drive_failures_total", "counter", "Records given up.", r.failures);
+  text->Single("moraine_drive_deadline_misses_total", "counter", "Records past their deadline.",
+               r.deadline_misses);
+  text->Single("moraine_drive_submit_calls_total", "counter", "System calls that submit reads.",
+               r.submit_calls);
+}
+
+void MemoryMetrics(const EngineStats& stats, PrometheusText* text) {
+  const MemoryStats& m = stats.memory;
+  text->Family("moraine_memory_bytes", "gauge", "Memory by use.");
+  text->Sample("{use=\"dense\"}", m.dense_bytes);
+  text->Sample("{use=\"kv\"}", m.kv_bytes);
+  text->Sample("{use=\"experts\"}", m.slot_bytes);
+  text->Sample("{use=\"scratch\"}", m.scratch_bytes);
+  text->Single("moraine_memory_budget_bytes", "gauge", "Budget of the process; 0: a share was given.",
+               m.budget_bytes);
+  text->Single("moraine_resident_set_bytes", "gauge", "Resident set of the process.",
+               m.resident_set_bytes);
+  text->Single("moraine_peak_resident_set_bytes", "gauge", "Largest resident set so far.",
+               m.peak_resident_set_bytes);
+}
+
+}  // namespace
+
+std::string EngineStats::ToJson() const {
+  Json json;
+  VisitTop(*this, Writer{json});
+  json["prefill"] = PhaseJson(prefill);
+  json["decode"] = PhaseJson(decode);
+  Json& r = json["residency"];
+  VisitResidency(residency, Writer{r});
+  r["decode"] = LookupsJson(residency.decode);
+  r["prefill"] = LookupsJson(residency.prefill);
+  VisitReads(reads, Writer{json["reads"]});
+  VisitMemory(memory, Writer{json["memory"]});
+  Json& list = json["layers"] = Json::array();
+  for (const LayerStats& layer : layers) {
+    Json entry;
+    VisitLayer(layer, Writer{entry});
+    entry["decode"] = LookupsJson(layer.decode);
+    entry["prefill"] = LookupsJson(layer.prefill);
+    list.push_back(std::move(entry));
+  }
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+Result<EngineStats> ParseEngineStats(const std::string& text) {
+  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) {
+    return InvalidArgument(fmt::format("statistics: expected a JSON object, found {}",
+                                       json.is_discarded() ? "malformed JSON" : json.type_name()));
+  }
+  EngineStats stats;
+  RETURN_IF_ERROR(ReadStats(json, &stats));
+  return stats;
+}
+
+std::string EngineStats::ToText(bool per_layer) const {
+  std::string out =
+      fmt::format("model    {} ({}, {}, {} threads, policy {})\n", model, io, isa, threads, policy);
+  out += PhaseText("prefill", prefill, residency.prefill);
+  out += PhaseText("decode", decode, residency.decode);
+  const double busy_s = static_cast<double>(reads.busy_ns) * 1e-9;
+  const uint64_t read_bytes = reads.demand_bytes + reads.speculative_bytes;
+  out += fmt::format(
+      "drive    {} read, {:.2f} GB/s while busy ({:.2f} s), {} retries, {} failures\n",
+      FormatByteSize(read_bytes), Ratio(static_cast<double>(read_bytes) * 1e-9, busy_s), busy_s,
+      reads.retries, reads.failures);
+  out += fmt::format("experts  {} of {} resident, {} slots of {}, {} evictions\n", residency.resident,
+                     expert_count, residency.slot_count, FormatByteSize(residency.slot_bytes),
+                     residency.evictions);
+  if (residency.quarantined > 0) {
+    out += fmt::format("         {} experts have corrupt records: run `moraine verify {}`\n",
+                       residency.quarantined, store);
+  }
+  out += fmt::format("memory   {} resident (peak {}), budget {}\n",
+                     FormatByteSize(memory.resident_set_bytes),
+                     FormatByteSize(memory.peak_resident_set_bytes),
+                     memory.budget_bytes == 0 ? "a share of the experts"
+                                              : FormatByteSize(memory.budget_bytes));
+  out += fmt::format("         dense {}, KV {}, experts {}, scratch {}\n",
+                     FormatByteSize(memory.dense_bytes), FormatByteSize(memory.kv_bytes),
+                     FormatByteSize(memory.slot_bytes), FormatByteSize(memory.scratch_bytes));
+  out += fmt::format("requests {} ({} failed, {} cancelled), {} waiting\n", requests, requests_failed,
+                     requests_cancelled, queue_length);
+  if (per_layer) out += LayerTable(layers);
+  return out;
+}
+
+std::string EngineStats::ToPrometheus() const {
+  PrometheusText text;
+  text.Family("moraine_info", "gauge", "What is running.");
+  text.Sample(fmt::format("{{model=\"{}\",io=\"{}\",isa=\"{}\",policy=\"{}\",threads=\"{}\"}}",
+                          EscapeLabel(model), EscapeLabel(io), EscapeLabel(isa), EscapeLabel(policy),
+                          threads),
+              uint64_t{1});
+  text.Family("moraine_uptime_seconds", "gauge", "Time since start.");
+  text.Sample("", static_cast<double>(uptime_ns) * 1e-9);
+  text.Single("moraine_requests_total", "counter", "Requests that ended.", requests);
+  text.Single("moraine_requests_failed_total", "counter", "Requests that failed.", requests_failed);
+  text.Single("moraine_requests_cancelled_total", "counter", "Requests that were cancelled.",
+              requests_cancelled);
+  text.Single("moraine_queue_length", "gauge", "Requests waiting.", queue_length);
+  PhaseMetrics(*this, &text);
+  ResidencyMetrics(*this, &text);
+  ReadMetrics(*this, &text);
+  MemoryMetrics(*this, &text);
+  return text.Take();
+}
+
+}  // namespace moraine

@@ -1,0 +1,360 @@
+#include "server/api_request.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+#include <set>
+
+#include "server/json_fields.h"
+
+namespace moraine {
+namespace {
+
+// OpenAI's limit is 4; clients of other servers send more. Each one costs a search per token.
+constexpr size_t kMaxStopStrings = 16;
+constexpr size_t kMaxStopBytes = 1024;
+// OpenAI's for chat; each one is a line of every chunk.
+constexpr uint32_t kMaxTopLogprobs = 20;
+constexpr uint32_t kMaxTokensField = std::numeric_limits<int32_t>::max();
+// What /v1/completions generates when max_tokens is absent: OpenAI's default, which clients of that
+// endpoint rely on. Chat has none.
+constexpr uint32_t kCompletionDefaultTokens = 16;
+
+// Present, and not in the form that asks for nothing: null, false, [], {} .
+bool AsksForSomething(const Json* value) {
+  if (value == nullptr || value->is_null()) return false;
+  if (value->is_boolean()) return value->get<bool>();
+  if (value->is_structured()) return !value->empty();
+  return true;
+}
+
+void RefuseUnsupported(FieldReader& fields) {
+  struct Refusal {
+    const char* name;
+    const char* why;
+  };
+  static constexpr const char* kNoTools = "this server does not call tools";
+  static constexpr const char* kNoGuide = "output cannot be constrained to a grammar";
+  static constexpr Refusal kRefusals[] = {
+      {"tools", kNoTools},
+      {"functions", kNoTools},
+      {"function_call", kNoTools},
+      {"audio", "text only"},
+      {"prediction", "predicted outputs are not implemented"},
+      {"web_search_options", "this server does not search"},
+      {"suffix", "text is only appended, not inserted"},
+      {"echo", "the prompt is not repeated"},
+      {"use_beam_search", "tokens are sampled"},
+      {"guided_json", kNoGuide},
+      {"guided_regex", kNoGuide},
+      {"guided_choice", kNoGuide},
+      {"guided_grammar", kNoGuide},
+      {"structured_outputs", kNoGuide},
+      {"grammar", kNoGuide},
+      {"json_schema", kNoGuide},
+  };
+  for (const Refusal& refusal : kRefusals) {
+    if (AsksForSomething(fields.Get(refusal.name))) {
+      fields.Fail(UnsupportedField(refusal.name, refusal.why));
+    }
+  }
+  for (const char* name : {"n", "best_of"}) {
+    int64_t count = 1;
+    fields.Integer(name, 1, 128, &count);
+    if (count != 1) fields.Fail(UnsupportedField(name, "one choice per request"));
+  }
+  if (const Json* choice = fields.Get("tool_choice")) {
+    if (*choice != "none" && *choice != "auto") {
+      fields.Fail(UnsupportedField("tool_choice", kNoTools));
+    }
+  }
+  if (const Json* modalities = fields.Get("modalities")) {
+    if (*modalities != Json::array({"text"})) {
+      fields.Fail(UnsupportedField("modalities", "text only"));
+    }
+  }
+  if (const Json* format = fields.Get("response_format")) {
+    const bool is_text = format->is_object() && format->contains("type") && (*format)["type"] == "text";
+    if (!is_text) fields.Fail(UnsupportedField("response_format", kNoGuide));
+  }
+}
+
+void ReadStop(FieldReader& fields, std::vector<std::string>* stop) {
+  const Json* value = fields.Get("stop");
+  if (value == nullptr) return;
+  const Json list = value->is_string() ? Json::array({*value}) : *value;
+  const std::string expected =
+      fmt::format("a string or an array of at most {} strings of 1 to {} bytes", kMaxStopStrings,
+                  kMaxStopBytes);
+  if (!list.is_array() || list.size() > kMaxStopStrings) return fields.Fail("stop", expected, *value);
+  for (const Json& item : list) {
+    const std::string* text = item.get_ptr<const std::string*>();
+    if (text == nullptr || text->empty() || text->size() > kMaxStopBytes) {
+      return fields.Fail("stop", expected, item);
+    }
+    stop->push_back(*text);
+  }
+}
+
+void ReadLogitBias(FieldReader& fields, uint32_t vocab_size,
+                   std::vector<std::pair<int32_t, float>>* bias) {
+  const Json* value = fields.Get("logit_bias");
+  if (value == nullptr) return;
+  if (!value->is_object()) {
+    return fields.Fail("logit_bias", "an object from token ids to numbers", *value);
+  }
+  for (const auto& [key, number] : value->items()) {
+    int32_t token = -1;
+    const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), token);
+    if (error != std::errc() || end != key.data() + key.size() || token < 0 ||
+        static_cast<uint32_t>(token) >= vocab_size) {
+      return fields.Fail("logit_bias", fmt::format("token ids below {} as keys", vocab_size), key);
+    }
+    if (!number.is_number() || !(number.get<double>() >= -100 && number.get<double>() <= 100)) {
+      return fields.Fail("logit_bias." + key, "a number from -100 to 100", number);
+    }
+    bias->emplace_back(token, number.get<float>());
+  }
+}
+
+void ReadSampling(FieldReader& fields, const RequestDefaults& defaults, SamplingOptions* sampling) {
+  *sampling = defaults.sampling;
+  fields.Number("temperature", {0, 2}, &sampling->temperature);
+  fields.Number("top_p", {0, 1}, &sampling->top_p);
+  // The sampler wants more than 0. Clients send 0 for "only the best token", which this also means.
+  sampling->top_p = std::max(sampling->top_p, std::numeric_limits<float>::min());
+  fields.Unsigned("top_k", 0, kMaxTokensField, &sampling->top_k);
+  fields.Number("min_p", {.low = 0, .high = 1, .high_open = true}, &sampling->min_p);
+  fields.Number("repetition_penalty", {.low = 0, .high = 100, .low_open = true},
+                &sampling->repetition_penalty);
+  fields.Number("presence_penalty", {-2, 2}, &sampling->presence_penalty);
+  fields.Number("frequency_penalty", {-2, 2}, &sampling->frequency_penalty);
+  int64_t seed = static_cast<int64_t>(sampling->seed);
+  fields.Integer("seed", std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max(),
+                 &seed);
+  sampling->seed = static_cast<uint64_t>(seed);
+  ReadLogitBias(fields, defaults.vocab_size, &sampling->logit_bias);
+}
+
+void ReadStreamOptions(FieldReader& fields, ApiRequest* out) {
+  fields.Bool("stream", &out->stream);
+  const Json* options = fields.Get("stream_options");
+  if (options == nullptr) return;
+  if (!options->is_object()) return fields.Fail("stream_options", "an object", *options);
+  if (!out->stream) {
+    return fields.Fail(InvalidRequest("stream_options: only allowed when stream is true",
+                                      "stream_options"));
+  }
+  FieldReader inner(*options, "stream_options.");
+  inner.Bool("include_usage", &out->include_usage);
+  if (inner.failed()) fields.Fail(*inner.error());
+}
+
+// What both endpoints have in common.
+void ReadCommon(FieldReader& fields, const RequestDefaults& defaults, ApiRequest* out) {
+  RefuseUnsupported(fields);
+  fields.String("model", &out->model);
+  ReadStreamOptions(fields, out);
+  ReadSampling(fields, defaults, &out->sampling);
+  ReadStop(fields, &out->stop);
+  fields.Unsigned("max_tokens", 1, kMaxTokensField, &out->max_tokens);
+  fields.Unsigned("max_completion_tokens", 1, kMaxTokensField, &out->max_tokens);
+  fields.Bool("ignore_eos", &out->ignore_eos);
+}
+
+void ReadChatLogprobs(FieldReader& fields, std::optional<uint32_t>* top_logprobs) {
+  bool wanted = false;
+  uint32_t count = 0;
+  fields.Bool("logprobs", &wanted);
+  fields.Unsigned("top_logprobs", 0, kMaxTopLogprobs, &count);
+  if (fields.Get("top_logprobs") != nullptr && !wanted && count > 0) {
+    fields.Fail(InvalidRequest("top_logprobs: only allowed when logprobs is true", "top_logprobs"));
+  }
+  if (wanted) *top_logprobs = count;
+}
+
+// A message's content as one string. Text parts are joined by line breaks, as vLLM and llama.cpp do.
+std::optional<ApiError> ReadContent(const Json& message, const std::string& where, std::string* text) {
+  const auto found = message.find("content");
+  const std::string name = where + ".content";
+  if (found == message.end() || found->is_null()) {
+    // Assistant messages may have none (a refusal, a tool call); for the others it is a mistake.
+    if (message["role"] == "assistant") return std::nullopt;
+    return InvalidRequest(name + ": expected a string or an array of text parts, found nothing", name);
+  }
+  if (found->is_string()) {
+    *text = found->get_ref<const std::string&>();
+    return std::nullopt;
+  }
+  if (!found->is_array()) {
+    return InvalidRequest(
+        name + ": expected a string or an array of text parts, found " + DescribeJson(*found), name);
+  }
+  for (size_t i = 0; i < found->size(); ++i) {
+    const Json& part = (*found)[i];
+    const std::string part_name = fmt::format("{}[{}]", name, i);
+    if (!part.is_object() || !part.contains("type") || !part["type"].is_string()) {
+      return InvalidRequest(
+          part_name + ": expected an object with a type, found " + DescribeJson(part), part_name);
+    }
+    if (part["type"] != "text") {
+      return UnsupportedField(part_name + ".type", "text only, found " + DescribeJson(part["type"]));
+    }
+    if (!part.contains("text") || !part["text"].is_string()) {
+      return InvalidRequest(part_name + ".text: expected a string, found " +
+                                (part.contains("text") ? DescribeJson(part["text"]) : "nothing"),
+                            part_name + ".text");
+    }
+    if (i > 0) *text += '\n';
+    *text += part["text"].get_ref<const std::string&>();
+  }
+  return std::nullopt;
+}
+
+std::optional<ApiError> ReadMessage(const Json& message, const std::string& where, Json* out) {
+  static const std::set<std::string> kRoles = {"system", "developer", "user", "assistant", "tool"};
+  if (!message.is_object()) {
+    return InvalidRequest(where + ": expected an object, found " + DescribeJson(message), where);
+  }
+  const Json role = message.value("role", Json());
+  const std::string* role_name = role.get_ptr<const std::string*>();
+  if (role_name == nullptr || kRoles.count(*role_name) == 0) {
+    return InvalidRequest(where +
+                              ".role: expected system, developer, user, assistant or tool, found " +
+                              DescribeJson(role),
+                          where + ".role");
+  }
+  for (const char* name : {"tool_calls", "function_call", "audio"}) {
+    const auto found = message.find(name);
+    if (found != message.end() && AsksForSomething(&*found)) {
+      return UnsupportedField(where + "." + name, "messages are text only");
+    }
+  }
+  std::string text;
+  if (std::optional<ApiError> error = ReadContent(message, where, &text)) return error;
+  // OpenAI's newer name for the same thing; templates know only the older one.
+  (*out)["role"] = *role_name == "developer" ? "system" : *role_name;
+  (*out)["content"] = std::move(text);
+  for (const char* name : {"name", "tool_call_id", "reasoning_content"}) {
+    const auto found = message.find(name);
+    if (found == message.end() || found->is_null()) continue;
+    if (!found->is_string()) {
+      return InvalidRequest(
+          fmt::format("{}.{}: expected a string, found {}", where, name, DescribeJson(*found)),
+          fmt::format("{}.{}", where, name));
+    }
+    (*out)[name] = *found;
+  }
+  return std::nullopt;
+}
+
+void ReadMessages(FieldReader& fields, Json* context) {
+  if (fields.failed()) return;
+  const Json* messages = fields.Get("messages");
+  if (messages == nullptr) {
+    return fields.Fail(InvalidRequest("messages: expected an array, found nothing", "messages"));
+  }
+  if (!messages->is_array() || messages->empty()) {
+    return fields.Fail("messages", "an array of at least one message", *messages);
+  }
+  Json& list = (*context)["messages"] = Json::array();
+  for (size_t i = 0; i < messages->size(); ++i) {
+    Json message = Json::object();
+    std::optional<ApiError> error =
+        ReadMessage((*messages)[i], fmt::format("messages[{}]", i), &message);
+    if (error) return fields.Fail(std::move(*error));
+    list.push_back(std::move(message));
+  }
+}
+
+// vLLM's way to reach a template's own switches, e.g. {"enable_thinking": false}.
+void ReadTemplateVariables(FieldReader& fields, Json* context) {
+  const Json* variables = fields.Get("chat_template_kwargs");
+  if (variables == nullptr) return;
+  if (!variables->is_object()) return fields.Fail("chat_template_kwargs", "an object", *variables);
+  for (const auto& [name, value] : variables->items()) {
+    // What the server sets itself must not come from a request: "bos_token" and its like are trusted
+    // text to the template, in which special tokens are parsed.
+    const bool reserved = name == "messages" || name == "tools" || name == "add_generation_prompt" ||
+                          name.ends_with("_token");
+    if (reserved) {
+      return fields.Fail(InvalidRequest("chat_template_kwargs." + name + ": set by the server",
+                                        "chat_template_kwargs." + name));
+    }
+    (*context)[name] = value;
+  }
+}
+
+// Token ids, if `value` is a list of them; `field` names it in errors.
+bool ReadTokenIds(FieldReader& fields, const Json& value, uint32_t vocab_size,
+                  std::optional<std::vector<int32_t>>* tokens) {
+  if (!value.is_array() || value.empty() || !value[0].is_number()) return false;
+  std::vector<int32_t>& ids = tokens->emplace();
+  for (const Json& item : value) {
+    const bool fits = item.is_number_unsigned() && item.get<uint64_t>() < vocab_size;
+    if (!fits) {
+      fields.Fail("prompt", fmt::format("token ids below {}", vocab_size), item);
+      return true;
+    }
+    ids.push_back(item.get<int32_t>());
+  }
+  return true;
+}
+
+void ReadPrompt(FieldReader& fields, uint32_t vocab_size, ApiRequest* out) {
+  if (fields.failed()) return;
+  const Json* prompt = fields.Get("prompt");
+  static constexpr const char* kExpected = "a string or an array of token ids";
+  if (prompt == nullptr) {
+    return fields.Fail(
+        InvalidRequest(fmt::format("prompt: expected {}, found nothing", kExpected), "prompt"));
+  }
+  if (ReadTokenIds(fields, *prompt, vocab_size, &out->prompt_tokens)) return;
+  if (prompt->is_array() && !prompt->empty()) {
+    if (prompt->size() > 1) {
+      return fields.Fail(UnsupportedField("prompt", "one prompt per request"));
+    }
+    prompt = &(*prompt)[0];
+    if (ReadTokenIds(fields, *prompt, vocab_size, &out->prompt_tokens)) return;
+  }
+  if (!prompt->is_string()) return fields.Fail("prompt", kExpected, *prompt);
+  out->prompt_text = prompt->get_ref<const std::string&>();
+}
+
+}  // namespace
+
+std::optional<ApiError> ParseChatRequest(std::string_view body, const RequestDefaults& defaults,
+                                         ApiRequest* out) {
+  Json json;
+  if (std::optional<ApiError> error = ParseJsonBody(body, &json)) return error;
+  FieldReader fields(json);
+  out->kind = ApiKind::kChat;
+  ReadCommon(fields, defaults, out);
+  ReadChatLogprobs(fields, &out->top_logprobs);
+  out->template_context = Json::object();
+  ReadTemplateVariables(fields, &out->template_context);
+  ReadMessages(fields, &out->template_context);
+  out->template_context["add_generation_prompt"] = true;
+  return fields.error();
+}
+
+std::optional<ApiError> ParseCompletionRequest(std::string_view body,
+                                               const RequestDefaults& defaults, ApiRequest* out) {
+  Json json;
+  if (std::optional<ApiError> error = ParseJsonBody(body, &json)) return error;
+  FieldReader fields(json);
+  out->kind = ApiKind::kCompletion;
+  out->max_tokens = kCompletionDefaultTokens;
+  ReadCommon(fields, defaults, out);
+  if (fields.Get("logprobs") != nullptr) {
+    uint32_t count = 0;
+    fields.Unsigned("logprobs", 0, kMaxTopLogprobs, &count);
+    out->top_logprobs = count;
+  }
+  ReadPrompt(fields, defaults.vocab_size, out);
+  return fields.error();
+}
+
+}  // namespace moraine
