@@ -32,6 +32,10 @@ function(moraine_library name)
                         PRIVATE ${ARG_PRIVATE_DEPS})
 endfunction()
 
+# Building tests_asan or tests_tsan builds just the tests of that sanitizer run.
+add_custom_target(tests_asan)
+add_custom_target(tests_tsan)
+
 # moraine_test(io_read_scheduler_test SOURCES io/read_scheduler_test.cc DEPS moraine_io
 #              LABELS asan tsan)
 # Labels name the sanitizer runs that the test takes part in.
@@ -44,6 +48,11 @@ function(moraine_test name)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
+  foreach(sanitizer asan tsan)
+    if(sanitizer IN_LIST ARG_LABELS)
+      add_dependencies(tests_${sanitizer} ${name})
+    endif()
+  endforeach()
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
 endfunction()

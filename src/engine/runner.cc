@@ -196,7 +196,9 @@ Status Runner::Impl::AllocateSlabs(const Topology& topology, const SlotPlan& pla
 }
 
 Status Runner::Impl::OpenResidency() {
-  ASSIGN_OR_RETURN(std::unique_ptr<BlockReader> reader, CreateBlockReader(options_.io));
+  ASSIGN_OR_RETURN(std::unique_ptr<BlockReader> reader,
+                   options_.reader_factory ? options_.reader_factory()
+                                           : CreateBlockReader(options_.io));
   std::vector<FileId> files;
   for (const std::string& path : store_->expert_pack_paths()) {
     ASSIGN_OR_RETURN(const FileId file, reader->OpenFile(path));

@@ -32,6 +32,8 @@ struct RunnerOptions {
   RamBudget ram_budget;         // default: from the machine
   std::string policy = "heat";
   BlockReaderOptions io;
+  // Replaces CreateBlockReader(io), so that tests can inject a device with faults.
+  std::function<Result<std::unique_ptr<BlockReader>>()> reader_factory;
   std::string isa;              // "": the best
   int threads = 0;              // 0: one per CPU
   uint32_t max_context = 0;     // tokens of KV; 0: the model's, at most 4096

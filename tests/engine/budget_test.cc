@@ -1,0 +1,83 @@
+#include "engine/budget.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace moraine {
+namespace {
+
+using testing::HasSubstr;
+
+// 2 layers x 128 experts of 96 KiB: the demo model's size of record.
+Manifest TestManifest() {
+  Manifest manifest;
+  manifest.layers = {{128, 98304, "bf16", "bf16", 256, 64}, {128, 98304, "bf16", "bf16", 256, 64}};
+  return manifest;
+}
+
+FixedMemory TestFixed() { return {100 * kMiB, 20 * kMiB, 10 * kMiB, 30 * kMiB}; }
+MemoryLimit TestLimit(uint64_t available) { return {available, available, "test"}; }
+
+TEST(RamBudget, ReadsSizesSharesAndAuto) {
+  EXPECT_EQ(ParseRamBudget("8GiB")->bytes, 8 * kGiB);
+  EXPECT_DOUBLE_EQ(ParseRamBudget("25%")->fraction, 0.25);
+  EXPECT_EQ(ParseRamBudget("auto")->kind, RamBudget::Kind::kAutomatic);
+  for (const char* bad : {"", "0%", "101%", "-5%", "x%", "many"}) {
+    EXPECT_FALSE(ParseRamBudget(bad).ok()) << bad;
+  }
+}
+
+TEST(PlanSlots, AShareCountsExpertsOnly) {
+  const auto plan = PlanSlots(TestManifest(), 4, TestFixed(), *ParseRamBudget("25%"), TestLimit(0));
+  ASSERT_TRUE(plan.ok());
+  EXPECT_EQ(plan->slot_count, 64u);
+  EXPECT_FALSE(plan->all_resident);
+}
+
+TEST(PlanSlots, ASizeBoundsTheWholeProcess) {
+  const auto plan =
+      PlanSlots(TestManifest(), 4, TestFixed(), *ParseRamBudget("163MiB"), TestLimit(0));
+  ASSERT_TRUE(plan.ok());
+  EXPECT_EQ(plan->slot_count, 3 * kMiB / 98304);  // 160 MiB are not for slots
+}
+
+TEST(PlanSlots, NeverMoreSlotsThanExpertsAndTheRing) {
+  const auto plan =
+      PlanSlots(TestManifest(), 4, TestFixed(), *ParseRamBudget("100GiB"), TestLimit(0));
+  ASSERT_TRUE(plan.ok());
+  EXPECT_EQ(plan->slot_count, 258u);
+  EXPECT_TRUE(plan->all_resident);
+}
+
+TEST(PlanSlots, AutomaticTakesNinetyPercentOfWhatIsFree) {
+  const auto plan = PlanSlots(TestManifest(), 4, TestFixed(), RamBudget{}, TestLimit(200 * kMiB));
+  ASSERT_TRUE(plan.ok());
+  EXPECT_EQ(plan->budget_bytes, 180 * kMiB);
+  EXPECT_EQ(plan->slot_count, 20 * kMiB / 98304);
+}
+
+TEST(PlanSlots, TooSmallNamesTheMinimumInTheSameUnit) {
+  const auto share = PlanSlots(TestManifest(), 4, TestFixed(), *ParseRamBudget("1%"), TestLimit(0));
+  ASSERT_FALSE(share.ok());
+  EXPECT_THAT(share.status().message(), HasSubstr("2.4%"));  // 6 of 256
+  const auto named = PlanSlots(TestManifest(), 4, TestFixed(), *ParseRamBudget("2.4%"), TestLimit(0));
+  EXPECT_TRUE(named.ok()) << "the minimum that the error names must be legal";
+
+  const auto size =
+      PlanSlots(TestManifest(), 4, TestFixed(), *ParseRamBudget("100MiB"), TestLimit(0));
+  ASSERT_FALSE(size.ok());
+  EXPECT_THAT(size.status().message(), HasSubstr("the minimum is 160.6 MiB"));
+}
+
+TEST(AdviseBudget, AdviceIsLegalAndOrdered) {
+  const BudgetAdvice advice = AdviseBudget(TestManifest(), 4, TestFixed());
+  EXPECT_LT(advice.minimum_bytes, advice.recommended_bytes);
+  EXPECT_LT(advice.recommended_bytes, advice.everything_bytes);
+  RamBudget budget{.kind = RamBudget::Kind::kBytes, .bytes = advice.minimum_bytes};
+  EXPECT_TRUE(PlanSlots(TestManifest(), 4, TestFixed(), budget, TestLimit(0)).ok());
+  budget.bytes = advice.everything_bytes;
+  EXPECT_TRUE(PlanSlots(TestManifest(), 4, TestFixed(), budget, TestLimit(0))->all_resident);
+}
+
+}  // namespace
+}  // namespace moraine

@@ -1,0 +1,96 @@
+// The quality that the README promises, measured on the bundled model and the fixtures.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "engine/evaluation.h"
+#include "test_store.h"
+
+namespace moraine {
+namespace {
+
+struct Parts {
+  bool reference = false, texts = false, chat = false;
+  std::string fixture;
+};
+
+EvaluationReport Evaluate(const TestStore& store, const std::string& budget, const Parts& parts) {
+  const auto runner = Runner::Open(TestRunnerOptions(store, budget));
+  CHECK(runner.ok(), runner.status().message());
+  const auto evaluation = Evaluation::Create(**runner);
+  CHECK(evaluation.ok(), evaluation.status().message());
+  const auto check = [](const Status& status) { CHECK(status.ok(), status.message()); };
+  if (parts.reference) check((*evaluation)->AddReference(GoldenPath("demo/reference.json")));
+  if (!parts.fixture.empty()) check((*evaluation)->AddFixture(parts.fixture));
+  if (parts.texts) {
+    check((*evaluation)->AddText(GoldenPath("demo/valid-books.txt")));
+    check((*evaluation)->AddText(GoldenPath("demo/valid-chat.txt")));
+  }
+  if (parts.chat) check((*evaluation)->AddChat(GoldenPath("demo/chat_eval.json")));
+  EvaluationReport report = (*evaluation)->Finish();
+  std::printf("%s", report.ToText().c_str());
+  return report;
+}
+
+// relative: how far the NLL may lie from float32's.
+void ExpectNll(const EvaluationReport& report, double relative) {
+  std::ifstream file(GoldenPath("demo/text_nll.json"));
+  for (const auto& [name, expected] : nlohmann::json::parse(file).items()) {
+    const double nll = expected.at("nll").get<double>();
+    ASSERT_TRUE(report.nll.contains(name));
+    EXPECT_LT(std::abs(report.nll.at(name) / nll - 1), relative) << name;
+  }
+}
+
+TEST(Golden, DemoModelInBf16IsTheReference) {
+  const TestStore store(DemoModelPath(), Encoding::kBf16);
+  const EvaluationReport report =
+      Evaluate(store, "25%", {.reference = true, .texts = true, .chat = true});
+  EXPECT_EQ(report.greedy->match, 14u);
+  EXPECT_EQ(report.greedy->total, 14u);
+  EXPECT_LT(*report.logits_max_abs_error, 5e-3);
+  ExpectNll(report, 0.001);
+  EXPECT_EQ(report.chat->match, 200u);
+}
+
+TEST(Golden, DemoModelInQ8) {
+  const TestStore store(DemoModelPath(), Encoding::kQ8);
+  const EvaluationReport report = Evaluate(store, "100%", {.texts = true, .chat = true});
+  ExpectNll(report, 0.003);
+  EXPECT_GE(report.chat->match, 198u);
+}
+
+TEST(Golden, DemoModelInQ4) {
+  const TestStore store(DemoModelPath(), Encoding::kQ4);
+  const EvaluationReport report = Evaluate(store, "100%", {.texts = true, .chat = true});
+  ExpectNll(report, 0.03);
+  EXPECT_GE(report.chat->match, 190u);
+}
+
+class FixtureTest : public testing::TestWithParam<const char*> {};
+
+TEST_P(FixtureTest, EveryPositionInBf16) {
+  const std::string fixture = GoldenPath(std::string("fixtures/") + GetParam());
+  const TestStore store(fixture, Encoding::kBf16);
+  const EvaluationReport report = Evaluate(store, "50%", {.fixture = fixture});
+  EXPECT_LT(*report.logits_max_abs_error, 2e-3);
+  EXPECT_EQ(report.greedy->match, 1u);
+  EXPECT_LT(*report.prefill_decode_max_abs_difference, 1e-4);
+}
+
+TEST_P(FixtureTest, QuantisedStoresRunAndAgreeWithThemselves) {
+  const std::string fixture = GoldenPath(std::string("fixtures/") + GetParam());
+  for (const Encoding encoding : {Encoding::kQ8, Encoding::kQ4}) {
+    const TestStore store(fixture, encoding);
+    const EvaluationReport report = Evaluate(store, "50%", {.fixture = fixture});
+    EXPECT_LT(*report.prefill_decode_max_abs_difference, 1e-4) << EncodingName(encoding);
+    EXPECT_LT(*report.logits_max_abs_error, encoding == Encoding::kQ8 ? 0.3 : 3.0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Qwen3Moe, FixtureTest, testing::Values("qwen3_moe", "qwen3_moe_mixed"));
+
+}  // namespace
+}  // namespace moraine
