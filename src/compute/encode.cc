@@ -54,6 +54,14 @@ Status EncodeGroup(const KernelTable& kernels, Encoding encoding, const float* r
   float scale = 0;
   kernels.search_group(x, search, group->codes, &scale);
   group->scale = FloatToF16(scale);
+  // Below 2^-14 an f16 has few bits left, and rounding has moved the scale noticeably.
+  if (scale != 0 && std::fabs(scale) < 0x1p-14f) {
+    const float rounded = F16ToFloat(group->scale);
+    for (uint32_t i = 0; i < kGroupCols; ++i) {
+      const float code = rounded == 0 ? 0.0f : std::rint(x[i] / rounded);
+      group->codes[i] = static_cast<int8_t>(std::clamp(code, search.low, search.high));
+    }
+  }
   return OkStatus();
 }
 

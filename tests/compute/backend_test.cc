@@ -1,0 +1,417 @@
+// CpuBackend through its public interface: values, batch invariance, no allocation.
+#include "compute/cpu_backend.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <new>
+#include <numeric>
+
+#include "compute_test_support.h"
+
+namespace {
+
+std::atomic<uint64_t> allocation_count{0};
+
+}  // namespace
+
+// noinline: inlined into one another, GCC takes the pairs for mismatched.
+#define NOINLINE __attribute__((noinline))
+NOINLINE void* operator new(size_t bytes) {
+  allocation_count.fetch_add(1, std::memory_order_relaxed);
+  void* p = std::malloc(bytes);
+  if (p == nullptr) throw std::bad_alloc();
+  return p;
+}
+NOINLINE void* operator new(size_t bytes, std::align_val_t alignment) {
+  allocation_count.fetch_add(1, std::memory_order_relaxed);
+  const size_t a = static_cast<size_t>(alignment);
+  void* p = std::aligned_alloc(a, (bytes + a - 1) / a * a);
+  if (p == nullptr) throw std::bad_alloc();
+  return p;
+}
+NOINLINE void operator delete(void* p) noexcept { std::free(p); }
+NOINLINE void operator delete(void* p, size_t) noexcept { std::free(p); }
+NOINLINE void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+NOINLINE void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
+
+namespace moraine {
+namespace {
+
+constexpr uint32_t kMaxTokens = 40;
+constexpr uint32_t kMaxCols = 256;
+
+struct Rig {
+  Rig(Isa isa, int threads)
+      : pool(TopologyOf(2), {.thread_count = threads, .pin = false}),
+        backend(isa, pool, kMaxTokens, kMaxCols) {}
+  ThreadPool pool;
+  CpuBackend backend;
+};
+
+// Runs `compute` on every ISA with 1, 2 and 5 threads; all results must have the same bits. Returns
+// them.
+template <typename Compute>
+std::vector<float> SameOnAllRigs(Compute compute) {
+  std::vector<float> first;
+  for (const Isa isa : SupportedIsas()) {
+    for (const int threads : {1, 2, 5}) {
+      Rig rig(isa, threads);
+      const std::vector<float> result = compute(rig.backend);
+      if (first.empty()) first = result;
+      EXPECT_EQ(result.size(), first.size());
+      EXPECT_EQ(std::memcmp(result.data(), first.data(), first.size() * 4), 0)
+          << IsaName(isa) << ", " << threads << " threads";
+    }
+  }
+  return first;
+}
+
+TEST(MatMul, IsInvariantToThreadsIsaAndBatch) {
+  const uint64_t seed = 21;
+  Random random(seed);
+  for (const Encoding encoding : kAllEncodings) {
+    for (int round = 0; round < 4; ++round) {
+      const uint32_t rows = 1 + static_cast<uint32_t>(random.Below(300));
+      const uint32_t cols = 1 + static_cast<uint32_t>(random.Below(200));
+      const uint32_t stride = cols + 3;
+      const TestMatrix w(encoding, rows, cols, RandomFloats(random, size_t{rows} * cols, 0.1f));
+      const std::vector<float> x = RandomFloats(random, kMaxTokens * stride, 1.0f);
+      const std::vector<float> whole = SameOnAllRigs([&](CpuBackend& backend) {
+        std::vector<float> y(kMaxTokens * rows);
+        backend.MatMul(w.view, x.data(), stride, kMaxTokens, y.data(), rows);
+        return y;
+      });
+      const std::vector<float> parts = SameOnAllRigs([&](CpuBackend& backend) {
+        std::vector<float> y(kMaxTokens * rows);
+        for (uint32_t t = 0, step = 1; t < kMaxTokens; t += step, ++step) {
+          backend.MatMul(w.view, x.data() + t * stride, stride, std::min(step, kMaxTokens - t),
+                         y.data() + t * rows, rows);
+        }
+        return y;
+      });
+      ASSERT_EQ(std::memcmp(whole.data(), parts.data(), whole.size() * 4), 0)
+          << EncodingName(encoding) << " " << rows << "x" << cols << " seed " << seed;
+    }
+  }
+}
+
+TEST(MatMul, ManyEqualsOneByOne) {
+  Random random(22);
+  const uint32_t cols = 96;
+  std::vector<TestMatrix> matrices;
+  std::vector<uint32_t> rows = {70, 16, 33};
+  const Encoding encodings[] = {Encoding::kQ8, Encoding::kBf16, Encoding::kQ4};
+  for (size_t i = 0; i < 3; ++i) {
+    matrices.emplace_back(encodings[i], rows[i], cols, RandomFloats(random, rows[i] * cols, 0.1f));
+  }
+  const std::vector<float> x = RandomFloats(random, 7 * cols, 1.0f);
+  const auto run = [&](CpuBackend& backend, bool together) {
+    std::vector<float> y(7 * (70 + 16 + 33));
+    std::vector<CpuBackend::MatMulTarget> targets;
+    float* out = y.data();
+    for (size_t i = 0; i < 3; ++i) {
+      targets.push_back({matrices[i].view, out, rows[i]});
+      out += 7 * rows[i];
+    }
+    if (together) {
+      backend.MatMulMany(targets, x.data(), cols, 7);
+    } else {
+      for (const auto& target : targets) {
+        backend.MatMul(target.w, x.data(), cols, 7, target.y, target.y_stride);
+      }
+    }
+    return y;
+  };
+  EXPECT_EQ(SameOnAllRigs([&](CpuBackend& b) { return run(b, true); }),
+            SameOnAllRigs([&](CpuBackend& b) { return run(b, false); }));
+}
+
+// One expert in a record, with its decoded matrices.
+struct TestExpert {
+  TestExpert(Random& random, const ExpertLayout& layout)
+      : record(layout.record_bytes()), view(ViewExpert(layout, record.data())) {
+    const size_t count = size_t{layout.hidden} * layout.intermediate;
+    for (const MatrixView* w : {&view.gate, &view.up, &view.down}) {
+      const Status status = EncodeRows(*w, 0, w->rows, RandomFloats(random, count, 0.1f).data());
+      CHECK(status.ok(), status.ToString());
+    }
+  }
+  AlignedArray<std::byte> record;
+  ExpertView view;
+};
+
+std::vector<double> Product(const MatrixView& w, const std::vector<double>& x) {
+  std::vector<float> row(w.cols);
+  std::vector<double> y(w.rows);
+  for (uint32_t r = 0; r < w.rows; ++r) {
+    DecodeRow(w, r, row.data());
+    for (uint32_t c = 0; c < w.cols; ++c) y[r] += row[c] * x[c];
+  }
+  return y;
+}
+
+struct ExpertScene {
+  ExpertScene(uint64_t seed, Encoding gate_up, Encoding down, uint32_t hidden_size,
+              uint32_t intermediate)
+      : random(seed), layout{gate_up, down, hidden_size, intermediate}, hidden(hidden_size) {
+    for (int i = 0; i < 6; ++i) experts.emplace_back(random, layout);
+    x = RandomFloats(random, kMaxTokens * hidden, 1.0f);
+    for (size_t i = 0; i < experts.size(); ++i) {
+      std::vector<uint32_t> chosen;
+      for (uint32_t t = 0; t < kMaxTokens; ++t) {
+        // Expert 0 has every token, expert 5 none, the others some.
+        if (i == 0 || (i < 5 && random.Chance(0.3))) chosen.push_back(t);
+      }
+      tokens.push_back(chosen);
+    }
+  }
+  // Runs the experts [0, 6) with `per_call` tasks a call; results of all experts one behind another.
+  std::vector<float> Run(CpuBackend& backend, size_t per_call) const {
+    size_t total = 0;
+    for (const auto& chosen : tokens) total += chosen.size();
+    std::vector<float> output(total * hidden, 7.0f);
+    std::vector<ExpertTask> tasks;
+    float* out = output.data();
+    for (size_t i = 0; i < experts.size(); ++i) {
+      tasks.push_back({experts[i].view, tokens[i].data(), static_cast<uint32_t>(tokens[i].size()),
+                       out});
+      out += tokens[i].size() * hidden;
+    }
+    backend.SetExpertInput(x.data(), hidden, kMaxTokens, hidden, layout.gate_up);
+    for (size_t begin = 0; begin < tasks.size(); begin += per_call) {
+      const size_t count = std::min(per_call, tasks.size() - begin);
+      backend.RunExperts(std::span(tasks).subspan(begin, count));
+    }
+    return output;
+  }
+  Random random;
+  ExpertLayout layout;
+  uint32_t hidden;
+  std::vector<TestExpert> experts;
+  std::vector<float> x;
+  std::vector<std::vector<uint32_t>> tokens;
+};
+
+TEST(RunExperts, MatchesDoubleArithmeticAndIsInvariant) {
+  struct Case {
+    Encoding gate_up, down;
+    uint32_t hidden, intermediate;
+  };
+  for (const Case c : {Case{Encoding::kBf16, Encoding::kBf16, 70, 40},
+                       Case{Encoding::kF32, Encoding::kBf16, 64, 64},
+                       Case{Encoding::kQ8, Encoding::kQ8, 128, 96},
+                       Case{Encoding::kQ4, Encoding::kQ4, 200, 17},
+                       Case{Encoding::kQ4, Encoding::kBf16, 64, 130}}) {
+    const ExpertScene scene(23, c.gate_up, c.down, c.hidden, c.intermediate);
+    const std::vector<float> together =
+        SameOnAllRigs([&](CpuBackend& backend) { return scene.Run(backend, 6); });
+    const std::vector<float> apart =
+        SameOnAllRigs([&](CpuBackend& backend) { return scene.Run(backend, 1); });
+    ASSERT_EQ(std::memcmp(together.data(), apart.data(), together.size() * 4), 0);
+
+    // Against double: bf16 and f32 leave float32's rounding, far below 1e-4 of the result's size;
+    // an int8 activation errs by up to max/254, max/440 rms, and the maximum of a group is at most
+    // sqrt(32) times its rms: 1.3 % at worst in each of gate, up and down; cancellation in the sums
+    // can double it.
+    const bool quantised = c.gate_up == Encoding::kQ8 || c.gate_up == Encoding::kQ4;
+    const double bound = quantised ? 0.05 : 1e-4;
+    const float* out = together.data();
+    for (size_t e = 0; e < scene.experts.size(); ++e) {
+      for (const uint32_t t : scene.tokens[e]) {
+        const std::vector<double> x(scene.x.begin() + t * c.hidden,
+                                    scene.x.begin() + (t + 1) * c.hidden);
+        const ExpertView& w = scene.experts[e].view;
+        std::vector<double> gate = Product(w.gate, x);
+        const std::vector<double> up = Product(w.up, x);
+        for (size_t i = 0; i < gate.size(); ++i) gate[i] *= up[i] / (1 + std::exp(-gate[i]));
+        const std::vector<double> expected = Product(w.down, gate);
+        double error = 0, power = 0;
+        for (uint32_t i = 0; i < c.hidden; ++i, ++out) {
+          error += std::pow(*out - expected[i], 2.0);
+          power += std::pow(expected[i], 2.0);
+        }
+        ASSERT_LE(std::sqrt(error), bound * std::sqrt(power))
+            << EncodingName(c.gate_up) << " expert " << e << " token " << t;
+      }
+    }
+  }
+}
+
+TEST(RunExperts, MoreRowsThanScratchRunInWaves) {
+  // 12 tasks of 40 tokens are 480 rows; scratch has 64.
+  const ExpertScene scene(24, Encoding::kQ8, Encoding::kQ8, 64, 64);
+  const std::vector<float> result = SameOnAllRigs([&](CpuBackend& backend) {
+    std::vector<ExpertTask> tasks;
+    std::vector<float> output(12 * kMaxTokens * 64);
+    for (uint32_t i = 0; i < 12; ++i) {
+      tasks.push_back({scene.experts[0].view, scene.tokens[0].data(), kMaxTokens,
+                       output.data() + i * kMaxTokens * 64});
+    }
+    backend.SetExpertInput(scene.x.data(), 64, kMaxTokens, 64, Encoding::kQ8);
+    backend.RunExperts(tasks);
+    return output;
+  });
+  for (uint32_t i = 1; i < 12; ++i) {
+    ASSERT_EQ(std::memcmp(result.data(), result.data() + i * kMaxTokens * 64, kMaxTokens * 256), 0);
+  }
+}
+
+struct AttentionScene {
+  AttentionScene(uint64_t seed, AttentionShape attention_shape, uint32_t position_count)
+      : random(seed), shape(attention_shape), positions(position_count) {
+    q = RandomFloats(random, size_t{positions} * q_stride(), 1.0f);
+    keys = RandomFloats(random, size_t{positions} * kv_stride(), 1.0f);
+    values = RandomFloats(random, size_t{positions} * kv_stride(), 1.0f);
+  }
+  uint32_t q_stride() const { return shape.query_heads * shape.head_dim + 5; }
+  uint32_t kv_stride() const { return shape.kv_heads * shape.head_dim; }
+  // The last `count` tokens, `chunk` at a time.
+  std::vector<float> Run(CpuBackend& backend, uint32_t count, uint32_t chunk) const {
+    const uint32_t out_stride = shape.query_heads * shape.head_dim;
+    std::vector<float> out(size_t{count} * out_stride);
+    for (uint32_t t = 0; t < count; t += chunk) {
+      const uint32_t position = positions - count + t;
+      backend.Attention(shape, q.data() + size_t{position} * q_stride(), q_stride(), keys.data(),
+                        values.data(), kv_stride(), position, std::min(chunk, count - t),
+                        out.data() + size_t{t} * out_stride, out_stride);
+    }
+    return out;
+  }
+  std::vector<double> Naive(uint32_t position, uint32_t head) const {
+    const uint32_t dim = shape.head_dim;
+    const uint32_t kv_head = head / (shape.query_heads / shape.kv_heads);
+    const uint32_t begin = shape.sliding_window != 0 && position + 1 > shape.sliding_window
+                               ? position + 1 - shape.sliding_window
+                               : 0;
+    std::vector<double> out(dim);
+    double sum = 0;
+    for (uint32_t p = begin; p <= position; ++p) {
+      double score = 0;
+      for (uint32_t d = 0; d < dim; ++d) {
+        score += double{q[size_t{position} * q_stride() + head * dim + d]} *
+                 keys[size_t{p} * kv_stride() + kv_head * dim + d];
+      }
+      const double weight = std::exp(score * shape.scale);
+      sum += weight;
+      for (uint32_t d = 0; d < dim; ++d) {
+        out[d] += weight * values[size_t{p} * kv_stride() + kv_head * dim + d];
+      }
+    }
+    for (double& value : out) value /= sum;
+    return out;
+  }
+  Random random;
+  AttentionShape shape;
+  uint32_t positions;
+  std::vector<float> q, keys, values;
+};
+
+TEST(Attention, MatchesDoubleArithmeticAndIsInvariantToChunks) {
+  struct Case {
+    AttentionShape shape;
+    uint32_t positions, count;
+  };
+  for (const Case c : {Case{{4, 2, 64, 0.125f, 0}, 100, 40}, Case{{6, 1, 20, 0.3f, 0}, 70, 40},
+                       Case{{2, 2, 32, 0.2f, 0}, 1300, 12}, Case{{4, 1, 16, 0.25f, 45}, 600, 40},
+                       Case{{2, 1, 128, 0.09f, 700}, 1700, 7}, Case{{1, 1, 7, 1.0f, 0}, 40, 40}}) {
+    const AttentionScene scene(25, c.shape, c.positions);
+    const std::vector<float> whole = SameOnAllRigs(
+        [&](CpuBackend& backend) { return scene.Run(backend, c.count, c.count); });
+    for (const uint32_t chunk : {1u, 3u, 16u}) {
+      const std::vector<float> parts =
+          SameOnAllRigs([&](CpuBackend& backend) { return scene.Run(backend, c.count, chunk); });
+      ASSERT_EQ(std::memcmp(whole.data(), parts.data(), whole.size() * 4), 0) << chunk;
+    }
+    const uint32_t dim = c.shape.head_dim;
+    for (uint32_t t = 0; t < c.count; ++t) {
+      for (uint32_t head = 0; head < c.shape.query_heads; ++head) {
+        const std::vector<double> expected = scene.Naive(c.positions - c.count + t, head);
+        for (uint32_t d = 0; d < dim; ++d) {
+          // A score of n = head_dim terms of size 1 errs by n eps sum|q k| <= 128 * 6e-8 * ~100
+          // * scale, which the exponential turns into a relative error of a weight: under 1e-4. The
+          // values average to at most about 4.
+          ASSERT_NEAR(whole[(t * c.shape.query_heads + head) * dim + d], expected[d], 1e-4)
+              << "token " << t << " head " << head;
+        }
+      }
+    }
+  }
+}
+
+TEST(Elementwise, LargeBatchesEqualSmallOnes) {
+  Random random(26);
+  const uint32_t rows = 40, cols = 2000;  // over the threshold for going parallel
+  const std::vector<float> x = RandomFloats(random, rows * cols, 1.0f);
+  const std::vector<float> y = RandomFloats(random, rows * cols, 1.0f);
+  const auto run = [&](CpuBackend& backend, uint32_t step) {
+    std::vector<float> out(x);
+    for (uint32_t row = 0; row < rows; row += step) {
+      float* rows_of_out = out.data() + size_t{row} * cols;
+      backend.RmsNorm(rows_of_out, cols, y.data(), 1e-5f, step, cols, rows_of_out, cols);
+      backend.Rope(rows_of_out, cols, step, 10, 200, 100, y.data() + row * 50,
+                   y.data() + 5000 + row * 50);
+      backend.Add(rows_of_out, cols, y.data() + size_t{row} * cols, cols, step, cols);
+      backend.SiluMul(rows_of_out, y.data() + size_t{row} * cols, size_t{step} * cols);
+    }
+    return out;
+  };
+  EXPECT_EQ(SameOnAllRigs([&](CpuBackend& b) { return run(b, 1); }),
+            SameOnAllRigs([&](CpuBackend& b) { return run(b, 40); }));
+  Rig rig(Isa::kScalar, 1);
+  std::vector<float> head = {1, 2, 3, 4, 5, 6};
+  const float cos[] = {0.5f, 0.25f}, sin[] = {2.0f, 3.0f};
+  rig.backend.Rope(head.data(), 6, 1, 1, 6, 4, cos, sin);  // the last two stay
+  EXPECT_EQ(head, (std::vector<float>{0.5f - 6, 0.5f - 12, 1.5f + 2, 1 + 6, 5, 6}));
+}
+
+TEST(Allocation, NoCallAllocatesAfterConstruction) {
+  for (const Isa isa : SupportedIsas()) {
+    Rig rig(isa, 2);
+    const ExpertScene scene(27, Encoding::kQ4, Encoding::kQ8, 128, 96);
+    const AttentionScene attention(28, {4, 1, 32, 0.2f, 0}, 1200);
+    std::vector<ExpertTask> tasks;
+    std::vector<float> out(6 * kMaxTokens * 256);
+    for (uint32_t i = 0; i < 6; ++i) {
+      tasks.push_back({scene.experts[i].view, scene.tokens[0].data(), kMaxTokens,
+                       out.data() + i * kMaxTokens * 128});
+    }
+    const uint64_t before = allocation_count.load();
+    for (const uint32_t tokens : {1u, kMaxTokens}) {
+      rig.backend.MatMul(scene.experts[0].view.down, scene.x.data(), 128, tokens, out.data(), 128);
+      rig.backend.SetExpertInput(scene.x.data(), 128, tokens, 128, Encoding::kQ4);
+      for (ExpertTask& task : tasks) task.token_count = tokens;
+      rig.backend.RunExperts(tasks);
+      rig.backend.Attention(attention.shape, attention.q.data(), attention.q_stride(),
+                            attention.keys.data(), attention.values.data(), attention.kv_stride(),
+                            1200 - tokens, tokens, out.data(), 128);
+      rig.backend.RmsNorm(out.data(), 128, scene.x.data(), 1e-6f, tokens, 128, out.data(), 128);
+      rig.backend.SiluMul(out.data(), scene.x.data(), tokens * 128);
+    }
+    EXPECT_EQ(allocation_count.load(), before) << IsaName(isa);
+  }
+}
+
+TEST(ChooseIsa, OverridesAndErrors) {
+  ASSERT_TRUE(ChooseIsa("scalar").ok());
+  EXPECT_EQ(ChooseIsa("scalar").value(), Isa::kScalar);
+  EXPECT_EQ(ChooseIsa("sse9").status().code(), StatusCode::kInvalidArgument);
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512}) {
+    const Result<Isa> chosen = ChooseIsa(IsaName(isa));
+    ASSERT_EQ(chosen.ok(), IsaSupported(isa));
+    if (chosen.ok()) {
+      EXPECT_EQ(*chosen, isa);
+    } else {
+      EXPECT_EQ(chosen.status().code(), StatusCode::kUnsupported);
+    }
+  }
+  setenv("MORAINE_ISA", "scalar", 1);
+  EXPECT_EQ(ChooseIsa().value(), Isa::kScalar);
+  unsetenv("MORAINE_ISA");
+  EXPECT_EQ(ChooseIsa().value(), BestIsa());
+}
+
+}  // namespace
+}  // namespace moraine
