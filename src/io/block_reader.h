@@ -53,8 +53,8 @@ class BlockReader {
  public:
   virtual ~BlockReader() = default;  // waits for reads in flight: their buffers are under DMA
 
-  // Opens a file for reading, O_DIRECT where the filesystem has it. Open all files before the first
-  // read.
+  // Opens a file for reading, O_DIRECT where the filesystem has it. Files that are open before the
+  // first Submit are registered with io_uring, later ones are read through their descriptors.
   virtual Result<FileId> OpenFile(const std::string& path) = 0;
   virtual IoAlignment alignment(FileId file) const = 0;
   // As given to OpenFile; for messages.

@@ -1,6 +1,8 @@
 #include "io/io_uring_reader.h"
 
 #include <liburing.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -163,8 +165,11 @@ void IoUringReader::EnableRing() {
     LOG_WARN("io_uring: registering {} files: {}; reads go on with plain descriptors",
              descriptors.size(), std::strerror(-registered));
   }
-  const int enabled = io_uring_enable_rings(&ring_);
-  CHECK(enabled >= 0, std::string("io_uring_enable_rings: ") + std::strerror(-enabled));
+  // By hand: liburing 2.3 declares io_uring_enable_rings, but its shared library does not export
+  // it.
+  const long enabled =
+      syscall(__NR_io_uring_register, ring_.ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
+  CHECK(enabled >= 0, std::string("enabling the io_uring: ") + std::strerror(errno));
   ring_enabled_ = true;
 }
 

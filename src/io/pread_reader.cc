@@ -25,11 +25,7 @@ class PreadReader final : public BlockReader {
 
   Status StartThreads(uint32_t count);
 
-  Result<FileId> OpenFile(const std::string& path) override {
-    // The workers read the table without the mutex: it must not grow under them.
-    CHECK(!submitted_, "OpenFile after the first Submit");
-    return files_.Open(path, direct_);
-  }
+  Result<FileId> OpenFile(const std::string& path) override { return files_.Open(path, direct_); }
   IoAlignment alignment(FileId file) const override { return files_.alignment(file); }
   const std::string& path(FileId file) const override { return files_.path(file); }
   Status RegisterBuffers(std::span<const std::span<std::byte>>) override { return OkStatus(); }
@@ -41,23 +37,26 @@ class PreadReader final : public BlockReader {
   const char* name() const override { return "pread"; }
 
  private:
+  // The descriptor travels along, so that the workers never look into files_.
+  struct Task {
+    BlockRead read;
+    int descriptor = -1;
+  };
+
   void Work();
-  int32_t ReadOnce(const BlockRead& read) const;
+  static int32_t ReadOnce(const Task& task);
 
   const uint32_t capacity_;
   const bool direct_;
-  // Written by the owner before the first Submit, read by the workers after it: the mutex in Submit
-  // and Work orders the two.
-  OpenFileTable files_;
   // Owner thread only.
-  bool submitted_ = false;
+  OpenFileTable files_;
   uint32_t in_flight_ = 0;  // submitted and not reaped; bounds queue_ and done_ at capacity_
 
   std::mutex mutex_;
   std::condition_variable work_available_;  // queue_count_ > 0 or stopping_
   std::condition_variable done_available_;  // done_ is not empty
   // Guarded by mutex_ from here on.
-  std::vector<BlockRead> queue_;  // ring of capacity_ entries
+  std::vector<Task> queue_;  // ring of capacity_ entries
   size_t queue_head_ = 0;
   size_t queue_count_ = 0;
   std::vector<BlockCompletion> done_;
@@ -92,12 +91,11 @@ Status PreadReader::StartThreads(uint32_t count) {
 void PreadReader::Submit(std::span<const BlockRead> reads) {
   if (reads.empty()) return;
   CHECK(reads.size() <= capacity_ - in_flight_, "more reads than capacity");
-  submitted_ = true;
   in_flight_ += static_cast<uint32_t>(reads.size());
   {
     std::lock_guard lock(mutex_);
     for (const BlockRead& read : reads) {
-      queue_[(queue_head_ + queue_count_++) % capacity_] = read;
+      queue_[(queue_head_ + queue_count_++) % capacity_] = {read, files_.descriptor(read.file)};
     }
   }
   if (reads.size() == 1) {
@@ -110,7 +108,7 @@ void PreadReader::Submit(std::span<const BlockRead> reads) {
 void PreadReader::Cancel(uint64_t tag) {
   std::lock_guard lock(mutex_);
   for (size_t i = 0; i < queue_count_; ++i) {
-    if (queue_[(queue_head_ + i) % capacity_].tag != tag) continue;
+    if (queue_[(queue_head_ + i) % capacity_].read.tag != tag) continue;
     for (size_t j = i + 1; j < queue_count_; ++j) {  // close the gap, keep the order
       queue_[(queue_head_ + j - 1) % capacity_] = queue_[(queue_head_ + j) % capacity_];
     }
@@ -143,22 +141,22 @@ void PreadReader::Work() {
   while (true) {
     work_available_.wait(lock, [this] { return stopping_ || queue_count_ > 0; });
     if (stopping_) return;
-    const BlockRead read = queue_[queue_head_];
+    const Task task = queue_[queue_head_];
     queue_head_ = (queue_head_ + 1) % capacity_;
     --queue_count_;
     lock.unlock();
-    const int32_t result = ReadOnce(read);
+    const int32_t result = ReadOnce(task);
     lock.lock();
-    done_.push_back({read.tag, result});  // reserved: never more than capacity_
+    done_.push_back({task.read.tag, result});  // reserved: never more than capacity_
     if (done_.size() == 1) done_available_.notify_one();
   }
 }
 
-int32_t PreadReader::ReadOnce(const BlockRead& read) const {
+int32_t PreadReader::ReadOnce(const Task& task) {
   ssize_t result;
   do {
-    result = pread(files_.descriptor(read.file), read.buffer, read.length,
-                   static_cast<off_t>(read.offset));
+    result = pread(task.descriptor, task.read.buffer, task.read.length,
+                   static_cast<off_t>(task.read.offset));
   } while (result < 0 && errno == EINTR);
   return static_cast<int32_t>(result < 0 ? -errno : result);
 }

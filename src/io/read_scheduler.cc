@@ -26,7 +26,7 @@ struct Record {
   RecordRead read;
   uint32_t generation = 0;
   bool active = false;   // from Enqueue to the outcome that releases the buffer
-  bool decided = false;  // an outcome was given, the buffer is still out
+  bool decided = false;  // an outcome was given; the buffer may still be out
   Fate fate = Fate::kReading;
   ListName list = kNoList;
   uint32_t previous = kNone, next = kNone;  // in `list`
@@ -36,7 +36,7 @@ struct Record {
   uint32_t live_chunks = 0;   // in flight or waiting to be reissued
   uint32_t in_flight_chunks = 0;
   int64_t enqueued_ns = 0, finished_ns = 0;
-  // Of the first failure.
+  // Of the chunk that used up its attempts.
   int error_number = 0;
   uint64_t error_offset = 0;
   uint32_t error_length = 0, error_attempts = 0;
@@ -293,7 +293,7 @@ void ReadScheduler::Impl::Promote(ReadId id) {
   const uint32_t index = IndexOf(id);
   if (index == kNone) return;
   Record& record = records_[index];
-  if (!IsSpeculative(record) || record.fate != Fate::kReading || record.list == kFinished) return;
+  if (!IsSpeculative(record) || record.decided || record.fate == Fate::kCancelled) return;
   record.read.priority = ReadPriority::kDemand;
   speculative_chunks_ -= record.live_chunks;
   --speculative_count_;
@@ -308,7 +308,7 @@ void ReadScheduler::Impl::Cancel(ReadId id) {
   const uint32_t index = IndexOf(id);
   if (index == kNone) return;
   Record& record = records_[index];
-  if (!IsSpeculative(record) || record.fate != Fate::kReading || record.list == kFinished) return;
+  if (!IsSpeculative(record) || record.decided || record.fate == Fate::kCancelled) return;
   ++stats_.cancelled;
   CancelInFlight(index);
   Doom(index, Fate::kCancelled);
@@ -329,14 +329,18 @@ void ReadScheduler::Impl::FreeChunk(uint32_t chunk_index) {
 }
 
 // The record will not be completed: nothing more of it is issued. What is in flight must still
-// land.
+// land. Of a truncated record, what lies before the end found so far goes on, to find the true end.
 void ReadScheduler::Impl::Doom(uint32_t record_index, Fate fate) {
   Record& record = records_[record_index];
   record.fate = fate;
   Unlink(record_index);
-  std::erase_if(waiting_chunks_, [&](uint32_t chunk) {
-    if (chunks_[chunk].record != record_index) return false;
-    FreeChunk(chunk);
+  std::erase_if(waiting_chunks_, [&](uint32_t chunk_index) {
+    const Chunk& chunk = chunks_[chunk_index];
+    if (chunk.record != record_index) return false;
+    if (fate == Fate::kTruncated && record.read.offset + chunk.offset < record.end_of_file) {
+      return false;
+    }
+    FreeChunk(chunk_index);
     return true;
   });
   FinishIfLanded(record_index);
@@ -345,7 +349,7 @@ void ReadScheduler::Impl::Doom(uint32_t record_index, Fate fate) {
 void ReadScheduler::Impl::FinishIfLanded(uint32_t record_index) {
   Record& record = records_[record_index];
   const bool complete = record.done_bytes == record.read.length;
-  if (record.in_flight_chunks > 0 || (record.fate == Fate::kReading && !complete)) return;
+  if (record.live_chunks > 0 || (record.fate == Fate::kReading && !complete)) return;
   record.finished_ns = clock_.NowNs();
   PushBack(kFinished, record_index);
 }
@@ -375,24 +379,20 @@ void ReadScheduler::Impl::Land(const BlockCompletion& completion) {
 
 void ReadScheduler::Impl::LandError(uint32_t chunk_index, int error_number) {
   Chunk& chunk = chunks_[chunk_index];
-  Record& record = records_[chunk.record];
+  const uint32_t record_index = chunk.record;
+  Record& record = records_[record_index];
   ++chunk.attempts;
-  if (record.fate == Fate::kReading && chunk.attempts < options_.max_attempts) {
+  if (chunk.attempts < options_.max_attempts) {
     ++stats_.retries;
     waiting_chunks_.push_back(chunk_index);
     return;
   }
-  const uint32_t record_index = chunk.record;
   record.error_number = error_number;
   record.error_offset = record.read.offset + chunk.offset + chunk.done;
   record.error_length = chunk.length - chunk.done;
   record.error_attempts = chunk.attempts;
   FreeChunk(chunk_index);
-  if (record.fate == Fate::kReading) {
-    Doom(record_index, Fate::kFailed);
-  } else {
-    FinishIfLanded(record_index);
-  }
+  Doom(record_index, Fate::kFailed);
 }
 
 void ReadScheduler::Impl::LandBytes(uint32_t chunk_index, uint32_t bytes) {
@@ -409,34 +409,28 @@ void ReadScheduler::Impl::LandBytes(uint32_t chunk_index, uint32_t bytes) {
     record.done_bytes += chunk.length;
     FreeChunk(chunk_index);
     FinishIfLanded(record_index);
-  } else if (usable > 0 && record.fate == Fate::kReading) {
+  } else if (usable > 0) {
     // Every resume starts further on, so their number is bounded without counting attempts.
     ++stats_.short_reads;
     waiting_chunks_.push_back(chunk_index);
-  } else if (usable > 0) {
-    FreeChunk(chunk_index);
-    FinishIfLanded(record_index);
   } else {
     // No progress without an error is the end of the file.
     record.end_of_file =
         std::min(record.end_of_file, record.read.offset + chunk.offset + chunk.done + bytes);
     FreeChunk(chunk_index);
-    if (record.fate == Fate::kReading) {
-      Doom(record_index, Fate::kTruncated);
-    } else {
-      FinishIfLanded(record_index);
-    }
+    Doom(record_index, Fate::kTruncated);
   }
 }
 
 Status ReadScheduler::Impl::StatusOf(const Record& record) const {
+  if (record.fate == Fate::kReading) return OkStatus();  // the common case allocates nothing
   const RecordRead& read = record.read;
   const std::string prefix = reader_->path(read.file) + ": ";
   const std::string what = "record of " + std::to_string(read.length) + " bytes at offset " +
                            std::to_string(read.offset);
   switch (record.fate) {
     case Fate::kReading:
-      return OkStatus();
+      break;
     case Fate::kFailed:
       return IoError(prefix + "reading " + std::to_string(record.error_length) +
                      " bytes at offset " + std::to_string(record.error_offset) + ": " +

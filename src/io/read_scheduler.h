@@ -95,7 +95,8 @@ class ReadScheduler {
   // A speculative read somebody now waits for. No effect on demand reads or unknown ids.
   void Promote(ReadId id);
   // Gives a speculative read up. Its outcome (kCancelled) comes from the next Poll if no chunk is
-  // in flight, else when the last one has landed. Demand reads are never cancelled.
+  // in flight, else when the last one has landed. No effect on demand reads, which are never
+  // cancelled, nor on unknown ids.
   void Cancel(ReadId id);
   // Reaps, resumes, retries, flushes. Appends outcomes; wait_ns as in BlockReader::Reap, but counts
   // outcomes: < 0 waits until at least one outcome is there (returns at once when idle).
