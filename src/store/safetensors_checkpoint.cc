@@ -182,7 +182,9 @@ Status SafetensorsCheckpoint::Open() {
     if (!status.ok()) break;
   }
   identity_.format = "safetensors";
-  identity_.description = std::filesystem::absolute(directory_, error).lexically_normal().string();
+  std::filesystem::path path = std::filesystem::absolute(directory_, error).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();  // "models/demo/"
+  identity_.description = path.filename().string();
   identity_.fingerprint = XXH3_64bits_digest(fingerprint);
   XXH3_freeState(fingerprint);
   if (status.code() == StatusCode::kNotFound) {

@@ -193,6 +193,13 @@ TEST_F(ShardedCheckpoint, SaysWhatItLookedForInAnEmptyDirectory) {
   EXPECT_THAT(OpenSafetensors(empty / "nowhere").status().message(), HasSubstr("no such"));
 }
 
+TEST_F(ShardedCheckpoint, IsDescribedByItsDirectorysName) {
+  std::filesystem::create_directory_symlink(directory_.path(), directory_ / "Model-3B");
+  for (const char* spelling : {"Model-3B", "Model-3B/", "./Model-3B//"}) {
+    EXPECT_EQ(MustOpen(directory_ / spelling)->identity().description, "Model-3B") << spelling;
+  }
+}
+
 TEST_F(ShardedCheckpoint, FingerprintChangesWithContentsTimesAndNames) {
   const uint64_t before = MustOpen(directory_.path())->identity().fingerprint;
   EXPECT_EQ(MustOpen(directory_.path())->identity().fingerprint, before);
