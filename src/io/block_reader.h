@@ -83,9 +83,11 @@ class BlockReader {
 
 struct BlockReaderOptions {
   std::string kind = "auto";  // auto | io_uring | pread | simulated
-  uint32_t capacity = 128;    // reads in flight
-  bool direct = true;         // O_DIRECT
-  uint32_t pread_threads = 16;
+  // Reads in flight. One drive is full at 16 requests (docs/io.md); four Gen5 drives took 32 of 1
+  // MiB (64 of our chunks). Twice that, since what is not needed costs one idle slot each.
+  uint32_t capacity = 128;
+  bool direct = true;            // O_DIRECT
+  uint32_t pread_threads = 16;   // a thread is a unit of queue depth: see capacity
   uint64_t simulation_seed = 1;  // simulated: reorders the completions of real reads
 };
 

@@ -387,6 +387,11 @@ void ReadScheduler::Impl::LandError(uint32_t chunk_index, int error_number) {
     waiting_chunks_.push_back(chunk_index);
     return;
   }
+  if (record.fate == Fate::kTruncated) {  // the first reason stays: it may have been reported
+    FreeChunk(chunk_index);
+    FinishIfLanded(record_index);
+    return;
+  }
   record.error_number = error_number;
   record.error_offset = record.read.offset + chunk.offset + chunk.done;
   record.error_length = chunk.length - chunk.done;
