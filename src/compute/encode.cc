@@ -15,18 +15,20 @@ namespace {
 
 // Candidates around the scale that maps the extreme value to the last code; what they buy is
 // measured in docs/quantisation.md (compute_bench --quality prints it).
+// The searched scale exceeds |extreme| / |low| by a few percent at most: 0.9 of f16's range is safe.
+constexpr float kLargestScale = 0.9f * 65504.0f;
 constexpr ScaleSearch kQ8Search = {.low = -127, .high = 127, .nominal = 127, .step = 0.5f,
-                                   .steps = 2};
-constexpr ScaleSearch kQ4Search = {.low = -8, .high = 7, .nominal = -8, .step = 0.1f, .steps = 9};
-constexpr float kLargestF16 = 65504.0f;
+                                   .steps = 2, .limit = 127 * kLargestScale};
+constexpr ScaleSearch kQ4Search = {.low = -8, .high = 7, .nominal = -8, .step = 0.1f, .steps = 9,
+                                   .limit = 8 * kLargestScale};
 
 struct Group {
   int8_t codes[kGroupCols];
   uint16_t scale;
 };
 
-// Status for the first value of a group that a quantised encoding cannot hold.
-Status CheckGroup(const float* x, uint32_t count, float limit, uint32_t row, uint32_t col) {
+// Names the first value of a group that a quantised encoding cannot hold.
+Status BadValue(const float* x, uint32_t count, float limit, uint32_t row, uint32_t col) {
   for (uint32_t i = 0; i < count; ++i) {
     if (std::fabs(x[i]) <= limit) continue;
     const std::string where =
@@ -37,7 +39,7 @@ Status CheckGroup(const float* x, uint32_t count, float limit, uint32_t row, uin
     return InvalidArgument("value " + std::to_string(x[i]) + where +
                            " is too large for an f16 scale");
   }
-  return OkStatus();
+  return Internal("no value over the limit in a refused group");
 }
 
 // Codes and scale of columns col .. col + 31 of one row; columns past `cols` are zeros.
@@ -48,11 +50,10 @@ Status EncodeGroup(const KernelTable& kernels, Encoding encoding, const float* r
   const uint32_t count = col < cols ? std::min(kGroupCols, cols - col) : 0;
   // An empty group has nothing to copy, and its source would be past the end of the row.
   if (count > 0) std::memcpy(x, row_data + col, count * sizeof(float));
-  // The searched scale exceeds |extreme| / |low| by a few percent at most: 0.9 leaves room.
-  const float limit = 0.9f * kLargestF16 * -search.low;
-  RETURN_IF_ERROR(CheckGroup(x, count, limit, row, col));
   float scale = 0;
-  kernels.search_group(x, search, group->codes, &scale);
+  if (!kernels.search_group(x, search, group->codes, &scale)) {
+    return BadValue(x, count, search.limit, row, col);
+  }
   group->scale = FloatToF16(scale);
   // Below 2^-14 an f16 has few bits left, and rounding has moved the scale noticeably.
   if (scale != 0 && std::fabs(scale) < 0x1p-14f) {

@@ -143,7 +143,8 @@ TEST(Encode, PanelsCanBeWrittenOneByOneAndBytesAreTheSameOnEveryIsa) {
     EXPECT_EQ(std::memcmp(whole.bytes.data(), parts.bytes.data(), MatrixBytes(encoding, 40, 100)),
               0);
   }
-  const ScaleSearch search = {.low = -8, .high = 7, .nominal = -8, .step = 0.1f, .steps = 9};
+  const ScaleSearch search = {.low = -8, .high = 7, .nominal = -8, .step = 0.1f, .steps = 9,
+                              .limit = 1e6f};
   for (int round = 0; round < 1000; ++round) {
     const std::vector<float> group = RandomFloats(random, 32, 0.02f);
     int8_t expected[32], codes[32];
@@ -165,7 +166,7 @@ TEST(Encode, SearchIsNeverWorseThanTheNominalScale) {
       const std::vector<float> x = RandomFloats(random, 32, 1.0f);
       const auto error = [&](int steps) {
         const ScaleSearch search = {low, high, low == -8 ? -8.0f : 127.0f,
-                                    low == -8 ? 0.1f : 0.5f, steps};
+                                    low == -8 ? 0.1f : 0.5f, steps, 1e6f};
         int8_t codes[32];
         float scale;
         kScalarKernels.search_group(x.data(), search, codes, &scale);

@@ -57,11 +57,13 @@ struct AttentionArguments {
 };
 
 // How SearchGroup picks a scale: candidates 1/scale = (nominal + k * step) / extreme value, k from
-// -steps to steps, codes clamped to [low, high].
+// -steps to steps, codes clamped to [low, high]. Values over `limit` are refused.
+inline constexpr int kMaxScaleCandidates = 32;
 struct ScaleSearch {
   float low = 0, high = 0;
   float nominal = 0, step = 0;
-  int steps = 0;
+  int steps = 0;  // 2 * steps + 1 <= kMaxScaleCandidates
+  float limit = 0;
 };
 
 struct KernelTable {
@@ -78,8 +80,9 @@ struct KernelTable {
   // into = the union of two disjoint ranges of positions; both in the form attend writes.
   void (*merge)(float* into, const float* from, uint32_t heads, uint32_t head_dim);
   void (*finish)(const float* state, uint32_t heads, uint32_t head_dim, float* out);
-  // 32 values -> codes and the scale that minimises the squared error for those codes.
-  void (*search_group)(const float* x, const ScaleSearch& search, int8_t* codes, float* scale);
+  // 32 values -> codes and the scale that minimises the squared error for those codes. False, and
+  // nothing written, for a NaN, an infinity or a value over the limit.
+  bool (*search_group)(const float* x, const ScaleSearch& search, int8_t* codes, float* scale);
 };
 
 // The SIMD ones exist in x86-64 builds.

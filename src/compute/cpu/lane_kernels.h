@@ -240,37 +240,49 @@ struct LaneKernels {
   }
 
   // For given codes n the best scale is s = sum(x n) / sum(n^2), and the squared error is then
-  // sum(x^2) - sum(x n)^2 / sum(n^2): so a candidate costs one pass and no division by element.
-  static void SearchGroup(const float* x, const ScaleSearch& search, int8_t* codes, float* scale) {
+  // sum(x^2) - sum(x n)^2 / sum(n^2): so a candidate costs one pass and no division by element. The
+  // candidates are independent until the last loop: a branch on each would be mispredicted often.
+  static bool SearchGroup(const float* x, const ScaleSearch& search, int8_t* codes, float* scale) {
     const V x0 = L::load(x), x1 = L::load(x + 16), zero = L::set1(0.0f);
     const float highest = L::reduce_max(L::max(x0, x1));
     const float lowest = -L::reduce_max(L::max(L::sub(zero, x0), L::sub(zero, x1)));
+    // x * 0 is 0 for a finite x and NaN for the rest.
+    const float poison = L::reduce_add(L::add(L::mul(x0, zero), L::mul(x1, zero)));
     float extreme = highest > -lowest ? highest : lowest;
-    if (search.low == -search.high && extreme < 0) extreme = -extreme;
+    const float magnitude = extreme < 0 ? -extreme : extreme;
+    if (!(poison == 0.0f && magnitude <= search.limit)) return false;
+    if (search.low == -search.high) extreme = magnitude;
     *scale = 0.0f;
     L::store_int8(codes, zero);
     L::store_int8(codes + 16, zero);
-    const float magnitude = extreme < 0 ? -extreme : extreme;
-    if (!(magnitude > 1e-30f)) return;  // f16 scales end at 6e-8: this group is zero
+    if (!(magnitude > 1e-30f)) return true;  // f16 scales end at 6e-8: this group is zero
     // Dividing by the extreme first keeps the squares in range for any finite input.
     const V unit = L::set1(1.0f / extreme);
     const V u0 = L::mul(x0, unit), u1 = L::mul(x1, unit);
     const V low = L::set1(search.low), high = L::set1(search.high);
-    float best = 0.0f;
-    for (int k = -search.steps; k <= search.steps; ++k) {
-      const V inverse = L::set1(search.nominal + static_cast<float>(k) * search.step);
-      const V n0 = L::min(high, L::max(low, L::round(L::mul(u0, inverse))));
-      const V n1 = L::min(high, L::max(low, L::round(L::mul(u1, inverse))));
-      const float xn = L::reduce_add(L::fma(u1, n1, L::mul(u0, n0)));
-      const float nn = L::reduce_add(L::fma(n1, n1, L::mul(n0, n0)));
-      const float gain = xn * xn / nn;  // nn > 0: the extreme's own code is not zero
-      if (gain > best) {
-        best = gain;
-        *scale = extreme * (xn / nn);
-        L::store_int8(codes, n0);
-        L::store_int8(codes + 16, n1);
-      }
+    const auto code = [&](V u, int candidate) {
+      const float inverse =
+          search.nominal + static_cast<float>(candidate - search.steps) * search.step;
+      return L::min(high, L::max(low, L::round(L::mul(u, L::set1(inverse)))));
+    };
+    float xn[kMaxScaleCandidates], nn[kMaxScaleCandidates];
+    const int candidates = 2 * search.steps + 1;
+    for (int k = 0; k < candidates; ++k) {
+      const V n0 = code(u0, k), n1 = code(u1, k);
+      xn[k] = L::reduce_add(L::fma(u1, n1, L::mul(u0, n0)));
+      nn[k] = L::reduce_add(L::fma(n1, n1, L::mul(n0, n0)));
     }
+    int best = 0;
+    float best_gain = 0.0f;
+    for (int k = 0; k < candidates; ++k) {
+      const float gain = xn[k] * xn[k] / nn[k];  // nn > 0: the extreme's own code is not zero
+      best = gain > best_gain ? k : best;
+      best_gain = gain > best_gain ? gain : best_gain;
+    }
+    *scale = extreme * (xn[best] / nn[best]);
+    L::store_int8(codes, code(u0, best));
+    L::store_int8(codes + 16, code(u1, best));
+    return true;
   }
 };
 
