@@ -196,8 +196,7 @@ Status ReadStats(const Json& json, EngineStats* stats) {
       const Reader r(list[i], fmt::format("{}[{}].", path, i), &status);
       LayerStats& layer = stats->layers.emplace_back();
       VisitLayer(layer, r);
-      ReadLookups(r, "decode", &layer.decode, &status);
-      ReadLookups(r, "prefill", &layer.prefill, &status);
+      ReadLookups(r, "lookups", &layer.lookups, &status);
     }
   });
   return status;
@@ -239,16 +238,14 @@ std::string PhaseText(const char* name, const PhaseStats& phase, const LookupCou
 }
 
 std::string LayerTable(const std::vector<LayerStats>& layers) {
-  std::string out =
-      "layer  resident   decode hit %     cold  inflight  prefetch   prefill hit %   stall ms\n";
+  std::string out = "layer   resident    hit %      cold  inflight  prefetch   stall ms\n";
   for (const LayerStats& layer : layers) {
-    const auto hit_percent = [](const LookupCounters& c) {
-      return 100 * Ratio(static_cast<double>(c.hit + c.prefetch_hit), static_cast<double>(Total(c)));
-    };
-    out += fmt::format("{:>5}  {:>4}/{:<4}  {:>13.1f} {:>8}  {:>8}  {:>8}   {:>13.1f}  {:>9.2f}\n",
-                       layer.layer, layer.resident, layer.experts, hit_percent(layer.decode),
-                       layer.decode.cold_miss, layer.decode.in_flight_miss, layer.decode.prefetch_hit,
-                       hit_percent(layer.prefill), static_cast<double>(layer.stall_ns) * 1e-6);
+    const LookupCounters& c = layer.lookups;
+    const double hit_percent = 100 * Ratio(static_cast<double>(c.hit + c.prefetch_hit),
+                                           static_cast<double>(Total(c)));
+    out += fmt::format("{:>5}  {:>4}/{:<4}  {:>7.1f}  {:>8}  {:>8}  {:>8}  {:>9.2f}\n", layer.layer,
+                       layer.resident, layer.experts, hit_percent, c.cold_miss, c.in_flight_miss,
+                       c.prefetch_hit, static_cast<double>(layer.stall_ns) * 1e-6);
   }
   return out;
 }
@@ -344,9 +341,9 @@ void ResidencyMetrics(const EngineStats& stats, PrometheusText* text) {
   text->Single("moraine_experts", "gauge", "Experts of the store.", stats.expert_count);
   text->Single("moraine_expert_slots", "gauge", "Slots for experts.", r.slot_count);
   if (stats.layers.empty()) return;
-  text->Family("moraine_layer_expert_lookups_total", "counter", "Decode lookups by layer and result.");
+  text->Family("moraine_layer_expert_lookups_total", "counter", "Lookups by layer and result.");
   for (const LayerStats& layer : stats.layers) {
-    LookupSamples(layer.decode, fmt::format("layer=\"{}\"", layer.layer), text);
+    LookupSamples(layer.lookups, fmt::format("layer=\"{}\"", layer.layer), text);
   }
 }
 
@@ -397,8 +394,7 @@ std::string EngineStats::ToJson() const {
   for (const LayerStats& layer : layers) {
     Json entry;
     VisitLayer(layer, Writer{entry});
-    entry["decode"] = LookupsJson(layer.decode);
-    entry["prefill"] = LookupsJson(layer.prefill);
+    entry["lookups"] = LookupsJson(layer.lookups);
     list.push_back(std::move(entry));
   }
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);

@@ -3,6 +3,20 @@
 #include <nlohmann/json.hpp>
 
 namespace moraine {
+namespace {
+
+// For programs: stable, whatever the names of status codes become.
+const char* CodeOf(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kIoError: return "io_error";
+    case StatusCode::kCorruption: return "corruption";
+    case StatusCode::kDeadlineExceeded: return "deadline_exceeded";
+    case StatusCode::kUnsupported: return "unsupported";
+    default: return "internal_error";
+  }
+}
+
+}  // namespace
 
 std::string ApiError::ToJson() const {
   nlohmann::ordered_json error;
@@ -76,14 +90,10 @@ ApiError ErrorOfSubmit(const Status& status, const std::string& param, int retry
 }
 
 ApiError ErrorOfGeneration(const Status& status) {
-  ApiError error = MakeApiError(500, "server_error", StatusCodeName(status.code()), status.message());
+  ApiError error = MakeApiError(500, "server_error", CodeOf(status), status.message());
   // A drive's error or a missed deadline may pass; a corrupt record will not.
   error.may_retry =
       status.code() == StatusCode::kIoError || status.code() == StatusCode::kDeadlineExceeded;
-  if (status.code() == StatusCode::kCancelled) {
-    error.http_status = 503;
-    error.may_retry = true;
-  }
   return error;
 }
 

@@ -87,7 +87,7 @@ std::string DescribeJson(const Json& value) {
 }
 
 std::string NumberRange::ToString() const {
-  return fmt::format("{} {} {} {}", low_open ? "above" : "from", low, high_open ? "and below" : "to",
+  return fmt::format("{} {} {} {}", low_open ? "above" : "from", low, high_open ? "to below" : "to",
                      high);
 }
 

@@ -33,7 +33,7 @@ std::string DescribeJson(const Json& value);
 struct NumberRange {
   double low, high;
   bool low_open = false, high_open = false;
-  std::string ToString() const;  // "from 0 to 2", "above 0 and up to 1"
+  std::string ToString() const;  // "from 0 to 2", "above 0 to 100", "from 0 to below 1"
 };
 
 // Fields of one object. An absent or null field leaves the output as it was. The first error is kept

@@ -1,0 +1,497 @@
+#include "server/connection.h"
+
+#include <fmt/format.h>
+#include <poll.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/asio/write.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/core/tcp_stream.hpp>
+#include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/read.hpp>
+#include <boost/beast/http/string_body.hpp>
+#include <cmath>
+#include <exception>
+#include <optional>
+
+#include "base/log.h"
+#include "server/exchange.h"
+
+namespace moraine {
+namespace {
+
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = boost::beast::http;
+using boost::system::error_code;
+
+constexpr auto kUse = asio::as_tuple(asio::use_awaitable);
+// Below this a body's memory does not matter.
+constexpr uint64_t kLargeBodyBytes = 1 << 20;
+// A client that is still sending when we refuse it would get a reset, which destroys the answer before
+// it is read: so what it sends is thrown away for a while.
+constexpr std::chrono::seconds kLingerTime{2};
+// One writev's worth; Node reads 64 KiB at a time.
+constexpr size_t kReadBytes = 64 * 1024;
+constexpr std::chrono::hours kForever{24 * 365};
+
+// A hold on one of the few places for large bodies.
+class LargeBodyHold {
+ public:
+  LargeBodyHold() = default;
+  explicit LargeBodyHold(ServerState* state) : state_(state) { ++state_->large_bodies; }
+  LargeBodyHold(LargeBodyHold&& other) noexcept : state_(std::exchange(other.state_, nullptr)) {}
+  LargeBodyHold& operator=(LargeBodyHold&& other) noexcept {
+    std::swap(state_, other.state_);
+    return *this;
+  }
+  ~LargeBodyHold() {
+    if (state_ != nullptr) --state_->large_bodies;
+  }
+
+ private:
+  ServerState* state_ = nullptr;
+};
+
+struct PrepareResult {
+  PreparedGeneration prepared;
+  std::optional<ApiError> error;
+};
+
+// Runs on a worker thread. Takes all by pointer: the awaiting coroutine keeps them.
+asio::awaitable<void> PrepareOnWorker(const ApiHandler* handler, Route route, const std::string* body,
+                                      PrepareResult* result) {
+  result->error = handler->Prepare(route, *body, &result->prepared);
+  co_return;
+}
+
+class TcpConnection final : public Connection, public std::enable_shared_from_this<TcpConnection> {
+ public:
+  TcpConnection(asio::ip::tcp::socket socket, std::shared_ptr<ServerState> state)
+      : state_(std::move(state)), stream_(std::move(socket)), watch_pause_(stream_.get_executor()) {
+    state_->connections.insert(this);
+  }
+  ~TcpConnection() override {
+    state_->connections.erase(this);
+    if (state_->on_connection_closed) state_->on_connection_closed();
+  }
+
+  asio::awaitable<void> Run();
+
+  void Drain() override {
+    if (idle_) Close();
+    if (exchange_ && !exchange_->started()) exchange_->Cancel();
+  }
+  void CancelGeneration() override {
+    if (exchange_) exchange_->Cancel();
+  }
+  void Close() override {
+    error_code ignored;
+    stream_.socket().close(ignored);
+  }
+
+ private:
+  enum class Next : uint8_t { kKeepAlive, kClose, kLinger };
+  using Parser = http::request_parser<http::string_body>;
+
+  const HttpServerOptions& options() const { return state_->options; }
+
+  asio::awaitable<bool> WaitForFirstByte();
+  asio::awaitable<Next> ServeOne();
+  asio::awaitable<Next> RefuseMalformed(error_code ec);
+  asio::awaitable<bool> ReadBody(Parser* parser, bool* too_large);
+  asio::awaitable<Next> Respond(HttpResponse response);
+  asio::awaitable<Next> Generate(Route route, std::string body, LargeBodyHold hold);
+  asio::awaitable<Next> SendStream(CompletionWriter* writer);
+  asio::awaitable<Next> SendWhole(CompletionWriter* writer);
+  asio::awaitable<bool> Write(std::string_view bytes);
+  asio::awaitable<void> WatchForDisconnect(std::shared_ptr<Exchange> exchange);
+  asio::awaitable<void> Linger();
+
+  bool AppendEvents(CompletionWriter* writer, std::string* text, std::optional<ApiError>* error);
+  HttpResponse StreamHead() const;
+  ApiError ErrorOf(const GenerationEvent& finished) const;
+  WireOptions Wire() const;
+  int RetryAfterSeconds() const;
+  bool ClientIsGone();
+
+  std::shared_ptr<ServerState> state_;
+  beast::tcp_stream stream_;
+  asio::steady_timer watch_pause_;
+  beast::flat_buffer buffer_;
+  RequestHead head_;
+  bool keep_alive_ = false;  // what the client wants
+  bool idle_ = true;
+  std::shared_ptr<Exchange> exchange_;
+  std::string request_id_;
+  uint32_t prefilled_ = 0, prompt_tokens_ = 0;  // for pings
+};
+
+RequestHead MakeHead(const http::request_parser<http::string_body>::value_type& message) {
+  RequestHead head;
+  head.method = std::string(message.method_string());
+  head.target = std::string(message.target());
+  head.http_1_0 = message.version() == 10;
+  for (const auto& field : message) {
+    head.fields.push_back({ToLowerAscii({field.name_string().data(), field.name_string().size()}),
+                           std::string(field.value())});
+  }
+  return head;
+}
+
+asio::awaitable<void> TcpConnection::Run() {
+  const auto self = shared_from_this();
+  Next next = Next::kKeepAlive;
+  while (next == Next::kKeepAlive && stream_.socket().is_open()) {
+    const bool more = co_await WaitForFirstByte();
+    if (!more) co_return;
+    next = co_await ServeOne();
+    if (state_->draining && next == Next::kKeepAlive) next = Next::kClose;
+  }
+  if (next == Next::kLinger) co_await Linger();
+  error_code ignored;
+  stream_.socket().shutdown(asio::ip::tcp::socket::shutdown_both, ignored);
+}
+
+asio::awaitable<bool> TcpConnection::WaitForFirstByte() {
+  if (buffer_.size() > 0) co_return true;  // a pipelined request
+  if (state_->draining) co_return false;
+  idle_ = true;
+  stream_.expires_after(options().idle_timeout);
+  const auto [ec, count] = co_await stream_.async_read_some(buffer_.prepare(kReadBytes), kUse);
+  idle_ = false;
+  buffer_.commit(count);
+  co_return !ec;
+}
+
+asio::awaitable<TcpConnection::Next> TcpConnection::ServeOne() {
+  Parser parser;
+  parser.header_limit(options().header_limit_bytes);
+  parser.body_limit(options().api.body_limit_bytes);
+  head_ = RequestHead();
+  keep_alive_ = false;
+  stream_.expires_after(options().header_timeout);
+  const auto [ec, count] = co_await http::async_read_header(stream_, buffer_, parser, kUse);
+  if (ec) co_return co_await RefuseMalformed(ec);
+  head_ = MakeHead(parser.get());
+  keep_alive_ = parser.get().keep_alive();
+
+  Route route = Route::kNone;
+  std::optional<HttpResponse> refusal = state_->handler->CheckHead(head_, &route);
+  LargeBodyHold hold;
+  const auto length = parser.content_length();
+  const bool large = !parser.is_done() && (!length || *length > kLargeBodyBytes);
+  if (!refusal && large) {
+    if (state_->large_bodies >= options().large_body_limit) {
+      ApiError error = MakeApiError(503, "server_error", "too_many_large_bodies",
+                                    "too many large requests are being read");
+      error.may_retry = true;
+      error.retry_after_s = 1;
+      refusal = ErrorResponse(error);
+    } else {
+      hold = LargeBodyHold(state_.get());
+    }
+  }
+  if (refusal) {
+    // A small body that is refused is read, so that the connection can go on.
+    if (large) refusal->close = true;
+    if (!large && !parser.is_done()) {
+      bool too_large = false;
+      const bool complete = co_await ReadBody(&parser, &too_large);
+      if (!complete) refusal->close = true;
+    }
+    co_return co_await Respond(std::move(*refusal));
+  }
+
+  bool too_large = false;
+  const bool complete = co_await ReadBody(&parser, &too_large);
+  if (too_large) co_return co_await RefuseMalformed(http::error::body_limit);
+  if (!complete) co_return Next::kClose;
+  if (!ApiHandler::Generates(route)) co_return co_await Respond(state_->handler->Answer(route, head_));
+  co_return co_await Generate(route, std::move(parser.get().body()), std::move(hold));
+}
+
+asio::awaitable<TcpConnection::Next> TcpConnection::RefuseMalformed(error_code ec) {
+  ApiError error = MakeApiError(400, "invalid_request_error", "malformed_http",
+                                "malformed HTTP request: " + ec.message());
+  if (ec == http::error::header_limit || ec == http::error::buffer_overflow) {
+    error.http_status = 431;
+    error.code = "header_too_large";
+    error.message =
+        fmt::format("the head is larger than {} bytes", options().header_limit_bytes);
+  } else if (ec == http::error::body_limit) {
+    error.http_status = 413;
+    error.code = "body_too_large";
+    error.message =
+        fmt::format("the body is larger than {} bytes", options().api.body_limit_bytes);
+  } else if (ec.category() != http::make_error_code(http::error::bad_method).category() ||
+             ec == http::error::end_of_stream || ec == http::error::partial_message) {
+    co_return Next::kClose;  // a time-out or a broken connection: nobody reads an answer
+  }
+  HttpResponse response = ErrorResponse(error);
+  response.close = true;
+  co_return co_await Respond(std::move(response));
+}
+
+// False: the connection broke, timed out or the body is too large.
+asio::awaitable<bool> TcpConnection::ReadBody(Parser* parser, bool* too_large) {
+  if (parser->is_done()) co_return true;
+  const std::string* expect = head_.Find("expect");
+  if (expect != nullptr && ToLowerAscii(*expect) == "100-continue") {
+    const bool written = co_await Write("HTTP/1.1 100 Continue\r\n\r\n");
+    if (!written) co_return false;
+  }
+  stream_.expires_after(options().body_timeout);
+  const auto [ec, count] = co_await http::async_read(stream_, buffer_, *parser, kUse);
+  *too_large = ec == http::error::body_limit;
+  co_return !ec;
+}
+
+WireOptions TcpConnection::Wire() const {
+  return {.keep_alive = keep_alive_ && !state_->draining,
+          .head_only = head_.method == "HEAD",
+          .unix_time_s = state_->handler->UnixTime()};
+}
+
+asio::awaitable<TcpConnection::Next> TcpConnection::Respond(HttpResponse response) {
+  state_->handler->Finalize(head_, &response);
+  const WireOptions wire = Wire();
+  const std::string bytes = SerializeResponse(response, wire);
+  const bool written = co_await Write(bytes);
+  if (!written) co_return Next::kClose;
+  if (response.close) co_return Next::kLinger;
+  co_return wire.keep_alive ? Next::kKeepAlive : Next::kClose;
+}
+
+asio::awaitable<bool> TcpConnection::Write(std::string_view bytes) {
+  stream_.expires_after(options().write_timeout);
+  const auto [ec, count] =
+      co_await asio::async_write(stream_, asio::buffer(bytes.data(), bytes.size()), kUse);
+  stream_.expires_never();
+  co_return !ec;
+}
+
+asio::awaitable<void> TcpConnection::Linger() {
+  error_code ignored;
+  stream_.socket().shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
+  stream_.expires_after(kLingerTime);
+  std::array<char, kReadBytes> discarded;
+  for (;;) {
+    const auto [ec, count] = co_await stream_.async_read_some(asio::buffer(discarded), kUse);
+    if (ec) co_return;
+  }
+}
+
+bool TcpConnection::ClientIsGone() {
+  // POLLRDHUP: the client has sent FIN, even with unread bytes before it. A client that only closes its
+  // sending half is taken as gone: no client of this API does that, and proxies mean the end by it.
+  pollfd descriptor{stream_.socket().native_handle(), POLLRDHUP, 0};
+  return ::poll(&descriptor, 1, 0) > 0 &&
+         (descriptor.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0;
+}
+
+asio::awaitable<void> TcpConnection::WatchForDisconnect(std::shared_ptr<Exchange> exchange) {
+  const auto self = shared_from_this();
+  while (exchange_ == exchange) {
+    const auto [ec] = co_await stream_.socket().async_wait(asio::ip::tcp::socket::wait_read, kUse);
+    if (exchange_ != exchange) break;
+    if (ec || ClientIsGone()) {
+      exchange->Disconnect();
+      break;
+    }
+    // The client has sent its next request already; the socket stays readable until that is read.
+    watch_pause_.expires_after(options().disconnect_poll_interval);
+    co_await watch_pause_.async_wait(kUse);
+  }
+}
+
+asio::awaitable<TcpConnection::Next> TcpConnection::Generate(Route route, std::string body,
+                                                             LargeBodyHold hold) {
+  const auto executor = stream_.get_executor();
+  PrepareResult result;
+  co_await asio::co_spawn(*state_->workers,
+                          PrepareOnWorker(state_->handler, route, &body, &result),
+                          asio::use_awaitable);
+  body = std::string();
+  hold = LargeBodyHold();
+  if (result.error) co_return co_await Respond(ErrorResponse(*result.error));
+
+  const auto began = std::chrono::steady_clock::now();
+  auto exchange = std::make_shared<Exchange>(executor, [state = state_, began] {
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+    state->mean_generation_s = 0.8 * state->mean_generation_s + 0.2 * took.count();
+  });
+  result.prepared.generation.on_event = exchange->Listener();
+  Result<std::function<void()>> submitted =
+      state_->draining ? FailedPrecondition("the server is shutting down")
+                       : state_->handler->service().Submit(std::move(result.prepared.generation));
+  if (!submitted.ok()) {
+    exchange->Abandon();
+    const char* param = route == Route::kChatCompletions ? "messages" : "prompt";
+    co_return co_await Respond(
+        ErrorResponse(ErrorOfSubmit(submitted.status(), param, RetryAfterSeconds())));
+  }
+  exchange->Submitted(std::move(*submitted));
+  exchange_ = exchange;
+  request_id_ = result.prepared.identity.id;
+  prefilled_ = prompt_tokens_ = 0;
+
+  asio::co_spawn(executor, WatchForDisconnect(exchange), asio::detached);
+  CompletionWriter writer = state_->handler->MakeWriter(result.prepared);
+  Next next = Next::kClose;
+  if (result.prepared.request.stream) {
+    next = co_await SendStream(&writer);
+  } else {
+    next = co_await SendWhole(&writer);
+  }
+  exchange_.reset();
+  exchange->Cancel();  // does nothing if it has finished
+  // Ends the watcher: nothing else is under way on this socket.
+  error_code ignored;
+  stream_.socket().cancel(ignored);
+  watch_pause_.cancel();
+  co_return next;
+}
+
+ApiError TcpConnection::ErrorOf(const GenerationEvent& finished) const {
+  if (finished.finish_reason == FinishReason::kError) return ErrorOfGeneration(finished.error);
+  // The client is there, so it was not the one who cancelled.
+  return ErrorOfSubmit(FailedPrecondition("the server is shutting down"), "", 0);
+}
+
+bool EndsInError(const GenerationEvent& event) {
+  return event.kind == GenerationEvent::Kind::kFinished &&
+         (event.finish_reason == FinishReason::kError ||
+          event.finish_reason == FinishReason::kCancelled);
+}
+
+// Turns all waiting events into text of the stream. Returns whether the last one was among them.
+bool TcpConnection::AppendEvents(CompletionWriter* writer, std::string* text,
+                                 std::optional<ApiError>* error) {
+  while (exchange_->has_events()) {
+    const GenerationEvent event = exchange_->Take();
+    switch (event.kind) {
+      case GenerationEvent::Kind::kStarted:
+        prompt_tokens_ = event.timings.prompt_tokens;
+        *text += writer->Start();
+        break;
+      case GenerationEvent::Kind::kPrefillProgress:
+        prompt_tokens_ = event.timings.prompt_tokens;
+        prefilled_ = event.prefilled_tokens;
+        break;
+      case GenerationEvent::Kind::kToken:
+        *text += writer->Token(event);
+        break;
+      case GenerationEvent::Kind::kFinished:
+        if (EndsInError(event)) {
+          *error = ErrorOf(event);
+        } else {
+          *text += writer->Finish(event);
+        }
+        return true;
+    }
+  }
+  return false;
+}
+
+HttpResponse TcpConnection::StreamHead() const {
+  HttpResponse response;
+  response.content_type = "text/event-stream; charset=utf-8";
+  response.fields.push_back({"cache-control", "no-cache"});
+  response.fields.push_back({"x-accel-buffering", "no"});  // nginx would hold the events back
+  response.fields.push_back({"x-request-id", request_id_});
+  return response;
+}
+
+// The head goes out on admission (kStarted), or with the first ping while the request still waits in the
+// queue: until then a failure gets its real status.
+asio::awaitable<TcpConnection::Next> TcpConnection::SendStream(CompletionWriter* writer) {
+  const WireOptions wire = Wire();
+  const bool chunked = !head_.http_1_0;
+  bool head_sent = false;
+  for (;;) {
+    const Exchange::Wake wake = co_await exchange_->Next(options().ping_interval);
+    if (wake == Exchange::Wake::kDisconnected) co_return Next::kClose;
+    std::string text;
+    std::optional<ApiError> error;
+    bool finished = false;
+    if (wake == Exchange::Wake::kTimeout) {
+      text = StreamPing(prefilled_, prompt_tokens_);
+    } else {
+      finished = AppendEvents(writer, &text, &error);
+    }
+    if (error && !head_sent && text.empty()) {
+      co_return co_await Respond(ErrorResponse(*error));
+    }
+    if (error) text += StreamError(*error);
+    std::string bytes;
+    if (!head_sent) {
+      HttpResponse response = StreamHead();
+      state_->handler->Finalize(head_, &response);
+      bytes = SerializeStreamHead(response, {.keep_alive = wire.keep_alive && chunked && !error,
+                                             .unix_time_s = wire.unix_time_s},
+                                  chunked);
+      head_sent = true;
+    }
+    if (!text.empty()) bytes += chunked ? FrameChunk(text) : text;
+    if (finished && chunked) bytes += kLastChunk;
+    if (!bytes.empty()) {
+      const bool written = co_await Write(bytes);
+      if (!written) co_return Next::kClose;
+    }
+    if (finished) {
+      co_return wire.keep_alive && chunked && !error ? Next::kKeepAlive : Next::kClose;
+    }
+  }
+}
+
+asio::awaitable<TcpConnection::Next> TcpConnection::SendWhole(CompletionWriter* writer) {
+  for (;;) {
+    const Exchange::Wake wake = co_await exchange_->Next(kForever);
+    if (wake == Exchange::Wake::kDisconnected) co_return Next::kClose;
+    while (exchange_->has_events()) {
+      const GenerationEvent event = exchange_->Take();
+      if (EndsInError(event)) co_return co_await Respond(ErrorResponse(ErrorOf(event)));
+      if (event.kind == GenerationEvent::Kind::kToken) writer->Collect(event);
+      if (event.kind != GenerationEvent::Kind::kFinished) continue;
+      writer->Collect(event);
+      HttpResponse response;
+      response.body = writer->FullBody(event);
+      response.fields.push_back({"x-request-id", request_id_});
+      co_return co_await Respond(std::move(response));
+    }
+  }
+}
+
+// When a place in a full queue should be free: the running request is half done on average, but it is
+// better to be late than to be refused again.
+int TcpConnection::RetryAfterSeconds() const {
+  return static_cast<int>(std::clamp(std::ceil(state_->mean_generation_s), 1.0, 30.0));
+}
+
+asio::awaitable<void> RunConnection(std::shared_ptr<TcpConnection> connection) {
+  co_await connection->Run();
+}
+
+}  // namespace
+
+void ServeConnection(asio::ip::tcp::socket socket, std::shared_ptr<ServerState> state) {
+  const auto executor = socket.get_executor();
+  auto connection = std::make_shared<TcpConnection>(std::move(socket), std::move(state));
+  asio::co_spawn(executor, RunConnection(std::move(connection)), [](std::exception_ptr error) {
+    if (!error) return;
+    try {  // out of memory, most likely: this connection is lost, the others go on
+      std::rethrow_exception(error);
+    } catch (const std::exception& what) {
+      LOG_ERROR("connection: {}", what.what());
+    }
+  });
+}
+
+}  // namespace moraine

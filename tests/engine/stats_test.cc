@@ -1,0 +1,198 @@
+#include "engine/stats.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
+#include <sstream>
+
+#include "base/bytes.h"
+
+namespace moraine {
+namespace {
+
+using nlohmann::ordered_json;
+
+// Every field has a value of its own, so that two swapped fields cannot cancel out.
+EngineStats Filled() {
+  EngineStats stats;
+  stats.model = "demo \"quoted\"";
+  stats.store = "/stores/demo";
+  stats.io = "io_uring";
+  stats.isa = "avx2";
+  stats.policy = "heat";
+  stats.threads = 4;
+  stats.requests = 11;
+  stats.requests_failed = 12;
+  stats.requests_cancelled = 13;
+  stats.queue_length = 14;
+  stats.uptime_ns = 15'000'000'000;
+  stats.prefill = {.steps = 21, .tokens = 512, .wall_ns = 2'000'000'000, .attention_ns = 500'000'000,
+                   .expert_ns = 700'000'000, .stall_ns = 600'000'000, .bytes_read = 64 * kMiB};
+  stats.decode = {.steps = 100, .tokens = 100, .wall_ns = 1'000'000'000, .attention_ns = 250'000'000,
+                  .expert_ns = 400'000'000, .stall_ns = 300'000'000, .bytes_read = 200 * kMiB};
+  stats.residency.decode = {.hit = 700, .cold_miss = 200, .in_flight_miss = 60, .prefetch_hit = 40};
+  stats.residency.prefill = {.hit = 31, .cold_miss = 32, .in_flight_miss = 33, .prefetch_hit = 34};
+  stats.residency.evictions = 41;
+  stats.residency.quarantined = 1;
+  stats.residency.failed_reads = 42;
+  stats.residency.prefetch_issued = 43;
+  stats.residency.prefetch_used = 44;
+  stats.residency.prefetch_wasted = 45;
+  stats.residency.bytes_read = 46;
+  stats.residency.slot_count = 47;
+  stats.residency.ring_slots = 48;
+  stats.residency.resident = 49;
+  stats.residency.slot_bytes = 2 * kMiB;
+  stats.reads = {.demand_bytes = 3'000'000'000, .speculative_bytes = 1'000'000'000,
+                 .demand_records = 53, .speculative_records = 54, .short_reads = 55, .retries = 56,
+                 .failures = 57, .deadline_misses = 58, .cancelled = 59, .submit_calls = 60,
+                 .busy_ns = 2'000'000'000};
+  stats.memory = {.budget_bytes = 8 * kGiB, .dense_bytes = kGiB, .kv_bytes = 256 * kMiB,
+                  .slot_bytes = 4 * kGiB, .scratch_bytes = 64 * kMiB,
+                  .resident_set_bytes = 6 * kGiB, .peak_resident_set_bytes = 7 * kGiB};
+  stats.expert_count = 320;
+  stats.expert_bytes = UINT64_C(1) << 40;
+  for (uint32_t layer : {1u, 3u}) {
+    stats.layers.push_back({.layer = layer, .experts = 160, .resident = 20 + layer,
+                            .lookups = {.hit = 75, .cold_miss = 14 + layer, .in_flight_miss = 6,
+                                        .prefetch_hit = 5 - layer},
+                            .stall_ns = 1'000'000 * layer});
+  }
+  return stats;
+}
+
+TEST(EngineStatsTest, JsonRoundTripKeepsEveryField) {
+  const std::string json = Filled().ToJson();
+  Result<EngineStats> parsed = ParseEngineStats(json);
+  ASSERT_TRUE(parsed.ok()) << parsed.status().ToString();
+  EXPECT_EQ(parsed->ToJson(), json);
+  // Spot checks against the struct, since a field that both directions forget would round-trip.
+  EXPECT_EQ(parsed->model, "demo \"quoted\"");
+  EXPECT_EQ(parsed->decode.stall_ns, 300'000'000);
+  EXPECT_EQ(parsed->residency.prefill.in_flight_miss, 33u);
+  EXPECT_EQ(parsed->reads.submit_calls, 60u);
+  EXPECT_EQ(parsed->memory.peak_resident_set_bytes, 7 * kGiB);
+  EXPECT_EQ(parsed->expert_bytes, UINT64_C(1) << 40);
+  ASSERT_EQ(parsed->layers.size(), 2u);
+  EXPECT_EQ(parsed->layers[1].stall_ns, 3'000'000);
+  EXPECT_EQ(parsed->layers[1].lookups.prefetch_hit, 2u);
+}
+
+void ExpectNoZero(const ordered_json& json, const std::string& path) {
+  for (const auto& [key, value] : json.items()) {
+    if (value.is_structured()) ExpectNoZero(value, path + "." + key);
+    if (value.is_number()) {
+      EXPECT_NE(value.get<int64_t>(), 0) << path << "." << key;
+    }
+  }
+}
+
+// Fails when a field of the JSON is not filled from the struct.
+TEST(EngineStatsTest, JsonHasNoZeroFieldWhenAllAreSet) {
+  ExpectNoZero(ordered_json::parse(Filled().ToJson()), "");
+}
+
+TEST(EngineStatsTest, EveryMissingOrIllTypedFieldIsNamed) {
+  const ordered_json good = ordered_json::parse(Filled().ToJson());
+  int tried = 0;
+  const ordered_json flat = good.flatten();
+  for (const auto& [pointer, value] : flat.items()) {
+    if (pointer.ends_with("/other_ns")) continue;  // derived
+    ordered_json bad = good;
+    bad[ordered_json::json_pointer(pointer)] = ordered_json::array();
+    const Result<EngineStats> parsed = ParseEngineStats(bad.dump());
+    ASSERT_FALSE(parsed.ok()) << pointer;
+    EXPECT_EQ(parsed.status().code(), StatusCode::kInvalidArgument);
+    const std::string field = pointer.substr(pointer.rfind('/') + 1);
+    EXPECT_NE(parsed.status().message().find(field), std::string::npos)
+        << pointer << ": " << parsed.status().message();
+    ++tried;
+  }
+  EXPECT_GT(tried, 80);
+  ordered_json missing = good;
+  missing["memory"].erase("kv_bytes");
+  EXPECT_EQ(ParseEngineStats(missing.dump()).status().message(),
+            "statistics: memory.kv_bytes is missing");
+  EXPECT_FALSE(ParseEngineStats("{").ok());
+  EXPECT_FALSE(ParseEngineStats("[]").ok());
+}
+
+TEST(EngineStatsTest, TextSaysWhereTheTimeWent) {
+  const std::string text = Filled().ToText(false);
+  EXPECT_NE(text.find("decode   100 tokens in 1.00 s: 100.00 tok/s, 10.00 ms/token\n"
+                      "  time    attention 2.500 ms (25.0 %)  experts 4.000 ms (40.0 %)"
+                      "  stall 3.000 ms (30.0 %)  other 0.500 ms (5.0 %)\n"
+                      "  lookup  hit 700 (70.0 %)  cold 200 (20.0 %)  in flight 60 (6.0 %)"
+                      "  prefetched 40 (4.0 %)\n"
+                      "  read    2.00 MiB/token, 200.00 MiB in all\n"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("2.00 GB/s while busy (2.00 s)"), std::string::npos) << text;
+  EXPECT_NE(text.find("memory   6.00 GiB resident (peak 7.00 GiB), budget 8.00 GiB"),
+            std::string::npos)
+      << text;
+  EXPECT_EQ(text.find("layer "), std::string::npos);
+}
+
+TEST(EngineStatsTest, PercentagesOfTimeSumToTheWallTime) {
+  const std::string text = Filled().ToText(false);
+  const std::regex time_line("  time .*");
+  const std::regex percent("\\(([0-9.]+) %\\)");
+  int lines = 0;
+  for (std::sregex_iterator line(text.begin(), text.end(), time_line), end; line != end; ++line) {
+    const std::string content = line->str();
+    double sum = 0;
+    for (std::sregex_iterator part(content.begin(), content.end(), percent); part != end; ++part) {
+      sum += std::stod((*part)[1]);
+    }
+    EXPECT_NEAR(sum, 100.0, 0.2) << content;  // four figures rounded to 0.1
+    ++lines;
+  }
+  EXPECT_EQ(lines, 2);
+}
+
+TEST(EngineStatsTest, LayerTableHasOneLineALayer) {
+  const std::string text = Filled().ToText(true);
+  EXPECT_NE(text.find("    1    21/160      79.0        15         6         4       1.00\n"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("    3    23/160 "), std::string::npos) << text;
+}
+
+TEST(EngineStatsTest, TextOfAnUnusedEngineDividesByNothing) {
+  const std::string text = EngineStats().ToText(true);
+  EXPECT_NE(text.find("decode   no tokens"), std::string::npos);
+  EXPECT_EQ(text.find("nan"), std::string::npos) << text;
+  EXPECT_EQ(text.find("inf "), std::string::npos) << text;
+}
+
+TEST(EngineStatsTest, PrometheusTextIsWellFormed) {
+  const std::string text = Filled().ToPrometheus();
+  const std::regex sample(
+      "moraine_[a-z_]+(\\{[a-z]+=\"([^\"\\\\]|\\\\.)*\"(,[a-z]+=\"([^\"\\\\]|\\\\.)*\")*\\})? "
+      "[0-9.e+-]+");
+  std::istringstream lines(text);
+  std::set<std::string> types;
+  std::string line, family;
+  while (std::getline(lines, line)) {
+    if (line.rfind("# TYPE ", 0) == 0) {
+      family = line.substr(7, line.find(' ', 7) - 7);
+      EXPECT_TRUE(types.insert(family).second) << "declared twice: " << family;
+    } else if (line.rfind("# HELP ", 0) != 0) {
+      EXPECT_TRUE(std::regex_match(line, sample)) << line;
+      EXPECT_EQ(line.substr(0, line.find_first_of("{ ")), family) << "outside its family";
+    }
+  }
+  EXPECT_NE(text.find("moraine_tokens_total{phase=\"decode\"} 100\n"), std::string::npos);
+  EXPECT_NE(text.find("moraine_info{model=\"demo \\\"quoted\\\"\""), std::string::npos) << text;
+  EXPECT_NE(text.find("moraine_time_seconds_total{phase=\"decode\",part=\"other\"} 0.05\n"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("moraine_layer_expert_lookups_total{layer=\"3\",result=\"hit\"} 75\n"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace moraine

@@ -1,0 +1,197 @@
+#include "fake_service.h"
+
+#include <chrono>
+
+namespace moraine {
+
+FakeService::FakeService(size_t queue_limit)
+    : queue_limit_(queue_limit), thread_([this] { Run(); }) {}
+
+FakeService::~FakeService() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    if (running_) running_->cancelled = true;
+    for (const auto& job : queue_) job->cancelled = true;
+    changed_.notify_all();
+  }
+  thread_.join();
+}
+
+bool FakeService::ready() const {
+  std::lock_guard lock(mutex_);
+  return ready_;
+}
+
+void FakeService::set_ready(bool ready) {
+  std::lock_guard lock(mutex_);
+  ready_ = ready;
+}
+
+ModelInfo FakeService::model_info() const {
+  return {.name = "fake model",
+          .architecture = "fake",
+          .max_context = 4096,
+          .vocab_size = kVocabSize,
+          .eos_tokens = {},
+          .created_unix = 1700000000};
+}
+
+SamplingOptions FakeService::default_sampling() const {
+  SamplingOptions sampling;
+  sampling.temperature = 0.5f;
+  return sampling;
+}
+
+Result<std::vector<int32_t>> FakeService::EncodeText(std::string_view text) const {
+  std::vector<int32_t> ids;
+  for (const char c : text) ids.push_back(static_cast<uint8_t>(c));
+  return ids;
+}
+
+Result<std::vector<int32_t>> FakeService::EncodeChat(nlohmann::ordered_json context) const {
+  std::string text;
+  for (const auto& message : context["messages"]) {
+    if (message["content"] == "[refuse]") return InvalidArgument("the template refuses");
+    text += message["role"].get<std::string>() + ": " + message["content"].get<std::string>() + "\n";
+  }
+  return EncodeText(text);
+}
+
+std::string FakeService::TokenBytes(int32_t token) const {
+  return token == 3 ? "\xF0\x9F" : kAnswer.at(static_cast<size_t>(token));
+}
+
+Result<std::function<void()>> FakeService::Submit(GenerationRequest request) {
+  auto job = std::make_shared<Job>();
+  for (const int32_t token : request.prompt) job->prompt.push_back(static_cast<char>(token));
+  if (job->prompt.find("[too-long]") != std::string::npos) {
+    return InvalidArgument("context length exceeded: 5000 tokens, the context has 4096");
+  }
+  if (request.prompt.empty()) return InvalidArgument("prompt: expected at least one token");
+  std::lock_guard lock(mutex_);
+  if (queue_.size() >= queue_limit_) return ResourceExhausted("the queue is full");
+  job->request = request;
+  last_request_ = std::move(request);
+  queue_.push_back(job);
+  ++counts_.submitted;
+  changed_.notify_all();
+  return std::function<void()>([this, job] {
+    std::lock_guard cancel_lock(mutex_);
+    if (!job->cancelled) ++counts_.cancel_asked;
+    job->cancelled = true;
+    changed_.notify_all();
+  });
+}
+
+EngineStats FakeService::Stats() const {
+  EngineStats stats;
+  stats.model = "fake model";
+  stats.requests = static_cast<uint64_t>(counts().finished);
+  stats.layers.resize(2);
+  return stats;
+}
+
+void FakeService::Release() {
+  std::lock_guard lock(mutex_);
+  released_ = true;
+  changed_.notify_all();
+}
+
+FakeService::Counts FakeService::counts() const {
+  std::lock_guard lock(mutex_);
+  return counts_;
+}
+
+GenerationRequest FakeService::last_request() const {
+  std::lock_guard lock(mutex_);
+  return last_request_;
+}
+
+bool FakeService::WaitFor(const std::function<bool(const Counts&)>& condition) const {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, std::chrono::seconds(20), [&] { return condition(counts_); });
+}
+
+void FakeService::Run() {
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      running_.reset();
+      changed_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+      if (queue_.empty()) return;
+      running_ = queue_.front();
+      queue_.pop_front();
+    }
+    Play(*running_);
+  }
+}
+
+bool FakeService::Hold(Job& job) {
+  std::unique_lock lock(mutex_);
+  ++counts_.held;
+  changed_.notify_all();
+  changed_.wait(lock, [&] { return released_ || job.cancelled; });
+  return !job.cancelled;
+}
+
+void FakeService::Finish(Job& job, FinishReason reason, GenerationEvent event) {
+  event.kind = GenerationEvent::Kind::kFinished;
+  event.finish_reason = reason;
+  job.request.on_event(event);
+  std::lock_guard lock(mutex_);
+  ++counts_.finished;
+  if (reason == FinishReason::kCancelled) ++counts_.cancelled;
+  changed_.notify_all();
+}
+
+void FakeService::Play(Job& job) {
+  const auto has = [&](const char* mark) { return job.prompt.find(mark) != std::string::npos; };
+  GenerationEvent event;
+  event.timings.prompt_tokens = static_cast<uint32_t>(job.request.prompt.size());
+  event.timings.cached_tokens = 3;
+  bool cancelled = false;
+  {
+    std::lock_guard lock(mutex_);
+    cancelled = job.cancelled;
+    if (!cancelled) ++counts_.started;
+    changed_.notify_all();
+  }
+  if (cancelled) return Finish(job, FinishReason::kCancelled, event);
+  event.kind = GenerationEvent::Kind::kStarted;
+  job.request.on_event(event);
+  if (has("[prefill]")) {
+    GenerationEvent progress = event;
+    progress.kind = GenerationEvent::Kind::kPrefillProgress;
+    progress.timings.prompt_tokens = 2048;
+    progress.prefilled_tokens = 512;
+    job.request.on_event(progress);
+    if (!Hold(job)) return Finish(job, FinishReason::kCancelled, event);
+  }
+  if (has("[fail-first]")) {
+    event.error = Corruption("expert 7 of layer 3: checksum mismatch");
+    return Finish(job, FinishReason::kError, event);
+  }
+  const uint32_t limit = job.request.max_tokens == 0 ? 100 : job.request.max_tokens;
+  for (uint32_t i = 0; i < kAnswer.size(); ++i) {
+    if (i == limit) return Finish(job, FinishReason::kLength, event);
+    if (i == 2 && has("[fail]")) {
+      event.error = IoError("pack 0 at 4096: Input/output error");
+      return Finish(job, FinishReason::kError, event);
+    }
+    GenerationEvent token;
+    token.text = kAnswer[i];
+    token.token = static_cast<int32_t>(i);
+    if (job.request.top_logprobs) {
+      Logprobs logprobs{.chosen = -0.5f, .top = {}};
+      if (*job.request.top_logprobs > 0) logprobs.top.push_back({static_cast<int32_t>(i), -0.5f});
+      token.logprobs = logprobs;
+    }
+    ++event.timings.completion_tokens;
+    job.request.on_event(token);
+    if (i == 0 && has("[hold]") && !Hold(job)) return Finish(job, FinishReason::kCancelled, event);
+  }
+  Finish(job, FinishReason::kStop, event);
+}
+
+}  // namespace moraine

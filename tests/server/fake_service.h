@@ -1,0 +1,82 @@
+// FakeService: a deterministic GenerationService for tests of the wire. A thread of its own plays one
+// request after the other, with a bounded queue in front, as the engine does.
+//
+// One token is one byte of the prompt; the answer is kAnswer, a piece a token. Marks in the prompt
+// change what happens:
+//   [hold]         after the first token: waits until cancelled or released
+//   [prefill]      before the first token, after reporting progress 512 of 2048: the same
+//   [fail]         after two tokens: kError
+//   [fail-first]   before the first token: kError
+//   [too-long]     Submit refuses: context length exceeded
+// Tests wait for what has happened with WaitFor, never by sleeping.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "server/generation_service.h"
+
+namespace moraine {
+
+class FakeService final : public GenerationService {
+ public:
+  static inline const std::vector<std::string> kAnswer = {"Hello", ",", " wörld", "", "!"};
+  static constexpr uint32_t kVocabSize = 256;
+
+  explicit FakeService(size_t queue_limit = 2);
+  ~FakeService() override;
+
+  bool ready() const override;
+  ModelInfo model_info() const override;
+  SamplingOptions default_sampling() const override;
+  Result<std::vector<int32_t>> EncodeChat(nlohmann::ordered_json context) const override;
+  Result<std::vector<int32_t>> EncodeText(std::string_view text) const override;
+  std::string TokenBytes(int32_t token) const override;
+  Result<std::function<void()>> Submit(GenerationRequest request) override;
+  EngineStats Stats() const override;
+
+  void set_ready(bool ready);
+  // Lets every [hold] and [prefill] of now and later go on.
+  void Release();
+
+  struct Counts {
+    int submitted = 0, started = 0, held = 0, finished = 0;
+    int cancel_asked = 0;  // requests for which somebody asked
+    int cancelled = 0;     // requests that ended so
+  };
+  Counts counts() const;
+  // Waits until the condition holds; false after 20 s, which fails the test.
+  bool WaitFor(const std::function<bool(const Counts&)>& condition) const;
+  GenerationRequest last_request() const;
+
+ private:
+  struct Job {
+    GenerationRequest request;
+    std::string prompt;
+    bool cancelled = false;
+  };
+
+  void Run();
+  void Play(Job& job);
+  // Returns false if the job was cancelled.
+  bool Hold(Job& job);
+  void Finish(Job& job, FinishReason reason, GenerationEvent event);
+
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  bool ready_ = true, released_ = false, stopping_ = false;
+  size_t queue_limit_;
+  std::deque<std::shared_ptr<Job>> queue_;
+  std::shared_ptr<Job> running_;
+  GenerationRequest last_request_;
+  Counts counts_;
+  std::thread thread_;
+};
+
+}  // namespace moraine
