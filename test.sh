@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# All tests, from a fresh clone: release, then ASan+UBSan and TSan over residency, I/O, store, engine and
+# server, then each fuzz target for a few seconds. MORAINE_TEST_STAGES=release,asan,tsan,fuzz selects.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+scripts/install-dependencies.sh
+stages=",${MORAINE_TEST_STAGES:-release,asan,tsan,fuzz},"
+fuzz_seconds=${MORAINE_FUZZ_SECONDS:-10}
+summary=()
+
+stage() { echo; echo "=== $*"; }
+
+if [[ $stages == *,release,* ]]; then
+  stage "release: all tests"
+  cmake --preset release >/dev/null
+  cmake --build build/release
+  ctest --preset release
+  summary+=("release: passed")
+fi
+
+for sanitizer in asan tsan; do
+  [[ $stages == *,$sanitizer,* ]] || continue
+  stage "$sanitizer: residency, I/O, store, engine, server"
+  cmake --preset "$sanitizer" >/dev/null
+  cmake --build "build/$sanitizer" --target "tests_$sanitizer"
+  ctest --preset "$sanitizer" -L "$sanitizer"
+  summary+=("$sanitizer: passed")
+done
+
+if [[ $stages == *,fuzz,* ]]; then
+  stage "fuzz: each target for $fuzz_seconds s"
+  cmake --preset fuzz >/dev/null
+  cmake --build build/fuzz
+  for target in build/fuzz/*_fuzz; do
+    name=$(basename "$target")
+    scratch=build/fuzz/corpus/$name
+    mkdir -p "$scratch"
+    "$target" -max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=0 \
+      "$scratch" "tests/fuzz/corpus/$name" 2>&1 | tail -n 1
+  done
+  summary+=("fuzz: passed")
+fi
+
+command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 ||
+  echo "no GPU: GPU tests skipped (there are none in this build yet)"
+echo
+printf '%s\n' "${summary[@]}"
