@@ -87,7 +87,10 @@ Result<std::function<void()>> FakeService::Submit(GenerationRequest request) {
 EngineStats FakeService::Stats() const {
   EngineStats stats;
   stats.model = "fake model";
-  stats.requests = static_cast<uint64_t>(counts().finished);
+  std::lock_guard lock(mutex_);
+  stats.requests = static_cast<uint64_t>(counts_.finished);
+  stats.requests_cancelled = static_cast<uint64_t>(counts_.cancelled);
+  stats.queue_length = static_cast<uint32_t>(queue_.size());
   stats.layers.resize(2);
   return stats;
 }

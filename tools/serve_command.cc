@@ -1,0 +1,227 @@
+// moraine serve: OpenAI's API over a store.
+//
+// The server listens before the model is loaded, so that whoever starts it can watch /health instead of
+// guessing; EngineService stands between the two and becomes ready once.
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <ctime>
+#include <memory>
+#include <thread>
+
+#include "base/log.h"
+#include "commands.h"
+#include "common_options.h"
+#include "engine/engine.h"
+#include "server/http_server.h"
+
+namespace moraine {
+namespace {
+
+struct ServeArguments {
+  RunnerArguments runner;
+  HttpServerOptions server;
+  uint32_t queue_limit = 8;
+  // Longer than a typical answer; an init system kills after 90 s.
+  int grace_seconds = 30;
+  bool no_warm = false;
+};
+
+class EngineService final : public GenerationService {
+ public:
+  // `known`: what can be said before the engine is there.
+  explicit EngineService(ModelInfo known) : known_(std::move(known)) {}
+
+  // Once, from any thread. `engine` outlives all requests.
+  void SetEngine(Engine* engine) { engine_.store(engine); }
+
+  bool ready() const override { return engine_.load() != nullptr; }
+  ModelInfo model_info() const override {
+    ModelInfo info = ready() ? engine().model_info() : known_;
+    info.created_unix = known_.created_unix;  // must not change when loading ends
+    return info;
+  }
+  SamplingOptions default_sampling() const override { return engine().default_sampling(); }
+  Result<std::vector<int32_t>> EncodeText(std::string_view text) const override {
+    return engine().tokenizer().Encode(text);
+  }
+  Result<std::vector<int32_t>> EncodeChat(nlohmann::ordered_json context) const override {
+    const ChatTemplate* chat_template = engine().chat_template();
+    if (chat_template == nullptr) {
+      return Unsupported("this model has no chat template; use /v1/completions");
+    }
+    const TokenizerConfig& config = engine().tokenizer().config();
+    context["bos_token"] = config.bos_token;
+    context["eos_token"] = config.eos_token;
+    ASSIGN_OR_RETURN(const RenderedPrompt rendered, chat_template->Render(context));
+    return engine().tokenizer().EncodeSegments(rendered.segments);
+  }
+  std::string TokenBytes(int32_t token) const override {
+    return std::string(engine().tokenizer().TokenBytes(token));
+  }
+  Result<std::function<void()>> Submit(GenerationRequest request) override {
+    ASSIGN_OR_RETURN(std::shared_ptr<Generation> generation, engine().Submit(std::move(request)));
+    return std::function<void()>([generation] { generation->Cancel(); });
+  }
+  EngineStats Stats() const override { return engine().Stats(); }
+
+ private:
+  Engine& engine() const {
+    Engine* engine = engine_.load();
+    CHECK(engine != nullptr, "the service is not ready");
+    return *engine;
+  }
+
+  const ModelInfo known_;
+  std::atomic<Engine*> engine_{nullptr};
+};
+
+// A writable store keeps heat and the last run's statistics; if another process has it open for
+// writing, this server goes without.
+Result<std::unique_ptr<Engine>> OpenEngine(const ServeArguments& a) {
+  EngineOptions options;
+  ASSIGN_OR_RETURN(options.runner, FinishRunnerOptions(a.runner));
+  options.queue_limit = a.queue_limit;
+  options.runner.store_mode = StoreMode::kReadWrite;
+  auto engine = Engine::Open(options);
+  if (engine.ok() || engine.status().code() != StatusCode::kFailedPrecondition) return engine;
+  LOG_WARN("{}; serving without saving heat", engine.status().message());
+  options.runner.store_mode = StoreMode::kReadOnly;
+  return Engine::Open(options);
+}
+
+Status Warm(Engine* engine, const std::string& profile) {
+  Status warmed;
+  engine->RunOnEngineThread([&](Runner& runner) { warmed = runner.Warm(profile, nullptr); });
+  // A store that was never run has no heat yet.
+  return warmed.code() == StatusCode::kNotFound ? OkStatus() : warmed;
+}
+
+void SaveStats(Engine* engine) {
+  const EngineStats stats = engine->Stats();
+  engine->RunOnEngineThread([&](Runner& runner) {
+    if (runner.store().mode() != StoreMode::kReadWrite) return;
+    const Status saved = runner.store().PutNote("last_run_stats", stats.ToJson());
+    if (!saved.ok()) LOG_WARN("statistics were not saved: {}", saved.ToString());
+  });
+}
+
+// Opening reads the index only; the same errors as the engine's, but before anything listens.
+Result<ModelInfo> KnownModel(const std::string& store_directory) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Store> store,
+                   Store::Open(store_directory, StoreMode::kReadOnly));
+  ModelInfo known;
+  known.name = store->manifest().source.description;
+  known.created_unix = std::time(nullptr);
+  return known;
+}
+
+void WarnIfOpen(const HttpServerOptions& options) {
+  const bool loopback = options.host == "localhost" || options.host == "::1" ||
+                        options.host.rfind("127.", 0) == 0;
+  if (!loopback && options.api.access.api_key.empty()) {
+    LOG_WARN("{} can be reached from other machines and no --api-key is set", options.host);
+  }
+}
+
+// The signals that end the server, and SIGUSR1, with which loading says that it has failed. Blocked in
+// all threads from before the first one starts, and taken by sigwait: no handler, nothing to be careful
+// about in one.
+sigset_t ServerSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaddset(&signals, signal);
+  return signals;
+}
+
+void ExitAtSecondSignal(const sigset_t& signals) {
+  std::thread([signals] {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    _exit(128 + signal);
+  }).detach();
+}
+
+Status Serve(const ServeArguments& a) {
+  ASSIGN_OR_RETURN(ModelInfo known, KnownModel(a.runner.options.store_directory));
+  const sigset_t signals = ServerSignals();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+
+  EngineService service(std::move(known));
+  WarnIfOpen(a.server);
+  // Declared before the server: requests in flight refer to it until the server is gone.
+  std::unique_ptr<Engine> engine;
+  ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> server, HttpServer::Start(a.server, &service));
+  LOG_INFO("listening on {}, loading the model", server->url());
+
+  Status loaded;
+  const pthread_t main_thread = pthread_self();
+  std::thread loader([&] {
+    auto opened = OpenEngine(a);
+    loaded = opened.status();
+    if (loaded.ok()) {
+      engine = std::move(*opened);
+      if (!a.no_warm) loaded = Warm(engine.get(), a.runner.options.heat_profile);
+    }
+    if (!loaded.ok()) {
+      pthread_kill(main_thread, SIGUSR1);
+      return;
+    }
+    service.SetEngine(engine.get());
+    std::printf("moraine serves %s at %s/v1\n", engine->model_info().name.c_str(),
+                server->url().c_str());
+    std::fflush(stdout);
+  });
+
+  int signal = 0;
+  sigwait(&signals, &signal);
+  ExitAtSecondSignal(signals);
+  if (signal != SIGUSR1 && !service.ready()) {
+    // Loading cannot be interrupted, and has nothing to lose.
+    LOG_INFO("stopped while loading");
+    _exit(0);
+  }
+  loader.join();
+  if (signal != SIGUSR1) {
+    LOG_INFO("stopping: what runs may finish for {} s; interrupt again to exit at once",
+             a.grace_seconds);
+  }
+  server->Shutdown(std::chrono::seconds(a.grace_seconds));
+  if (loaded.ok()) SaveStats(engine.get());
+  return loaded;
+}
+
+}  // namespace
+
+void RegisterServeCommand(CLI::App& app, int* exit_code) {
+  CLI::App* command = app.add_subcommand("serve", "serve a model over HTTP, as OpenAI's API");
+  auto a = std::make_shared<ServeArguments>();
+  AddRunnerArguments(command, &a->runner);
+  AccessOptions* access = &a->server.api.access;
+  command->add_option("--host", a->server.host, "address to listen on; 0.0.0.0 for all")
+      ->capture_default_str();
+  command->add_option("--port", a->server.port, "0: any free one")->capture_default_str();
+  command->add_option("--api-key", access->api_key, "asked of every client (default: none)")
+      ->envname("MORAINE_API_KEY");
+  command->add_option("--allowed-host", access->allowed_hosts,
+                      "name under which clients may reach the server, beside localhost");
+  command->add_option("--cors-origin", access->cors_origins,
+                      "origin whose web pages may use the server, such as https://example.org");
+  command->add_option("--queue", a->queue_limit, "requests that may wait; more get 429")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command->add_option("--grace", a->grace_seconds, "seconds for running requests at shutdown")
+      ->check(CLI::Range(0, 3600))
+      ->capture_default_str();
+  command->add_flag("--no-warm", a->no_warm, "start with an empty cache");
+  command->callback([a, exit_code] {
+    a->server.api.fingerprint = "moraine-" MORAINE_VERSION;
+    const Status status = Serve(*a);
+    if (!status.ok()) *exit_code = PrintError(status);
+  });
+}
+
+}  // namespace moraine
