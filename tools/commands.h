@@ -1,0 +1,23 @@
+// The subcommands of `moraine`, one file each.
+//
+// Exit codes: 0 success; 1 the operation failed (the reason is on stderr, or, for verify, a list of
+// what is bad on stdout); 2 the command line was wrong. A command writes 1 or 2 to *exit_code; main
+// returns it. Results go to stdout, progress and messages to stderr.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace moraine {
+
+void RegisterImportCommand(CLI::App& app, int* exit_code);
+void RegisterVerifyCommand(CLI::App& app, int* exit_code);
+void RegisterInspectCommand(CLI::App& app, int* exit_code);
+void RegisterRunCommand(CLI::App& app, int* exit_code);
+void RegisterServeCommand(CLI::App& app, int* exit_code);
+void RegisterStatsCommand(CLI::App& app, int* exit_code);
+void RegisterEvalCommand(CLI::App& app, int* exit_code);
+void RegisterWarmCommand(CLI::App& app, int* exit_code);
+void RegisterServeCommand(CLI::App& app, int* exit_code);
+void RegisterStatsCommand(CLI::App& app, int* exit_code);
+
+}  // namespace moraine

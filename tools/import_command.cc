@@ -1,0 +1,112 @@
+// moraine import: a published checkpoint becomes an expert store.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/bytes.h"
+#include "commands.h"
+#include "common_options.h"
+#include "engine/import_plan.h"
+#include "progress_display.h"
+#include "store/checkpoint.h"
+#include "store/importer.h"
+
+namespace moraine {
+namespace {
+
+struct ImportArguments {
+  std::string checkpoint_directory, store_directory;
+  std::string experts = "bf16", dense;
+  int threads = 0;
+  bool quiet = false, json = false;
+};
+
+void PrintSummary(const ImportArguments& a, const Manifest& manifest, const ImportProgress& last) {
+  uint64_t dense_bytes = 0;
+  for (const DenseTensor& tensor : manifest.dense) dense_bytes += tensor.bytes;
+  const double rate =
+      last.seconds > 0
+          ? static_cast<double>(last.done_bytes - last.resumed_bytes) * 1e-9 / last.seconds
+          : 0;
+  if (a.json) {
+    const nlohmann::ordered_json json = {{"store", a.store_directory},
+                                         {"bytes", last.total_bytes},
+                                         {"expert_bytes", manifest.expert_bytes()},
+                                         {"dense_bytes", dense_bytes},
+                                         {"resumed_bytes", last.resumed_bytes},
+                                         {"seconds", last.seconds},
+                                         {"gigabytes_per_second", rate},
+                                         {"peak_rss_bytes", PeakRssBytes()},
+                                         {"notes", manifest.notes}};
+    std::printf("%s\n",
+                json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+    return;
+  }
+  std::string resumed;
+  if (last.resumed_bytes > 0) {
+    resumed = fmt::format(" ({} of it by an earlier run)", FormatByteSize(last.resumed_bytes));
+  }
+  fmt::print("imported {}: {}{}, {} experts {}, dense weights {}; {:.1f} s, {:.2f} GB/s, peak RSS {}\n",
+             a.store_directory, FormatByteSize(last.total_bytes), resumed, manifest.expert_count(),
+             FormatByteSize(manifest.expert_bytes()), FormatByteSize(dense_bytes), last.seconds,
+             rate, FormatByteSize(PeakRssBytes()));
+  for (const std::string& note : manifest.notes) fmt::print("note: {}\n", note);
+}
+
+Status RunImport(const ImportArguments& a) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
+                   OpenSafetensors(a.checkpoint_directory));
+  ImportPlanOptions plan_options;
+  plan_options.experts = ParseEncoding(a.experts).value();  // the option's check has seen it
+  if (!a.dense.empty()) plan_options.dense = ParseEncoding(a.dense).value();
+  ASSIGN_OR_RETURN(const std::unique_ptr<ImportPlan> plan,
+                   MakeImportPlan(*checkpoint, plan_options));
+  ImportProgress last;
+  Status status;
+  {
+    ProgressDisplay display("importing", a.quiet);
+    ImportOptions options;
+    options.store_directory = a.store_directory;
+    options.thread_count = a.threads;
+    options.on_progress = [&](const ImportProgress& progress) {
+      last = progress;
+      display.Update(progress.done_bytes, progress.total_bytes, progress.resumed_bytes,
+                     progress.seconds);
+    };
+    status = Import(*checkpoint, *plan, options);
+  }
+  RETURN_IF_ERROR(status);
+  if (!a.quiet || a.json) PrintSummary(a, plan->manifest(), last);
+  return OkStatus();
+}
+
+}  // namespace
+
+void RegisterImportCommand(CLI::App& app, int* exit_code) {
+  auto a = std::make_shared<ImportArguments>();
+  CLI::App* command = app.add_subcommand(
+      "import", "Turn a checkpoint (safetensors) into an expert store; resumes where it stopped");
+  command->add_option("CHECKPOINT_DIR", a->checkpoint_directory, "directory with config.json")
+      ->required();
+  command->add_option("STORE_DIR", a->store_directory, "the store to make or to finish")
+      ->required();
+  command->add_option("--experts", a->experts, "encoding of the experts; bf16 is exact")
+      ->check(CLI::IsMember({"bf16", "q8", "q4"}))
+      ->capture_default_str();
+  command
+      ->add_option("--dense", a->dense,
+                   "encoding of the dense weights (default: bf16 with bf16 experts, else q8)")
+      ->check(CLI::IsMember({"f32", "bf16", "q8", "q4"}));
+  command->add_option("--threads", a->threads, "encoding threads (default: one per CPU)")
+      ->check(CLI::Range(0, 1024));
+  command->add_flag("--quiet", a->quiet, "neither progress nor summary");
+  command->add_flag("--json", a->json, "the summary as one JSON object");
+  command->callback([a, exit_code] {
+    const Status status = RunImport(*a);
+    if (!status.ok()) *exit_code = PrintError(status);
+  });
+}
+
+}  // namespace moraine
