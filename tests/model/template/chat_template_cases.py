@@ -108,9 +108,8 @@ s.split(" ")[-1].lower()|capitalize, "</think>" in "a</think>b", "a</think>b".sp
 10 % 3 ** 2, 2 * 3 % 4, 10 - 2 - 3, 100 / 10 / 2, "a" ~ 1 + 2 ~ "b"
 [1, 2, 3,], {"a": 1,}, (1, 2,), [[]]
 9223372036854775807, -9223372036854775807 - 1, 7 // -2, 7 % -3, 0.0, -0.0, 1e300 * 1e10
-"\u00e9\U0001F600"|length, "a\
-b"
-""".strip("\n").replace("\\\nb\"", "\\\\n\"").split("\n")
+"\u00e9\U0001F600"|length
+""".strip("\n").split("\n")
 
 FAILING = r"""
 {{ missing.x }}
@@ -165,7 +164,6 @@ FAILING = r"""
 {{ "a".split("") }}
 {{ "abc".index("z") }}
 {{ [1, "a"]|sort }}
-{{ d[[1]] }}
 {{ {[1]: 2} }}
 {{ range(1, 2, 0) }}
 {{ "a" if }}
@@ -241,8 +239,7 @@ MUTATING = [
 
 
 def all_cases():
-    cases = []
-    cases += [Case("{{ [" + line + "] }}", X) for line in EXPRESSIONS]
+    cases = [Case("{{ [" + line + "] }}", X) for line in EXPRESSIONS]
     cases += [Case(template, X, fails=True) for template in FAILING]
     cases += [Case(template, X) for template in STATEMENTS]
     cases += [Case(template, X, mutable=True) for template in MUTATING]
