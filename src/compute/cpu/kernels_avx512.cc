@@ -73,6 +73,14 @@ __m512i Broadcast4(const int8_t* p) {
   return _mm512_set1_epi32(word);
 }
 
+template <uint32_t kBytes>
+void PrefetchAfter(const uint8_t* data) {
+#pragma GCC unroll 32
+  for (uint32_t i = 0; i < kBytes; i += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(data) + kPrefetchBytes + i, _MM_HINT_T0);
+  }
+}
+
 struct ColumnPair {
   __m512 even, odd;
 };
@@ -103,6 +111,7 @@ void FloatTokens(const PanelArguments& a, uint32_t token) {
   }
   for (uint32_t tile = 0; tile < a.tile_count; ++tile) {
     const uint8_t* data = a.tiles + tile * a.tile_stride;
+    if constexpr (T == 1) PrefetchAfter<32 * Columns::kBytes>(data);
     for (uint32_t c = 0; c < 64; c += 2, data += Columns::kBytes) {
       const ColumnPair w = Columns::Load(data);
 #pragma GCC unroll 8
@@ -172,6 +181,7 @@ void QuantisedTokens(const PanelArguments& a, uint32_t token) {
   }
   for (uint32_t tile = 0; tile < a.tile_count; ++tile) {
     const uint8_t* data = a.tiles + tile * a.tile_stride;
+    if constexpr (T == 1) PrefetchAfter<64 + 2 * Dot::kHalfBytes>(data);
 #pragma GCC unroll 2
     for (uint32_t h = 0; h < 2; ++h) {
       const uint32_t group = tile * 2 + h;
