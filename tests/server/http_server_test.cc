@@ -549,6 +549,7 @@ TEST_F(HttpServerTest, ShutdownLetsTheRunningRequestFinish) {
   auto shutdown = std::async(std::launch::async, [&] { server_->Shutdown(milliseconds(20'000)); });
   EXPECT_EQ(idle.ReadToEnd(), "");  // idle connections are closed at once
   EXPECT_FALSE(RawClient(where).connected());
+  ASSERT_TRUE(service_.WaitFor([](const auto& c) { return c.cancel_asked == 1; }));
   service_.Release();
   EXPECT_TRUE(running.ReadToEnd().ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"));
   const RawClient::Response refused = waiting.Read();
