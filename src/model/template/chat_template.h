@@ -40,7 +40,7 @@ struct ChatTemplateOptions {
   // All text and containers alive at one time, temporaries included.
   size_t max_memory_bytes = size_t{512} << 20;
   // Seconds since the epoch for strftime_now, rendered as UTC; null means the system's clock.
-  std::function<int64_t()> unix_time_s;
+  std::function<int64_t()> unix_time_s = nullptr;
   // Top-level context names whose text is the model's own and may contain special tokens.
   std::set<std::string> trusted_variables = {"bos_token", "eos_token", "pad_token", "unk_token",
                                              "sep_token", "cls_token", "mask_token"};

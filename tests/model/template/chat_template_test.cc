@@ -55,7 +55,7 @@ TEST(InputMarking, SurvivesOperatorsFiltersAndMethods) {
        "{{ ns.t }}",
        "T:<|U:x|T:<|U:y"},
       {"{{ (c.strip() ~ '&')|escape }}", "U:Ab,cd|T:&amp;"},
-      {"{{ c|title }}{{ c|list|first }}", "U:  Ab,Cd   "},
+      {"{{ c|title }}{{ c|list|first }}", "U:  Ab,cd   "},
   };
   for (const auto& [source, marks] : cases) EXPECT_EQ(Marks(source, context), marks) << source;
 }
