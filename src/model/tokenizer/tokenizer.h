@@ -7,7 +7,7 @@
 // pattern, and interpreting the file means a new model needs no code. A field that this does not know
 // is an error that names it, never a guess.
 //
-// Cost: about 10 MB/s of text on one core (bench/tokenizer_bench.cc), and about 120 bytes per
+// Cost: about 23 MB/s of text on one core (bench/tokenizer_bench.cc), and about 120 bytes per
 // vocabulary entry.
 #pragma once
 
