@@ -17,7 +17,5 @@ void RegisterServeCommand(CLI::App& app, int* exit_code);
 void RegisterStatsCommand(CLI::App& app, int* exit_code);
 void RegisterEvalCommand(CLI::App& app, int* exit_code);
 void RegisterWarmCommand(CLI::App& app, int* exit_code);
-void RegisterServeCommand(CLI::App& app, int* exit_code);
-void RegisterStatsCommand(CLI::App& app, int* exit_code);
 
 }  // namespace moraine

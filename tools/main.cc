@@ -21,8 +21,6 @@ int main(int argc, char** argv) {
   moraine::RegisterStatsCommand(app, &exit_code);
   moraine::RegisterEvalCommand(app, &exit_code);
   moraine::RegisterWarmCommand(app, &exit_code);
-  moraine::RegisterServeCommand(app, &exit_code);
-  moraine::RegisterStatsCommand(app, &exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

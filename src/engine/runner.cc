@@ -75,6 +75,12 @@ uint32_t WidestColumns(const ModelConfig& config) {
   return widest;
 }
 
+// CpuBackend keeps the activations of a chunk three times (dense input, expert input, expert
+// intermediate), each as floats, int8 codes, and scale and sum for every 32 columns.
+uint64_t BackendScratchBytes(uint64_t tokens, uint64_t cols) {
+  return 3 * tokens * (AlignUp(cols, kTileCols) * 5 + cols / kGroupCols * 8);
+}
+
 void AddGenerationConfig(const Manifest& manifest, ModelInfo* info) {
   const auto file = manifest.files.find("generation_config.json");
   if (file == manifest.files.end()) return;
@@ -176,7 +182,7 @@ FixedMemory Runner::Impl::CountFixedMemory() const {
   fixed.kv_bytes = KvCache::BytesFor(config_, max_context_);
   fixed.scratch_bytes = DecoderModel::ScratchBytes(config_, chunk) +
                         ExpertExecutor::ScratchBytes(config_, chunk) +
-                        CpuBackend::ScratchBytes(chunk, WidestColumns(config_));
+                        BackendScratchBytes(chunk, WidestColumns(config_));
   fixed.process_bytes = kProcessBytes;
   return fixed;
 }
