@@ -31,7 +31,7 @@ done
 if [[ $stages == *,fuzz,* ]]; then
   stage "fuzz: each target for $fuzz_seconds s"
   cmake --preset fuzz >/dev/null
-  cmake --build build/fuzz
+  cmake --build build/fuzz --target fuzzers
   for target in build/fuzz/*_fuzz; do
     name=$(basename "$target")
     scratch=build/fuzz/corpus/$name

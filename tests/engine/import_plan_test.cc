@@ -90,7 +90,7 @@ TEST_F(ImportPlanTest, ANanInQuantisedWeightsIsRefusedByName) {
   file.write("\xC0\x7F", 2);
   file.close();
   const auto checkpoint = OpenSafetensors(directory_);
-  const auto plan = MakeImportPlan(**checkpoint, {.experts = Encoding::kQ4});
+  const auto plan = MakeImportPlan(**checkpoint, {Encoding::kQ4, std::nullopt});
   ASSERT_TRUE(plan.ok());
   ImportOptions options;
   options.store_directory = directory_ + "/store";
