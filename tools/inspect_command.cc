@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "commands.h"
 #include "common_options.h"
+#include "engine/runner.h"
 #include "model/config.h"
 #include "store/store.h"
 
@@ -55,7 +56,7 @@ uint64_t SparseLayers(const Manifest& manifest) {
   return count;
 }
 
-Json ToJson(const Store& store, const ModelConfig& config) {
+Json ToJson(const Store& store, const ModelConfig& config, const BudgetAdvice& advice) {
   const Manifest& manifest = store.manifest();
   Json dense = Json::object(), files = Json::object();
   uint64_t dense_bytes = 0;
@@ -83,6 +84,9 @@ Json ToJson(const Store& store, const ModelConfig& config) {
                        {"bytes", manifest.expert_bytes()},
                        {"max_record_bytes", manifest.max_record_bytes()},
                        {"packs", store.expert_pack_paths().size()}}},
+          {"ram_budget", {{"minimum_bytes", advice.minimum_bytes},
+                          {"recommended_bytes", advice.recommended_bytes},
+                          {"everything_bytes", advice.everything_bytes}}},
           {"dense_bytes", dense_bytes},
           {"dense", dense},
           {"files", files},
@@ -93,7 +97,7 @@ void PrintRow(const std::string& name, const std::string& value) {
   fmt::print("{:<9} {}\n", name, value);
 }
 
-void PrintTable(const Store& store, const ModelConfig& config) {
+void PrintTable(const Store& store, const ModelConfig& config, const BudgetAdvice& advice) {
   const Manifest& manifest = store.manifest();
   PrintRow("store", fmt::format("{}  (complete, format {}, {})", store.directory(),
                                 manifest.format_version, manifest.store_uuid));
@@ -112,6 +116,10 @@ void PrintTable(const Store& store, const ModelConfig& config) {
     PrintRow("dense", fmt::format("{:<6} {:>4} tensors  {}", encoding, total.tensors,
                                   FormatByteSize(total.bytes)));
   }
+  PrintRow("budget", fmt::format("minimum {}, recommended {}, all experts resident {}",
+                                 FormatByteSize(advice.minimum_bytes),
+                                 FormatByteSize(advice.recommended_bytes),
+                                 FormatByteSize(advice.everything_bytes)));
   for (const auto& [name, contents] : manifest.files) {
     PrintRow("file", fmt::format("{}  {}", name, FormatByteSize(contents.size())));
   }
@@ -124,11 +132,12 @@ Status Inspect(const InspectArguments& a) {
   ASSIGN_OR_RETURN(const ModelConfig config,
                    ParseModelConfig(store->manifest().model_config,
                                     a.store_directory + ": config.json"));
+  ASSIGN_OR_RETURN(const BudgetAdvice advice, AdviseBudget(store->manifest()));
   if (a.json) {
-    const Json json = ToJson(*store, config);
+    const Json json = ToJson(*store, config, advice);
     std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
   } else {
-    PrintTable(*store, config);
+    PrintTable(*store, config, advice);
   }
   return OkStatus();
 }

@@ -9,10 +9,9 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "base/log.h"
 #include "commands.h"
 #include "common_options.h"
-#include "engine/engine.h"
+#include "engine_session.h"
 
 namespace moraine {
 namespace {
@@ -38,20 +37,11 @@ void HandleInterrupt(int) {
 
 Result<std::vector<int32_t>> EncodePrompt(const Engine& engine, const RunArguments& a,
                                           const std::string& prompt) {
-  if (a.raw) return engine.tokenizer().Encode(prompt);
-  if (engine.chat_template() == nullptr) {
-    return FailedPrecondition("the model has no chat template: use --raw");
-  }
+  if (a.raw) return engine.text().tokenizer().Encode(prompt);
   nlohmann::ordered_json messages = nlohmann::ordered_json::array();
   if (!a.system.empty()) messages.push_back({{"role", "system"}, {"content", a.system}});
   messages.push_back({{"role", "user"}, {"content", prompt}});
-  const TokenizerConfig& config = engine.tokenizer().config();
-  ASSIGN_OR_RETURN(const RenderedPrompt rendered,
-                   engine.chat_template()->Render({{"messages", messages},
-                                                   {"add_generation_prompt", true},
-                                                   {"bos_token", config.bos_token},
-                                                   {"eos_token", config.eos_token}}));
-  return engine.tokenizer().EncodeSegments(rendered.segments);
+  return engine.text().EncodeChat({{"messages", messages}, {"add_generation_prompt", true}});
 }
 
 SamplingOptions Sampling(const Engine& engine, const RunArguments& a) {
@@ -65,19 +55,6 @@ SamplingOptions Sampling(const Engine& engine, const RunArguments& a) {
   s.frequency_penalty = a.frequency_penalty.value_or(s.frequency_penalty);
   s.seed = a.seed.value_or(static_cast<uint64_t>(RealClock().NowNs()));
   return s;
-}
-
-// A writable store keeps heat and the last run's statistics; if another process has it open for
-// writing, this run goes without.
-Result<std::unique_ptr<Engine>> OpenEngine(const RunArguments& a) {
-  EngineOptions options;
-  ASSIGN_OR_RETURN(options.runner, FinishRunnerOptions(a.runner));
-  options.heat_save_interval_ns = 0;
-  options.runner.store_mode = StoreMode::kReadWrite;
-  auto engine = Engine::Open(options);
-  if (engine.ok() || engine.status().code() != StatusCode::kFailedPrecondition) return engine;
-  options.runner.store_mode = StoreMode::kReadOnly;
-  return Engine::Open(options);
 }
 
 void PrintJson(const std::string& text, const std::string& prompt, const GenerationEvent& end,
@@ -98,19 +75,15 @@ void PrintJson(const std::string& text, const std::string& prompt, const Generat
 }
 
 Status Run(const RunArguments& a) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, OpenEngine(a));
+  EngineOptions options;
+  ASSIGN_OR_RETURN(options.runner, FinishRunnerOptions(a.runner));
+  options.heat_save_interval_ns = 0;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, OpenEngine(std::move(options)));
   std::string prompt = a.prompt;
   if (prompt == "-") {
     prompt.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
   }
-  if (!a.no_warm) {
-    Status warmed;
-    engine->RunOnEngineThread([&](Runner& runner) {
-      warmed = runner.Warm(a.runner.options.heat_profile, nullptr);
-    });
-    // A store that was never run has no heat yet.
-    if (!warmed.ok() && warmed.code() != StatusCode::kNotFound) return warmed;
-  }
+  if (!a.no_warm) RETURN_IF_ERROR(WarmEngine(*engine, a.runner.options.heat_profile));
   GenerationRequest request;
   ASSIGN_OR_RETURN(request.prompt, EncodePrompt(*engine, a, prompt));
   request.sampling = Sampling(*engine, a);
@@ -144,11 +117,7 @@ Status Run(const RunArguments& a) {
   } else {
     PrintJson(text, prompt, end, stats);
   }
-  engine->RunOnEngineThread([&](Runner& runner) {
-    if (runner.store().mode() != StoreMode::kReadWrite) return;
-    const Status saved = runner.store().PutNote("last_run_stats", stats.ToJson());
-    if (!saved.ok()) LOG_WARN("statistics were not saved: {}", saved.ToString());
-  });
+  KeepStatistics(*engine);
   return end.finish_reason == FinishReason::kError ? end.error : OkStatus();
 }
 

@@ -14,7 +14,7 @@
 #include "base/log.h"
 #include "commands.h"
 #include "common_options.h"
-#include "engine/engine.h"
+#include "engine_session.h"
 #include "server/http_server.h"
 
 namespace moraine {
@@ -45,21 +45,13 @@ class EngineService final : public GenerationService {
   }
   SamplingOptions default_sampling() const override { return engine().default_sampling(); }
   Result<std::vector<int32_t>> EncodeText(std::string_view text) const override {
-    return engine().tokenizer().Encode(text);
+    return engine().text().tokenizer().Encode(text);
   }
   Result<std::vector<int32_t>> EncodeChat(nlohmann::ordered_json context) const override {
-    const ChatTemplate* chat_template = engine().chat_template();
-    if (chat_template == nullptr) {
-      return Unsupported("this model has no chat template; use /v1/completions");
-    }
-    const TokenizerConfig& config = engine().tokenizer().config();
-    context["bos_token"] = config.bos_token;
-    context["eos_token"] = config.eos_token;
-    ASSIGN_OR_RETURN(const RenderedPrompt rendered, chat_template->Render(context));
-    return engine().tokenizer().EncodeSegments(rendered.segments);
+    return engine().text().EncodeChat(std::move(context));
   }
   std::string TokenBytes(int32_t token) const override {
-    return std::string(engine().tokenizer().TokenBytes(token));
+    return std::string(engine().text().tokenizer().TokenBytes(token));
   }
   Result<std::function<void()>> Submit(GenerationRequest request) override {
     ASSIGN_OR_RETURN(std::shared_ptr<Generation> generation, engine().Submit(std::move(request)));
@@ -78,34 +70,11 @@ class EngineService final : public GenerationService {
   std::atomic<Engine*> engine_{nullptr};
 };
 
-// A writable store keeps heat and the last run's statistics; if another process has it open for
-// writing, this server goes without.
 Result<std::unique_ptr<Engine>> OpenEngine(const ServeArguments& a) {
   EngineOptions options;
   ASSIGN_OR_RETURN(options.runner, FinishRunnerOptions(a.runner));
   options.queue_limit = a.queue_limit;
-  options.runner.store_mode = StoreMode::kReadWrite;
-  auto engine = Engine::Open(options);
-  if (engine.ok() || engine.status().code() != StatusCode::kFailedPrecondition) return engine;
-  LOG_WARN("{}; serving without saving heat", engine.status().message());
-  options.runner.store_mode = StoreMode::kReadOnly;
-  return Engine::Open(options);
-}
-
-Status Warm(Engine* engine, const std::string& profile) {
-  Status warmed;
-  engine->RunOnEngineThread([&](Runner& runner) { warmed = runner.Warm(profile, nullptr); });
-  // A store that was never run has no heat yet.
-  return warmed.code() == StatusCode::kNotFound ? OkStatus() : warmed;
-}
-
-void SaveStats(Engine* engine) {
-  const EngineStats stats = engine->Stats();
-  engine->RunOnEngineThread([&](Runner& runner) {
-    if (runner.store().mode() != StoreMode::kReadWrite) return;
-    const Status saved = runner.store().PutNote("last_run_stats", stats.ToJson());
-    if (!saved.ok()) LOG_WARN("statistics were not saved: {}", saved.ToString());
-  });
+  return OpenEngine(std::move(options));
 }
 
 // Opening reads the index only; the same errors as the engine's, but before anything listens.
@@ -164,7 +133,7 @@ Status Serve(const ServeArguments& a) {
     loaded = opened.status();
     if (loaded.ok()) {
       engine = std::move(*opened);
-      if (!a.no_warm) loaded = Warm(engine.get(), a.runner.options.heat_profile);
+      if (!a.no_warm) loaded = WarmEngine(*engine, a.runner.options.heat_profile);
     }
     if (!loaded.ok()) {
       pthread_kill(main_thread, SIGUSR1);
@@ -190,7 +159,7 @@ Status Serve(const ServeArguments& a) {
              a.grace_seconds);
   }
   server->Shutdown(std::chrono::seconds(a.grace_seconds));
-  if (loaded.ok()) SaveStats(engine.get());
+  if (loaded.ok()) KeepStatistics(*engine);
   return loaded;
 }
 

@@ -9,7 +9,7 @@
 #include "commands.h"
 #include "common_options.h"
 #include "engine/runner.h"
-#include "model/tokenizer/tokenizer.h"
+#include "engine/text_model.h"
 
 namespace moraine {
 namespace {
@@ -43,16 +43,9 @@ Status Warm(const WarmArguments& a) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Runner> runner, Runner::Open(options));
   uint64_t tokens = 0;
   if (!a.prompt_files.empty()) {
-    const auto& files = runner->store().manifest().files;
-    const auto json = files.find("tokenizer.json"), config = files.find("tokenizer_config.json");
-    if (json == files.end()) {
-      return FailedPrecondition(options.store_directory + ": the store has no tokenizer");
-    }
-    ASSIGN_OR_RETURN(const Tokenizer tokenizer,
-                     Tokenizer::FromContents(json->second,
-                                             config == files.end() ? "" : config->second));
+    ASSIGN_OR_RETURN(const TextModel text, TextModel::Load(runner->store().manifest()));
     for (const std::string& path : a.prompt_files) {
-      RETURN_IF_ERROR(LearnFrom(*runner, tokenizer, path, &tokens));
+      RETURN_IF_ERROR(LearnFrom(*runner, text.tokenizer(), path, &tokens));
     }
     RETURN_IF_ERROR(runner->SaveHeat(options.heat_profile));
   }

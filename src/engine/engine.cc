@@ -41,11 +41,6 @@ SamplingOptions ReadDefaultSampling(const Manifest& manifest) {
   return sampling;
 }
 
-std::string FileOr(const Manifest& manifest, const char* name) {
-  const auto it = manifest.files.find(name);
-  return it == manifest.files.end() ? "" : it->second;
-}
-
 }  // namespace
 
 class Engine::Impl {
@@ -72,8 +67,7 @@ class Engine::Impl {
 
   EngineOptions options_;
   std::unique_ptr<Runner> runner_;
-  std::optional<Tokenizer> tokenizer_;
-  std::optional<ChatTemplate> chat_template_;
+  std::optional<TextModel> text_;
   SamplingOptions default_sampling_;
   bool save_heat_ = false;
   int64_t heat_saved_ns_ = 0, stats_published_ns_ = 0;
@@ -94,23 +88,9 @@ Status Engine::Impl::Open(const EngineOptions& options) {
   options_ = options;
   ASSIGN_OR_RETURN(runner_, Runner::Open(options.runner));
   const Manifest& manifest = runner_->store().manifest();
-  const std::string tokenizer_json = FileOr(manifest, "tokenizer.json");
-  if (tokenizer_json.empty()) {
-    return NotFound(options.runner.store_directory +
-                    ": the store has no tokenizer.json (the checkpoint had none); only `moraine "
-                    "eval --fixture` can use it");
-  }
-  auto tokenizer =
-      Tokenizer::FromContents(tokenizer_json, FileOr(manifest, "tokenizer_config.json"));
-  if (!tokenizer.ok()) return tokenizer.status().WithContext(options.runner.store_directory);
-  tokenizer_.emplace(std::move(*tokenizer));
-  std::string source = FileOr(manifest, "chat_template.jinja");
-  if (source.empty()) source = tokenizer_->config().chat_template;
-  if (!source.empty()) {
-    auto parsed = ChatTemplate::Parse(source);
-    if (!parsed.ok()) return parsed.status().WithContext(options.runner.store_directory);
-    chat_template_.emplace(std::move(*parsed));
-  }
+  auto text = TextModel::Load(manifest);
+  if (!text.ok()) return text.status().WithContext(options.runner.store_directory);
+  text_.emplace(std::move(*text));
   default_sampling_ = ReadDefaultSampling(manifest);
   save_heat_ = runner_->store().mode() == StoreMode::kReadWrite;
   heat_saved_ns_ = RealClock().NowNs();
@@ -272,7 +252,7 @@ FinishReason Engine::Impl::Decode(const Job& job, std::span<const float> logits,
   const uint32_t budget = request.max_tokens > 0 ? std::min(request.max_tokens, room) : room;
   Sampler sampler(request.sampling, runner_->config().vocab_size);
   sampler.AcceptPrompt(request.prompt);
-  TextAssembler text(&*tokenizer_, request.stop);
+  TextAssembler text(&text_->tokenizer(), request.stop);
   const Runner::LogitsSink keep = [&](uint32_t, std::span<const float> values) {
     std::copy(values.begin(), values.end(), logits_.begin());
   };
@@ -380,10 +360,7 @@ EngineStats Engine::Stats() const {
   stats.queue_length = static_cast<uint32_t>(impl_->queue_.size());
   return stats;
 }
-const Tokenizer& Engine::tokenizer() const { return *impl_->tokenizer_; }
-const ChatTemplate* Engine::chat_template() const {
-  return impl_->chat_template_ ? &*impl_->chat_template_ : nullptr;
-}
+const TextModel& Engine::text() const { return *impl_->text_; }
 const ModelInfo& Engine::model_info() const { return impl_->runner_->info(); }
 const SamplingOptions& Engine::default_sampling() const { return impl_->default_sampling_; }
 uint32_t Engine::queue_length() const {

@@ -19,9 +19,8 @@
 #include "base/status.h"
 #include "engine/runner.h"
 #include "engine/stats.h"
+#include "engine/text_model.h"
 #include "model/sampler.h"
-#include "model/template/chat_template.h"
-#include "model/tokenizer/tokenizer.h"
 
 namespace moraine {
 
@@ -99,9 +98,7 @@ class Engine {
   // A consistent copy, made by the engine thread at the end of a step or when idle.
   EngineStats Stats() const;
 
-  const Tokenizer& tokenizer() const;
-  // Null if the model has no chat template.
-  const ChatTemplate* chat_template() const;
+  const TextModel& text() const;
   const ModelInfo& model_info() const;
   // The sampling options of generation_config.json.
   const SamplingOptions& default_sampling() const;

@@ -145,14 +145,13 @@ class Evaluation::Impl {
   void Mismatch(std::string line) {
     if (report_.mismatches.size() < kMaxMismatchLines) report_.mismatches.push_back(std::move(line));
   }
-  Result<const Tokenizer*> NeedTokenizer(const char* part) {
-    if (tokenizer_) return &*tokenizer_;
+  Status NeedText(const char* part) const {
+    if (text_) return OkStatus();
     return FailedPrecondition(fmt::format("{} needs a tokenizer, and the store has none", part));
   }
 
   Runner& runner_;
-  std::optional<Tokenizer> tokenizer_;
-  std::optional<ChatTemplate> chat_template_;
+  std::optional<TextModel> text_;
   EvaluationReport report_;
   XXH3_state_t hash_;
   bool hashed_ = false;
@@ -216,19 +215,16 @@ Status Evaluation::Impl::CompareReference(const ordered_json& item) {
 Status Evaluation::Impl::CompareAnswer(const ordered_json& item) {
   const auto question = item.at("question").get<std::string>();
   const auto answer = item.at("answer").get<std::string>();
-  ordered_json context = {{"messages", {{{"role", "user"}, {"content", question}}}},
-                          {"add_generation_prompt", true},
-                          {"bos_token", tokenizer_->config().bos_token},
-                          {"eos_token", tokenizer_->config().eos_token}};
-  ASSIGN_OR_RETURN(const RenderedPrompt prompt, chat_template_->Render(context));
-  ASSIGN_OR_RETURN(const std::vector<int32_t> ids, tokenizer_->EncodeSegments(prompt.segments));
+  ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                   text_->EncodeChat({{"messages", {{{"role", "user"}, {"content", question}}}},
+                                      {"add_generation_prompt", true}}));
   const std::vector<int32_t>& eos = runner_.info().eos_tokens;
   ASSIGN_OR_RETURN(const std::vector<Step> steps, Greedy(ids, kMaxAnswerTokens, eos, nullptr));
   std::vector<int32_t> tokens;
   for (const Step& step : steps) {
     if (std::find(eos.begin(), eos.end(), step.token) == eos.end()) tokens.push_back(step.token);
   }
-  const std::string text = tokenizer_->Decode(tokens, /*skip_special_tokens=*/true);
+  const std::string text = text_->tokenizer().Decode(tokens, /*skip_special_tokens=*/true);
   ++report_.chat->total;
   if (text == answer) {
     ++report_.chat->match;
@@ -245,21 +241,11 @@ Result<std::unique_ptr<Evaluation>> Evaluation::Create(Runner& runner) {
   std::unique_ptr<Evaluation> evaluation(new Evaluation());
   evaluation->impl_ = std::make_unique<Impl>(runner);
   Impl& impl = *evaluation->impl_;
-  const auto& files = runner.store().manifest().files;
-  const auto text = [&](const char* name) {
-    const auto it = files.find(name);
-    return it == files.end() ? std::string() : it->second;
-  };
-  if (!text("tokenizer.json").empty()) {
-    ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::FromContents(text("tokenizer.json"),
-                                                                  text("tokenizer_config.json")));
-    impl.tokenizer_.emplace(std::move(tokenizer));
-    std::string source = text("chat_template.jinja");
-    if (source.empty()) source = impl.tokenizer_->config().chat_template;
-    if (!source.empty()) {
-      ASSIGN_OR_RETURN(ChatTemplate parsed, ChatTemplate::Parse(source));
-      impl.chat_template_.emplace(std::move(parsed));
-    }
+  auto text = TextModel::Load(runner.store().manifest());
+  if (text.ok()) {
+    impl.text_.emplace(std::move(*text));
+  } else if (text.status().code() != StatusCode::kNotFound) {
+    return text.status();
   }
   return evaluation;
 }
@@ -335,10 +321,10 @@ Status Evaluation::AddFixture(const std::string& directory) {
 
 Status Evaluation::AddText(const std::string& file) {
   Impl& impl = *impl_;
-  ASSIGN_OR_RETURN(const Tokenizer* tokenizer, impl.NeedTokenizer("--text"));
+  RETURN_IF_ERROR(impl.NeedText("--text"));
   ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(file));
   ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
-                   tokenizer->Encode(text, {.add_special_tokens = false}));
+                   impl.text_->tokenizer().Encode(text, {.add_special_tokens = false}));
   const size_t windows = ids.empty() ? 0 : (ids.size() - 1) / kWindowTokens;
   if (windows == 0) {
     return InvalidArgument(fmt::format("{}: {} tokens, a window needs {}", file, ids.size(),
@@ -361,8 +347,8 @@ Status Evaluation::AddText(const std::string& file) {
 
 Status Evaluation::AddChat(const std::string& file) {
   Impl& impl = *impl_;
-  RETURN_IF_ERROR(impl.NeedTokenizer("--chat").status());
-  if (!impl.chat_template_) {
+  RETURN_IF_ERROR(impl.NeedText("--chat"));
+  if (!impl.text_->has_chat_template()) {
     return FailedPrecondition("--chat needs a chat template, and the store has none");
   }
   impl.report_.chat.emplace();

@@ -11,8 +11,7 @@
 #include <vector>
 
 #include "engine/runner.h"
-#include "model/template/chat_template.h"
-#include "model/tokenizer/tokenizer.h"
+#include "engine/text_model.h"
 
 namespace moraine {
 

@@ -16,10 +16,11 @@
 namespace moraine {
 namespace {
 
-// Code, RocksDB, allocator, thread stacks and I/O rings: what a run of the demo model keeps resident
-// beyond the arenas counted below (`moraine run --json`, memory.resident_set_bytes minus the rest;
-// 34 to 41 MiB measured), rounded up.
-constexpr uint64_t kProcessBytes = 64 * kMiB;
+// Code, RocksDB, allocator, thread stacks and I/O rings: the demo model keeps 18 to 22 MiB resident
+// beyond what CountFixedMemory counts (`moraine run --json`: memory.resident_set_bytes less the rest).
+constexpr uint64_t kProcessBytes = 32 * kMiB;
+// The tokenizer: 120 bytes for a token's bytes and index, as much again for its merge and the word cache.
+constexpr uint64_t kTokenizerBytesPerToken = 256;
 
 constexpr uint32_t kDefaultContext = 4096;
 
@@ -81,6 +82,18 @@ uint64_t BackendScratchBytes(uint64_t tokens, uint64_t cols) {
   return 3 * tokens * (AlignUp(cols, kTileCols) * 5 + cols / kGroupCols * 8);
 }
 
+FixedMemory CountFixedMemory(const Manifest& manifest, const ModelConfig& config,
+                             uint32_t max_context, uint32_t chunk) {
+  FixedMemory fixed;
+  fixed.dense_bytes = DenseWeights::BytesFor(manifest);
+  fixed.kv_bytes = KvCache::BytesFor(config, max_context);
+  fixed.scratch_bytes = DecoderModel::ScratchBytes(config, chunk) +
+                        ExpertExecutor::ScratchBytes(config, chunk) +
+                        BackendScratchBytes(chunk, WidestColumns(config));
+  fixed.process_bytes = kProcessBytes + kTokenizerBytesPerToken * config.vocab_size;
+  return fixed;
+}
+
 void AddGenerationConfig(const Manifest& manifest, ModelInfo* info) {
   const auto file = manifest.files.find("generation_config.json");
   if (file == manifest.files.end()) return;
@@ -109,7 +122,6 @@ class Runner::Impl {
 
   Status OpenResidency();
   Status AllocateSlabs(const Topology& topology, const SlotPlan& plan);
-  FixedMemory CountFixedMemory() const;
 
   RunnerOptions options_;
   ModelConfig config_;
@@ -159,7 +171,7 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.isa));
   ASSIGN_OR_RETURN(const MemoryLimit limit, DetectMemoryLimit());
   // The plan first: a budget that is too small must say so before gigabytes have been read.
-  fixed_ = CountFixedMemory();
+  fixed_ = CountFixedMemory(manifest, config_, max_context_, options_.prefill_chunk);
   ASSIGN_OR_RETURN(plan_, PlanSlots(manifest, config_.top_k, fixed_, options.ram_budget, limit));
 
   const Topology topology = Topology::Detect();
@@ -173,18 +185,6 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   RETURN_IF_ERROR(OpenResidency());
   model_ = std::make_unique<DecoderModel>(config_, *dense_, *backend_, options_.prefill_chunk);
   return OkStatus();
-}
-
-FixedMemory Runner::Impl::CountFixedMemory() const {
-  const uint32_t chunk = options_.prefill_chunk;
-  FixedMemory fixed;
-  fixed.dense_bytes = DenseWeights::BytesFor(store_->manifest());
-  fixed.kv_bytes = KvCache::BytesFor(config_, max_context_);
-  fixed.scratch_bytes = DecoderModel::ScratchBytes(config_, chunk) +
-                        ExpertExecutor::ScratchBytes(config_, chunk) +
-                        BackendScratchBytes(chunk, WidestColumns(config_));
-  fixed.process_bytes = kProcessBytes;
-  return fixed;
 }
 
 // Slots are dealt out over the NUMA nodes evenly, each node's in one slab of its own.
@@ -401,6 +401,16 @@ Status Runner::SaveHeat(const std::string& profile) {
   std::vector<float> heat(std::accumulate(counts.begin(), counts.end(), size_t{0}));
   impl_->residency_->policy().ExportHeat(heat);
   return impl_->store_->SaveHeat(profile, heat);
+}
+
+Result<BudgetAdvice> AdviseBudget(const Manifest& manifest) {
+  ASSIGN_OR_RETURN(const ModelConfig config,
+                   ParseModelConfig(manifest.model_config, "config.json"));
+  const RunnerOptions defaults;
+  return AdviseBudget(manifest, config.top_k,
+                      CountFixedMemory(manifest, config,
+                                       std::min(config.max_position, kDefaultContext),
+                                       defaults.prefill_chunk));
 }
 
 const ModelConfig& Runner::config() const { return impl_->config_; }

@@ -93,4 +93,7 @@ class Runner {
   std::unique_ptr<Impl> impl_;
 };
 
+// What `moraine inspect` recommends, for the default context and chunk.
+Result<BudgetAdvice> AdviseBudget(const Manifest& manifest);
+
 }  // namespace moraine

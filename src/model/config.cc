@@ -3,15 +3,27 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
-#include <optional>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 namespace moraine {
 namespace {
 
 using nlohmann::json;
+
+// A value as error messages show it. Not dump() for lists and objects: it recurses, and how deep is
+// up to the file.
+std::string Show(const json& value) {
+  constexpr size_t kMaxShown = 60;
+  if (value.is_array()) return fmt::format("a list of {}", value.size());
+  if (value.is_object()) return "an object";
+  std::string text = value.dump();
+  if (text.size() <= kMaxShown) return text;
+  size_t end = kMaxShown;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return text.substr(0, end) + "...";
+}
 
 // Reads fields of one JSON object, remembering the first thing that was wrong.
 class FieldReader {
@@ -37,7 +49,7 @@ class FieldReader {
     }
     if (!value->is_number_integer() || value->get<int64_t>() < minimum ||
         value->get<int64_t>() > maximum) {
-      Fail(fmt::format("field '{}' is {}, expected an integer from {} to {}", name, value->dump(),
+      Fail(fmt::format("field '{}' is {}, expected an integer from {} to {}", name, Show(*value),
                        minimum, maximum));
       return minimum;
     }
@@ -47,20 +59,22 @@ class FieldReader {
   float Real(std::initializer_list<const char*> names, float fallback) {
     const json* value = Find(names);
     if (value == nullptr) return fallback;
-    if (!value->is_number() || !(value->get<double>() > 0) ||
-        !std::isfinite(value->get<double>())) {
-      Fail(fmt::format("field '{}' is {}, expected a positive number", *names.begin(),
-                       value->dump()));
+    // Compared as doubles: a double beyond float32's range has no float to compare.
+    const double number = value->is_number() ? value->get<double>() : 0.0;
+    if (!(number >= std::numeric_limits<float>::min() &&
+          number <= std::numeric_limits<float>::max())) {
+      Fail(fmt::format("field '{}' is {}, expected a positive number that fits float32",
+                       *names.begin(), Show(*value)));
       return fallback;
     }
-    return value->get<float>();
+    return static_cast<float>(number);
   }
 
   bool Flag(const char* name, bool fallback) {
     const json* value = Find({name});
     if (value == nullptr) return fallback;
     if (!value->is_boolean()) {
-      Fail(fmt::format("field '{}' is {}, expected true or false", name, value->dump()));
+      Fail(fmt::format("field '{}' is {}, expected true or false", name, Show(*value)));
       return fallback;
     }
     return value->get<bool>();
@@ -70,7 +84,7 @@ class FieldReader {
     const json* value = Find({name});
     if (value == nullptr) return fallback;
     if (!value->is_string()) {
-      Fail(fmt::format("field '{}' is {}, expected a string", name, value->dump()));
+      Fail(fmt::format("field '{}' is {}, expected a string", name, Show(*value)));
       return fallback;
     }
     return value->get<std::string>();
@@ -100,16 +114,17 @@ void ReadRope(FieldReader& fields, ModelConfig* config) {
     const json* rope = fields.Find({name});
     if (rope == nullptr) continue;
     if (!rope->is_object()) {
-      fields.Fail(fmt::format("field '{}' is {}, expected an object", name, rope->dump()));
+      fields.Fail(fmt::format("field '{}' is {}, expected an object", name, Show(*rope)));
       return;
     }
     FieldReader inner(*rope, "");
     config->rope_theta = inner.Real({"rope_theta"}, config->rope_theta);
     const json* type = inner.Find({"rope_type", "type"});
-    const std::string kind = type != nullptr && type->is_string() ? type->get<std::string>() : "default";
-    if (kind != "default") {
+    if (type != nullptr && !type->is_string()) {
+      fields.Fail(fmt::format("field '{}.rope_type' is {}, expected a string", name, Show(*type)));
+    } else if (type != nullptr && *type != "default") {
       fields.RefuseUnsupported(
-          fmt::format("field '{}.rope_type' is '{}', supported: 'default'", name, kind));
+          fmt::format("field '{}.rope_type' is {}, supported: \"default\"", name, Show(*type)));
     }
     if (!inner.status().ok()) {
       fields.Fail(fmt::format("field '{}'{}", name, inner.status().message()));
@@ -121,25 +136,24 @@ void ReadLayers(FieldReader& fields, uint32_t layer_count, ModelConfig* config) 
   const uint32_t sparse_step = fields.Count({"decoder_sparse_step"}, 1, kMaxDimension, 1);
   const uint32_t dense = fields.Count({"intermediate_size"}, 1, kMaxDimension);
   const uint32_t expert = fields.Count({"moe_intermediate_size"}, 1, kMaxDimension);
-  std::vector<uint32_t> dense_layers;
+  std::vector<bool> listed(layer_count);
   if (const json* list = fields.Find({"mlp_only_layers"})) {
     if (!list->is_array()) {
-      fields.Fail(fmt::format("field 'mlp_only_layers' is {}, expected a list", list->dump()));
+      fields.Fail(fmt::format("field 'mlp_only_layers' is {}, expected a list", Show(*list)));
       return;
     }
     for (const json& item : *list) {
-      if (!item.is_number_unsigned()) {
-        fields.Fail(fmt::format("field 'mlp_only_layers' holds {}, expected layer numbers",
-                                item.dump()));
+      if (!item.is_number_unsigned() || item.get<uint64_t>() >= layer_count) {
+        fields.Fail(fmt::format("field 'mlp_only_layers' holds {}, expected layer numbers from 0 to {}",
+                                Show(item), layer_count - 1));
         return;
       }
-      dense_layers.push_back(item.get<uint32_t>());
+      listed[item.get<uint32_t>()] = true;
     }
   }
   // transformers, Qwen3MoeDecoderLayer: sparse iff not listed and (index + 1) % step == 0.
   for (uint32_t i = 0; i < layer_count; ++i) {
-    const bool listed = std::find(dense_layers.begin(), dense_layers.end(), i) != dense_layers.end();
-    const bool moe = !listed && config->expert_count > 0 && (i + 1) % sparse_step == 0;
+    const bool moe = !listed[i] && config->expert_count > 0 && (i + 1) % sparse_step == 0;
     config->layers.push_back({moe ? FeedForwardKind::kMoe : FeedForwardKind::kDense,
                               moe ? expert : dense});
   }
@@ -149,13 +163,17 @@ std::vector<int32_t> ReadTokenList(FieldReader& fields, const char* name) {
   std::vector<int32_t> tokens;
   const json* value = fields.Find({name});
   if (value == nullptr) return tokens;
-  const json list = value->is_array() ? *value : json::array({*value});
-  for (const json& item : list) {
+  const auto add = [&](const json& item) {
     if (!item.is_number_unsigned() || item.get<uint64_t>() > kMaxVocabulary) {
-      fields.Fail(fmt::format("field '{}' is {}, expected token ids", name, value->dump()));
-      break;
+      fields.Fail(fmt::format("field '{}' holds {}, expected token ids", name, Show(item)));
+      return;
     }
     tokens.push_back(item.get<int32_t>());
+  };
+  if (value->is_array()) {
+    for (const json& item : *value) add(item);
+  } else {
+    add(*value);
   }
   return tokens;
 }
@@ -176,6 +194,7 @@ Result<ModelConfig> ParseModelConfig(std::string_view text, const std::string& f
   FieldReader fields(root, file);
   ModelConfig config;
   config.model_type = fields.Text("model_type", "");
+  if (!fields.status().ok()) return fields.status();
   if (config.model_type != "qwen3_moe") {
     return Unsupported(fmt::format("{}: field 'model_type' is '{}', supported: 'qwen3_moe'", file,
                                    config.model_type));

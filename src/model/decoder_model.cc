@@ -24,6 +24,7 @@ void AddBias(float* x, size_t stride, std::span<const float> bias, uint32_t rows
 
 void RouteToken(float* logits, uint32_t expert_count, uint32_t top_k, bool normalize,
                 uint32_t* experts, float* weights) {
+  CHECK(top_k <= expert_count);
   float maximum = logits[0];
   for (uint32_t e = 1; e < expert_count; ++e) maximum = std::max(maximum, logits[e]);
   float sum = 0;
@@ -31,17 +32,20 @@ void RouteToken(float* logits, uint32_t expert_count, uint32_t top_k, bool norma
     logits[e] = std::exp(logits[e] - maximum);
     sum += logits[e];
   }
-  // Selection by repeated maximum: k is at most a few dozen and this needs no scratch.
+  // Selection by repeated maximum: k is at most a few dozen and this needs no scratch. A chosen expert
+  // is marked, not only lowered, so that the choice stays distinct when a broken model yields NaN.
+  constexpr float kChosen = -1.0f;
   float chosen_sum = 0;
   for (uint32_t k = 0; k < top_k; ++k) {
-    uint32_t best = 0;
-    for (uint32_t e = 1; e < expert_count; ++e) {
-      if (logits[e] > logits[best]) best = e;
+    uint32_t best = expert_count;
+    for (uint32_t e = 0; e < expert_count; ++e) {
+      if (logits[e] == kChosen) continue;
+      if (best == expert_count || logits[e] > logits[best]) best = e;
     }
     experts[k] = best;
     weights[k] = logits[best] / sum;
     chosen_sum += weights[k];
-    logits[best] = -1.0f;
+    logits[best] = kChosen;
   }
   if (!normalize) return;
   for (uint32_t k = 0; k < top_k; ++k) weights[k] /= chosen_sum;
@@ -121,7 +125,7 @@ Status DecoderModel::Forward(std::span<const int32_t> tokens, KvCache& cache,
   const uint32_t count = static_cast<uint32_t>(tokens.size());
   const uint32_t first = cache.length();
   CHECK(count > 0 && first + count <= cache.max_positions());
-  CHECK(count * config_.hidden <= hidden_.size(), "chunk larger than max_tokens");
+  CHECK(size_t{count} * config_.hidden <= hidden_.size(), "chunk larger than max_tokens");
   Embed(tokens);
   PrepareRope(first, count);
   for (uint32_t i = 0; i < layers_.size(); ++i) {

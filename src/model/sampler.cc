@@ -4,9 +4,22 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+
+#include "base/check.h"
 
 namespace moraine {
+namespace {
+
+// The lowest id on a tie. NaN loses against every number, -inf included; 0 if nothing is a number.
+int32_t HighestLogit(std::span<const float> logits) {
+  size_t best = 0;
+  for (size_t i = 1; i < logits.size(); ++i) {
+    if (logits[i] > logits[best] || (std::isnan(logits[best]) && !std::isnan(logits[i]))) best = i;
+  }
+  return static_cast<int32_t>(best);
+}
+
+}  // namespace
 
 Status SamplingOptions::Validate(uint32_t vocab_size) const {
   const auto range = [](const char* field, float value, const char* expected) {
@@ -67,73 +80,82 @@ void Sampler::ApplyPenalties() {
 }
 
 int32_t Sampler::Sample(std::span<const float> logits) {
+  CHECK(logits.size() == logits_.size());
   std::copy(logits.begin(), logits.end(), logits_.begin());
   ApplyPenalties();
-  int32_t chosen = 0;
-  if (options_.temperature == 0) {
-    chosen = static_cast<int32_t>(std::max_element(logits_.begin(), logits_.end()) -
-                                  logits_.begin());
-  } else {
-    const auto better = [this](int32_t a, int32_t b) {
-      const float x = logits_[static_cast<size_t>(a)], y = logits_[static_cast<size_t>(b)];
-      return x > y || (x == y && a < b);
-    };
-    // Tokens below e^-28 = 7e-13 of the best add up to less than one draw in a million for any
-    // vocabulary, and leaving them out saves sorting 150,000 candidates.
-    const float floor =
-        *std::max_element(logits_.begin(), logits_.end()) - 28.0f * options_.temperature;
-    order_.clear();
-    for (size_t token = 0; token < logits_.size(); ++token) {
-      if (logits_[token] >= floor) order_.push_back(static_cast<int32_t>(token));
-    }
-    size_t kept = order_.size();
-    if (options_.top_k > 0 && options_.top_k < kept) kept = options_.top_k;
-    std::partial_sort(order_.begin(), order_.begin() + static_cast<ptrdiff_t>(kept), order_.end(),
-                      better);
-    const float best = logits_[static_cast<size_t>(order_[0])];
-    const auto weight = [&](size_t i) {
-      return std::exp((logits_[static_cast<size_t>(order_[i])] - best) / options_.temperature);
-    };
-    double total = 0;
-    for (size_t i = 0; i < kept; ++i) total += weight(i);
-    // top-p keeps the shortest prefix whose mass reaches p of what top-k left.
-    double mass = 0;
-    size_t end = 0;
-    while (end < kept) {
-      const float w = weight(end);
-      if (end > 0 && (mass >= options_.top_p * total || w < options_.min_p)) break;
-      mass += w;
-      ++end;
-    }
-    double target = random_.Uniform() * mass;
-    size_t pick = 0;
-    while (pick + 1 < end && (target -= weight(pick)) >= 0) ++pick;
-    chosen = order_[pick];
-  }
+  const int32_t best = HighestLogit(logits_);
+  const int32_t chosen = options_.temperature == 0 ? best : Draw(best);
   seen_[static_cast<size_t>(chosen)] = true;
   ++output_counts_[static_cast<size_t>(chosen)];
   return chosen;
 }
 
-Logprobs ComputeLogprobs(std::span<const float> logits, int32_t token, uint32_t count) {
-  const float best = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(static_cast<double>(logit - best));
-  const float log_sum = best + static_cast<float>(std::log(sum));
-  Logprobs result;
-  result.chosen = logits[static_cast<size_t>(token)] - log_sum;
-  std::vector<int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  const size_t kept = std::min<size_t>(count, order.size());
-  std::partial_sort(order.begin(), order.begin() + static_cast<ptrdiff_t>(kept), order.end(),
-                    [&](int32_t a, int32_t b) {
-                      const float x = logits[static_cast<size_t>(a)];
-                      const float y = logits[static_cast<size_t>(b)];
-                      return x > y || (x == y && a < b);
-                    });
-  for (size_t i = 0; i < kept; ++i) {
-    result.top.push_back({order[i], logits[static_cast<size_t>(order[i])] - log_sum});
+int32_t Sampler::Draw(int32_t best_token) {
+  const auto better = [this](int32_t a, int32_t b) {
+    const float x = logits_[static_cast<size_t>(a)], y = logits_[static_cast<size_t>(b)];
+    return x > y || (x == y && a < b);
+  };
+  const float best = logits_[static_cast<size_t>(best_token)];
+  // Tokens below e^-28 = 7e-13 of the best: 150,000 of them have less than 1e-6 of the mass together,
+  // and leaving them out saves sorting them.
+  const float floor = best - 28.0f * options_.temperature;
+  order_.clear();
+  for (size_t token = 0; token < logits_.size(); ++token) {
+    if (logits_[token] >= floor) order_.push_back(static_cast<int32_t>(token));
   }
+  if (order_.empty()) return best_token;  // the best is NaN: nothing to draw from
+  size_t kept = order_.size();
+  if (options_.top_k > 0 && options_.top_k < kept) kept = options_.top_k;
+  std::partial_sort(order_.begin(), order_.begin() + static_cast<ptrdiff_t>(kept), order_.end(),
+                    better);
+  const auto weight = [&](size_t i) {
+    return std::exp((logits_[static_cast<size_t>(order_[i])] - best) / options_.temperature);
+  };
+  double total = 0;
+  for (size_t i = 0; i < kept; ++i) total += weight(i);
+  // top-p keeps the shortest prefix whose mass reaches p of what top-k left.
+  double mass = 0;
+  size_t end = 0;
+  while (end < kept) {
+    const float w = weight(end);
+    if (end > 0 && (mass >= options_.top_p * total || w < options_.min_p)) break;
+    mass += w;
+    ++end;
+  }
+  double target = random_.Uniform() * mass;
+  size_t pick = 0;
+  while (pick + 1 < end && (target -= weight(pick)) >= 0) ++pick;
+  return order_[pick];
+}
+
+Logprobs ComputeLogprobs(std::span<const float> logits, int32_t token, uint32_t count) {
+  const double best = logits[static_cast<size_t>(HighestLogit(logits))];
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(logit - best);
+  const double log_sum = best + std::log(sum);
+  const auto logprob = [&](float logit) { return static_cast<float>(logit - log_sum); };
+  const auto better = [](const TokenLogprob& a, const TokenLogprob& b) {
+    return a.logprob > b.logprob || (a.logprob == b.logprob && a.token < b.token);
+  };
+  Logprobs result;
+  result.chosen = logprob(logits[static_cast<size_t>(token)]);
+  // A heap of the best `count`, the worst of them in front: nothing of the vocabulary's size is
+  // allocated for a token. Logits stand in for logprobs until the end, which keeps ties exact.
+  std::vector<TokenLogprob>& top = result.top;
+  const size_t kept = std::min<size_t>(count, logits.size());
+  top.reserve(kept);
+  for (size_t i = 0; i < logits.size() && kept > 0; ++i) {
+    const TokenLogprob candidate{static_cast<int32_t>(i), logits[i]};
+    if (top.size() == kept) {
+      if (!better(candidate, top.front())) continue;
+      std::pop_heap(top.begin(), top.end(), better);
+      top.pop_back();
+    }
+    top.push_back(candidate);
+    std::push_heap(top.begin(), top.end(), better);
+  }
+  std::sort_heap(top.begin(), top.end(), better);
+  for (TokenLogprob& entry : top) entry.logprob = logprob(entry.logprob);
   return result;
 }
 

@@ -1,9 +1,11 @@
 // Sampler: logits -> one token.
 //
-// Order of operations (as llama.cpp's and vLLM's defaults agree): logit bias, repetition / presence /
-// frequency penalties, temperature, top-k, top-p, min-p, draw. temperature 0 is greedy: the highest
-// logit after bias and penalties, the lowest id on a tie. The generator is seeded per request, so
-// that a request with a seed gives the same tokens whatever runs beside it.
+// Order of operations: logit bias, repetition / presence / frequency penalties, temperature, top-k,
+// top-p, min-p, draw; the order of transformers' generate(), which is how model cards measure their
+// advice. (llama.cpp applies the temperature last, so there top-p and min-p see the untempered
+// distribution.) temperature 0 is greedy: the highest logit after bias and penalties, the lowest id
+// on a tie. The generator is seeded per request, so that a request with a seed gives the same tokens
+// whatever runs beside it. A NaN logit is never chosen while any other is a number.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +39,7 @@ struct TokenLogprob {
   float logprob = 0;
 };
 
-// One per sequence. Thread-compatible. No allocation in Sample after the first call.
+// One per sequence. Thread-compatible. No allocation in Sample.
 class Sampler {
  public:
   Sampler(const SamplingOptions& options, uint32_t vocab_size);
@@ -49,6 +51,7 @@ class Sampler {
 
  private:
   void ApplyPenalties();
+  int32_t Draw(int32_t best_token);
 
   SamplingOptions options_;
   Random random_;

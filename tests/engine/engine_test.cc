@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <future>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "test_store.h"
@@ -93,13 +94,13 @@ TEST_F(EngineTest, StreamsTheReferenceStory) {
 
 TEST_F(EngineTest, AnswersThroughTheChatTemplateAndStopsAtEos) {
   const auto engine = Open();
-  const auto rendered = engine->chat_template()->Render(
+  const auto ids = engine->text().EncodeChat(
       {{"messages", {{{"role", "user"}, {"content", "Name the capital of Germany."}}}},
        {"add_generation_prompt", true}});
-  ASSERT_TRUE(rendered.ok());
+  ASSERT_TRUE(ids.ok());
   Collector collector;
   GenerationRequest request;
-  request.prompt = *engine->tokenizer().EncodeSegments(rendered->segments);
+  request.prompt = *ids;
   request.on_event = collector.Listener();
   ASSERT_TRUE(engine->Submit(std::move(request)).ok());
   const auto events = collector.WaitForEnd();

@@ -1,0 +1,43 @@
+#include "engine/text_model.h"
+
+#include <nlohmann/json.hpp>
+
+namespace moraine {
+namespace {
+
+std::string FileOrEmpty(const Manifest& manifest, const char* name) {
+  const auto it = manifest.files.find(name);
+  return it == manifest.files.end() ? "" : it->second;
+}
+
+}  // namespace
+
+Result<TextModel> TextModel::Load(const Manifest& manifest) {
+  const std::string tokenizer_json = FileOrEmpty(manifest, "tokenizer.json");
+  if (tokenizer_json.empty()) {
+    return NotFound("the store has no tokenizer.json (the checkpoint had none)");
+  }
+  ASSIGN_OR_RETURN(Tokenizer tokenizer,
+                   Tokenizer::FromContents(tokenizer_json,
+                                           FileOrEmpty(manifest, "tokenizer_config.json")));
+  TextModel text(std::move(tokenizer));
+  std::string source = FileOrEmpty(manifest, "chat_template.jinja");
+  if (source.empty()) source = text.tokenizer_.config().chat_template;
+  if (!source.empty()) {
+    ASSIGN_OR_RETURN(ChatTemplate parsed, ChatTemplate::Parse(source));
+    text.chat_template_.emplace(std::move(parsed));
+  }
+  return text;
+}
+
+Result<std::vector<int32_t>> TextModel::EncodeChat(nlohmann::ordered_json context) const {
+  if (!chat_template_) {
+    return Unsupported("this model has no chat template: use it with plain text");
+  }
+  context["bos_token"] = tokenizer_.config().bos_token;
+  context["eos_token"] = tokenizer_.config().eos_token;
+  ASSIGN_OR_RETURN(const RenderedPrompt prompt, chat_template_->Render(context));
+  return tokenizer_.EncodeSegments(prompt.segments);
+}
+
+}  // namespace moraine

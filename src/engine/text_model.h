@@ -1,0 +1,34 @@
+// TextModel: a store's tokenizer and chat template, and the way from messages to token ids.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <vector>
+
+#include "model/template/chat_template.h"
+#include "model/tokenizer/tokenizer.h"
+#include "store/manifest.h"
+
+namespace moraine {
+
+// Thread-safe after Load.
+class TextModel {
+ public:
+  // kNotFound if the store has no tokenizer.json; chat_template.jinja wins over tokenizer_config.json.
+  static Result<TextModel> Load(const Manifest& manifest);
+
+  const Tokenizer& tokenizer() const { return tokenizer_; }
+  bool has_chat_template() const { return chat_template_.has_value(); }
+  // `context`: messages, add_generation_prompt and whatever else the template takes; bos_token and
+  // eos_token are added. kUnsupported if the model has no chat template.
+  Result<std::vector<int32_t>> EncodeChat(nlohmann::ordered_json context) const;
+
+ private:
+  explicit TextModel(Tokenizer tokenizer) : tokenizer_(std::move(tokenizer)) {}
+
+  Tokenizer tokenizer_;
+  std::optional<ChatTemplate> chat_template_;
+};
+
+}  // namespace moraine

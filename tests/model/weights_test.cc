@@ -1,0 +1,147 @@
+// DenseRoles and NamesOfExpert against real checkpoints: every tensor of a checkpoint is wanted
+// exactly once, with the shape it has.
+#include "model/weights.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+
+namespace moraine {
+namespace {
+
+using nlohmann::json;
+using Shape = std::vector<uint64_t>;
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream stream(path, std::ios::binary);
+  EXPECT_TRUE(stream.good()) << path;
+  std::ostringstream text;
+  text << stream.rdbuf();
+  return text.str();
+}
+
+// Name -> shape of all tensors of a safetensors file.
+void AddTensors(const std::string& path, std::map<std::string, Shape>* tensors) {
+  std::ifstream stream(path, std::ios::binary);
+  ASSERT_TRUE(stream.good()) << path;
+  uint64_t bytes = 0;
+  stream.read(reinterpret_cast<char*>(&bytes), sizeof(bytes));
+  std::string header(bytes, '\0');
+  stream.read(header.data(), static_cast<std::streamsize>(bytes));
+  for (const auto& [name, entry] : json::parse(header).items()) {
+    if (name == "__metadata__") continue;
+    EXPECT_TRUE(tensors->emplace(name, entry.at("shape").get<Shape>()).second) << name;
+  }
+}
+
+struct Checkpoint {
+  const char* directory;
+  std::vector<const char*> files;
+};
+
+class CheckpointTest : public testing::TestWithParam<Checkpoint> {};
+
+TEST_P(CheckpointTest, EveryTensorIsWantedOnceWithItsShape) {
+  const std::string directory = std::string(MORAINE_SOURCE_DIR "/") + GetParam().directory + "/";
+  const auto config = ParseModelConfig(ReadFile(directory + "config.json"), "config.json");
+  ASSERT_TRUE(config.ok()) << config.status().message();
+  std::map<std::string, Shape> tensors;
+  for (const char* file : GetParam().files) AddTensors(directory + file, &tensors);
+  ASSERT_GT(tensors.size(), 20u);
+
+  const auto take = [&](const std::string& name, const Shape& shape) {
+    const auto it = tensors.find(name);
+    ASSERT_NE(it, tensors.end()) << name;
+    EXPECT_EQ(it->second, shape) << name;
+    tensors.erase(it);
+  };
+  std::set<std::string> names;
+  for (const DenseRole& role : DenseRoles(*config)) {
+    EXPECT_TRUE(names.insert(role.name).second) << role.name;
+    take(role.source, role.kind == DenseRole::Kind::kVector ? Shape{role.cols}
+                                                            : Shape{role.rows, role.cols});
+  }
+  const std::vector<uint32_t> experts = config->experts_per_layer();
+  for (uint32_t layer = 0; layer < experts.size(); ++layer) {
+    for (uint32_t e = 0; e < experts[layer]; ++e) {
+      const ExpertTensorNames expert = NamesOfExpert({LayerId(layer), ExpertId(e)});
+      const uint64_t n = config->layers[layer].intermediate;
+      take(expert.gate, {n, config->hidden});
+      take(expert.up, {n, config->hidden});
+      take(expert.down, {config->hidden, n});
+    }
+  }
+  for (const auto& [name, shape] : tensors) ADD_FAILURE() << "not wanted: " << name;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Checkpoints, CheckpointTest,
+    testing::Values(Checkpoint{"tests/golden/fixtures/qwen3_moe", {"model.safetensors"}},
+                    Checkpoint{"tests/golden/fixtures/qwen3_moe_mixed", {"model.safetensors"}},
+                    Checkpoint{"models/demo", {"model-00001-of-00002.safetensors",
+                                               "model-00002-of-00002.safetensors"}}));
+
+ModelConfig BiasedConfig() {
+  ModelConfig config;
+  config.hidden = 48;
+  config.vocab_size = 70;
+  config.query_heads = 4;
+  config.kv_heads = 2;
+  config.head_dim = 16;
+  config.attention_bias = true;
+  config.expert_count = 6;
+  config.top_k = 2;
+  config.layers = {{FeedForwardKind::kMoe, 20}};
+  return config;
+}
+
+const DenseRole* Find(const std::vector<DenseRole>& roles, const std::string& name) {
+  for (const DenseRole& role : roles) {
+    if (role.name == name) return &role;
+  }
+  return nullptr;
+}
+
+// No checkpoint at hand has attention biases.
+TEST(DenseRolesTest, AttentionBiasesAreVectors) {
+  ModelConfig config = BiasedConfig();
+  const std::vector<DenseRole> roles = DenseRoles(config);
+  const std::pair<const char*, uint32_t> expected[] = {{"q", 64}, {"k", 32}, {"v", 32}, {"o", 48}};
+  for (const auto& [letter, cols] : expected) {
+    const DenseRole* role = Find(roles, std::string("layers.0.attention.") + letter + "_bias");
+    ASSERT_NE(role, nullptr) << letter;
+    EXPECT_EQ(role->source, std::string("model.layers.0.self_attn.") + letter + "_proj.bias");
+    EXPECT_EQ(role->kind, DenseRole::Kind::kVector);
+    EXPECT_EQ(role->rows, 1u);
+    EXPECT_EQ(role->cols, cols);
+  }
+  config.attention_bias = false;
+  EXPECT_EQ(DenseRoles(config).size() + 4, roles.size());
+}
+
+TEST(DenseRolesTest, TheRouterIsExactAndTheRestIsNot) {
+  for (const DenseRole& role : DenseRoles(BiasedConfig())) {
+    const bool router = role.name == "layers.0.mlp.router";
+    EXPECT_EQ(role.kind == DenseRole::Kind::kExactMatrix, router) << role.name;
+  }
+}
+
+TEST(DenseRolesTest, TiedEmbeddingsHaveNoOutput) {
+  ModelConfig config = BiasedConfig();
+  EXPECT_NE(Find(DenseRoles(config), "output"), nullptr);
+  config.tied_embeddings = true;
+  EXPECT_EQ(Find(DenseRoles(config), "output"), nullptr);
+}
+
+TEST(DenseRolesTest, OnlyRopeTablesAreIgnored) {
+  EXPECT_TRUE(IsIgnoredTensor("model.layers.0.self_attn.rotary_emb.inv_freq"));
+  EXPECT_FALSE(IsIgnoredTensor("model.layers.0.self_attn.q_proj.weight"));
+  EXPECT_FALSE(IsIgnoredTensor(""));
+}
+
+}  // namespace
+}  // namespace moraine
