@@ -27,7 +27,7 @@ struct SamplingOptions {
   float repetition_penalty = 1.0f;  // > 0; CTRL (Keskar et al. 2019), over prompt and output
   float presence_penalty = 0.0f;    // OpenAI's, over the output
   float frequency_penalty = 0.0f;
-  std::vector<std::pair<int32_t, float>> logit_bias;  // token id, added
+  std::vector<std::pair<int32_t, float>> logit_bias = {};  // token id, added
   uint64_t seed = 0;
 
   // kInvalidArgument naming the field, what was found and the range.

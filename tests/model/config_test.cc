@@ -349,7 +349,9 @@ void CheckUsable(const ModelConfig& c) {
   ASSERT_FALSE(c.layers.empty());
   for (const LayerConfig& layer : c.layers) {
     ASSERT_GT(layer.intermediate, 0u);
-    if (layer.feed_forward == FeedForwardKind::kMoe) ASSERT_LE(c.top_k, c.expert_count);
+    if (layer.feed_forward == FeedForwardKind::kMoe) {
+      ASSERT_LE(c.top_k, c.expert_count);
+    }
   }
 }
 

@@ -32,7 +32,8 @@ void AddTensors(const std::string& path, std::map<std::string, Shape>* tensors) 
   stream.read(reinterpret_cast<char*>(&bytes), sizeof(bytes));
   std::string header(bytes, '\0');
   stream.read(header.data(), static_cast<std::streamsize>(bytes));
-  for (const auto& [name, entry] : json::parse(header).items()) {
+  const json parsed = json::parse(header);
+  for (const auto& [name, entry] : parsed.items()) {
     if (name == "__metadata__") continue;
     EXPECT_TRUE(tensors->emplace(name, entry.at("shape").get<Shape>()).second) << name;
   }
