@@ -4,6 +4,8 @@ if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE Release)
 endif()
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
+# Sanitizer builds: line numbers are all a report needs, and -O1 halves the time of CI.
+set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O1 -g1")
 
 add_library(moraine_options INTERFACE)
 target_compile_options(moraine_options INTERFACE -Wall -Wextra -Werror -Wshadow -Wnon-virtual-dtor
