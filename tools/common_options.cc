@@ -29,6 +29,8 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
                    "tokens that are prefilled together")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
+  command->add_flag("!--no-lookahead", a->options.lookahead,
+                    "do not read ahead what the next layer's router probably wants");
   command->add_option("--profile", a->options.heat_profile,
                       "named heat profile to start from and to save");
 }

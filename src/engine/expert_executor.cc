@@ -6,6 +6,17 @@
 
 namespace moraine {
 
+namespace {
+
+// Speculation is judged over this many decode steps and paused for as many when it does not pay.
+constexpr uint32_t kWatchdogSteps = 64;
+// Reads that must have been issued for a judgement, and the share of them that must have been used: a
+// wrong read costs the drive as much as a right one saves, so below one half it cannot pay.
+constexpr uint64_t kWatchdogReads = 32;
+constexpr double kWatchdogUsedShare = 0.5;
+
+}  // namespace
+
 uint64_t ExpertExecutor::ScratchBytes(const ModelConfig& config, uint32_t max_tokens) {
   return uint64_t{max_tokens} * config.top_k * (config.hidden * sizeof(float) + 2 * sizeof(uint32_t));
 }
@@ -26,6 +37,8 @@ ExpertExecutor::ExpertExecutor(const ModelConfig& config, std::vector<ExpertLayo
   leases_.resize(experts);
   tasks_.reserve(experts);
   task_expert_.reserve(experts);
+  lookahead_.reserve(config.top_k);
+  for (const uint32_t count : config.experts_per_layer()) expert_total_ += count;
   first_row_.resize(config.expert_count);
   row_count_.resize(config.expert_count);
   token_rows_.resize(rows);
@@ -41,7 +54,7 @@ Status ExpertExecutor::RunExperts(LayerId layer, const RoutingDecision& routing,
   OrderByResidency(layer);
   backend_.SetExpertInput(x, hidden_, routing.token_count, hidden_,
                           layouts_[layer.value()].gate_up);
-  const Status status = ComputeAll(layer);
+  const Status status = ComputeAll(layer, routing);
   for (size_t i = 0; i < experts_.size(); ++i) leases_[i].Release();
   if (status.ok()) {
     const int64_t sum_begin = clock_.NowNs();
@@ -95,7 +108,38 @@ void ExpertExecutor::OrderByResidency(LayerId layer) {
   }
 }
 
-Status ExpertExecutor::ComputeAll(LayerId layer) {
+void ExpertExecutor::BeginStep(AcquireMode mode) {
+  mode_ = mode;
+  if (mode != AcquireMode::kCached) {
+    // What was read ahead for a decode that has ended would only delay the prompt's reads.
+    residency_.CancelPrefetches();
+    return;
+  }
+  if (period_steps_left_-- > 0) return;
+  const ResidencyStats& stats = residency_.stats();
+  const uint64_t issued = stats.prefetch_issued - period_issued_;
+  const uint64_t used = stats.prefetch_used - period_used_;
+  paused_ = issued >= kWatchdogReads &&
+            static_cast<double>(used) < kWatchdogUsedShare * static_cast<double>(issued);
+  period_issued_ = stats.prefetch_issued;
+  period_used_ = stats.prefetch_used;
+  period_steps_left_ = kWatchdogSteps;
+}
+
+bool ExpertExecutor::WantsLookahead() const {
+  return lookahead_allowed_ && !paused_ && mode_ == AcquireMode::kCached &&
+         residency_.stats().resident < expert_total_;
+}
+
+void ExpertExecutor::Speculate(const RoutingDecision& routing) {
+  if (routing.lookahead.empty()) return;
+  lookahead_.clear();
+  for (const uint32_t expert : routing.lookahead) lookahead_.emplace_back(expert);
+  residency_.Prefetch(routing.lookahead_layer, lookahead_, PrefetchReason::kLookahead);
+}
+
+Status ExpertExecutor::ComputeAll(LayerId layer, const RoutingDecision& routing) {
+  bool speculated = false;
   size_t acquired = 0, done = 0;
   while (done < experts_.size()) {
     if (acquired < experts_.size()) {
@@ -103,6 +147,8 @@ Status ExpertExecutor::ComputeAll(LayerId layer) {
       acquired += residency_.Acquire(layer, rest, std::span(expert_weights_).subspan(acquired),
                                      mode_, std::span(leases_).subspan(acquired, rest.size()));
     }
+    if (!speculated) Speculate(routing);  // behind this layer's own reads
+    speculated = true;
     residency_.Poll(0);
     const size_t done_before = done;
     RETURN_IF_ERROR(ComputeReady(layer, acquired, &done));

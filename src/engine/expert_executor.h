@@ -34,9 +34,12 @@ class ExpertExecutor final : public MoeExecutor {
   static uint64_t ScratchBytes(const ModelConfig& config, uint32_t max_tokens);
 
   // What the following RunExperts belong to: decode keeps its misses, prefill streams them.
-  void BeginStep(AcquireMode mode) { mode_ = mode; }
+  void BeginStep(AcquireMode mode);
   Status RunExperts(LayerId layer, const RoutingDecision& routing, const float* x,
                     float* out) override;
+  bool WantsLookahead() const override;
+  // Off: only what routers have asked for is read. On by default.
+  void set_lookahead(bool on) { lookahead_allowed_ = on; }
 
   const ExecutorTimes& times() const { return times_; }
   const std::vector<int64_t>& stall_ns_per_layer() const { return layer_stall_ns_; }
@@ -44,7 +47,8 @@ class ExpertExecutor final : public MoeExecutor {
  private:
   void GroupByExpert(const RoutingDecision& routing);
   void OrderByResidency(LayerId layer);
-  Status ComputeAll(LayerId layer);
+  Status ComputeAll(LayerId layer, const RoutingDecision& routing);
+  void Speculate(const RoutingDecision& routing);
   Status ComputeReady(LayerId layer, size_t acquired, size_t* done);
   void SumInRouterOrder(const RoutingDecision& routing, float* out);
 
@@ -54,6 +58,13 @@ class ExpertExecutor final : public MoeExecutor {
   CpuBackend& backend_;
   const Clock& clock_;
   AcquireMode mode_ = AcquireMode::kCached;
+  bool lookahead_allowed_ = true;
+  uint64_t expert_total_ = 0;
+  // The watchdog: what speculation had brought when this period began, and for how many decode steps
+  // the period still lasts; while paused nothing is read ahead.
+  uint64_t period_issued_ = 0, period_used_ = 0;
+  uint32_t period_steps_left_ = 0;
+  bool paused_ = false;
   ExecutorTimes times_;
   std::vector<int64_t> layer_stall_ns_;
 
@@ -68,6 +79,7 @@ class ExpertExecutor final : public MoeExecutor {
   std::vector<float> outputs_;         // output rows x hidden
   std::vector<ExpertTask> tasks_;
   std::vector<uint32_t> task_expert_;  // index into experts_ of each task
+  std::vector<ExpertId> lookahead_;
 };
 
 }  // namespace moraine

@@ -235,6 +235,7 @@ Status Runner::Impl::OpenResidency() {
     }
     executor_ = std::make_unique<ExpertExecutor>(config_, std::move(layouts), *residency_,
                                                  *backend_, options_.prefill_chunk);
+    executor_->set_lookahead(options_.lookahead);
   }
   return OkStatus();
 }
@@ -320,7 +321,7 @@ Status Runner::Impl::Warm(const std::string& profile,
   for (size_t i = 0; i < count; ++i) {
     const ExpertKey key = order[i].second;
     if (residency_->state(key) != ExpertState::kAbsent) continue;
-    if (residency_->Prefetch(key.layer, std::span(&key.expert, 1)) == 0) break;
+    if (residency_->Prefetch(key.layer, std::span(&key.expert, 1), PrefetchReason::kHeat) == 0) break;
     // The scheduler bounds what is in flight; a few records queued keep it fed.
     while (scheduler_->speculative_pending() > 16) residency_->Poll(-1);
     if (progress) progress(i * plan_.slot_bytes, count * plan_.slot_bytes);

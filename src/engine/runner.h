@@ -38,6 +38,7 @@ struct RunnerOptions {
   int threads = 0;              // 0: one per CPU
   uint32_t max_context = 0;     // tokens of KV; 0: the model's, at most 4096
   uint32_t prefill_chunk = 512; // tokens
+  bool lookahead = true;         // read ahead what the next router probably wants
   // Heat profile to start from ("" the default one; ignored if there is none).
   std::string heat_profile;
 };

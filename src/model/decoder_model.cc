@@ -117,6 +117,9 @@ DecoderModel::DecoderModel(const ModelConfig& config, const DenseSource& weights
   router_logits_.resize(n * config.expert_count);
   routing_weights_.resize(n * config.top_k);
   routing_experts_.resize(n * config.top_k);
+  lookahead_normed_.resize(config.hidden);
+  lookahead_weights_.resize(config.top_k);
+  lookahead_experts_.resize(config.top_k);
   logits_.resize(size_t{config.vocab_size} * std::min<size_t>(n, kLogitRows));
 }
 
@@ -205,8 +208,12 @@ Status DecoderModel::RunFeedForward(const Layer& layer, uint32_t index, uint32_t
                    token_count, hidden, normed_.data(), hidden);
   if (config_.layers[index].feed_forward == FeedForwardKind::kMoe) {
     Route(layer.router, token_count);
-    const RoutingDecision routing{token_count, config_.top_k, routing_experts_.data(),
-                                  routing_weights_.data()};
+    RoutingDecision routing;
+    routing.token_count = token_count;
+    routing.top_k = config_.top_k;
+    routing.experts = routing_experts_.data();
+    routing.weights = routing_weights_.data();
+    if (token_count == 1 && executor.WantsLookahead()) LookAhead(index, &routing);
     RETURN_IF_ERROR(
         executor.RunExperts(LayerId(index), routing, normed_.data(), block_out_.data()));
   } else {
@@ -229,6 +236,26 @@ void DecoderModel::Route(const MatrixView& router, uint32_t token_count) {
     RouteToken(&router_logits_[size_t{t} * experts], experts, top_k, config_.normalize_top_k,
                &routing_experts_[size_t{t} * top_k], &routing_weights_[size_t{t} * top_k]);
   }
+}
+
+// The residual stream changes little from layer to layer, so the next router, with its own norm, can be
+// asked before this layer's experts have run.
+void DecoderModel::LookAhead(uint32_t index, RoutingDecision* routing) {
+  uint32_t next = index + 1;
+  while (next < layers_.size() &&
+         config_.layers[next].feed_forward != FeedForwardKind::kMoe) {
+    ++next;
+  }
+  if (next == layers_.size()) return;
+  const uint32_t hidden = config_.hidden;
+  backend_.RmsNorm(hidden_.data(), hidden, layers_[next].mlp_norm.data(),
+                   config_.rms_norm_epsilon, 1, hidden, lookahead_normed_.data(), hidden);
+  backend_.MatMul(layers_[next].router, lookahead_normed_.data(), hidden, 1,
+                  router_logits_.data(), config_.expert_count);
+  RouteToken(router_logits_.data(), config_.expert_count, config_.top_k, false,
+             lookahead_experts_.data(), lookahead_weights_.data());
+  routing->lookahead_layer = LayerId(next);
+  routing->lookahead = lookahead_experts_;
 }
 
 void DecoderModel::EmitLogits(uint32_t first_position, uint32_t token_count,

@@ -225,6 +225,11 @@ class HeatPolicy final : public PolicyBase {
     return wanted > heat_.raw(index_(victim)) * InverseDistance(victim.layer, visiting);
   }
 
+  // Heat settles at p / (1 - decay) for an expert that a fraction p of the tokens take: hot is p >= 1/2.
+  bool IsHot(ExpertKey key) const override {
+    return heat_.Get(index_(key)) * (1 - heat_.decay()) >= 0.5;
+  }
+
   void ImportHeat(std::span<const float> heat) override {
     PolicyBase::ImportHeat(heat);
     // An expert that a fraction p of the tokens take settles at p / (1 - decay) in either memory.
@@ -420,6 +425,7 @@ class LruPolicy final : public PolicyBase {
   bool Prefers(ExpertKey candidate, ExpertKey victim, LayerId) const override {
     return last_access_[index_(candidate)] > last_access_[index_(victim)];
   }
+  bool IsHot(ExpertKey) const override { return false; }  // the oldest is never hot
 
  private:
   Links links_;
@@ -475,6 +481,7 @@ class SievePolicy final : public PolicyBase {
     return resident_count_[candidate.layer.value()] < share_ &&
            resident_count_[victim.layer.value()] > share_;
   }
+  bool IsHot(ExpertKey key) const override { return visited_[index_(key)] != 0; }
 
  private:
   // All layers have the same share, so the most above it is the most. Ties: the layer whose next

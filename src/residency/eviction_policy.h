@@ -61,6 +61,9 @@ class EvictionPolicy {
   // Would `candidate` be kept rather than `victim` if both were resident? Decides whether a prefill
   // read or a speculative read may displace what is there.
   virtual bool Prefers(ExpertKey candidate, ExpertKey victim, LayerId visiting) const = 0;
+  // Is this resident expert likely enough to be wanted soon that not even a lookahead (right about
+  // three times in four) may displace it?
+  virtual bool IsHot(ExpertKey key) const = 0;
   // Long-term heat for persistence and warm-up: layer-major over all layers; 0 where unused.
   virtual void ExportHeat(std::span<float> heat) const = 0;
   virtual void ImportHeat(std::span<const float> heat) = 0;

@@ -46,7 +46,7 @@ class ResidencyManager::Impl {
   void BeginStep(uint32_t tokens) { policy_->OnStep(tokens); }
   size_t Acquire(LayerId layer, std::span<const ExpertId> ids, std::span<const float> weights,
                  AcquireMode mode, std::span<Lease> leases, ResidencyManager* manager);
-  size_t Prefetch(LayerId layer, std::span<const ExpertId> ids);
+  size_t Prefetch(LayerId layer, std::span<const ExpertId> ids, PrefetchReason reason);
   void CancelPrefetches();
   size_t Poll(int64_t wait_ns);
 
@@ -90,7 +90,8 @@ class ResidencyManager::Impl {
   // Acquire.
   bool Hold(Expert* expert, AcquireMode mode, uint64_t LookupCounters::** kind);
   SlotIndex TakeSlot(uint32_t expert_index, AcquireMode mode);
-  SlotIndex TakeSlotForSpeculation(uint32_t expert_index);
+  SlotIndex TakeSlotForSpeculation(uint32_t expert_index, PrefetchReason reason);
+  void GiveUpUnwanted(LayerId layer);
   void StartRead(Expert* expert, SlotIndex slot, ReadPriority priority);
   void ReadInto(const Expert& expert, ReadPriority priority);
   void FlushReads();
@@ -220,8 +221,21 @@ size_t ResidencyManager::Impl::Acquire(LayerId layer, std::span<const ExpertId> 
     }
     leases[given] = std::move(lease);
   }
+  GiveUpUnwanted(layer);
   FlushReads();
   return given;
+}
+
+// The router has spoken: what its lookahead guessed wrongly and has not landed is given up.
+void ResidencyManager::Impl::GiveUpUnwanted(LayerId layer) {
+  if (scheduler_.speculative_pending() == 0) return;
+  for (const SlotIndex index : slots_.in_flight()) {
+    if (slots_[index].expert == kNoExpert) continue;
+    const Expert& expert = experts_[slots_[index].expert];
+    if (expert.speculative && expert.key.layer == layer && expert.call != call_) {
+      scheduler_.Cancel(slots_[index].read);
+    }
+  }
 }
 
 // Makes the expert's slot count one more lease, starting a read if there is none. False if there is
@@ -280,7 +294,8 @@ SlotIndex ResidencyManager::Impl::TakeSlot(uint32_t expert_index, AcquireMode mo
   return slot;
 }
 
-size_t ResidencyManager::Impl::Prefetch(LayerId layer, std::span<const ExpertId> ids) {
+size_t ResidencyManager::Impl::Prefetch(LayerId layer, std::span<const ExpertId> ids,
+                                        PrefetchReason reason) {
   NameInCall(layer, ids);
   size_t queued = 0;
   // Reads that nobody has leased cannot be evicted; one layer's worth of slots stays out of them, so
@@ -290,7 +305,7 @@ size_t ResidencyManager::Impl::Prefetch(LayerId layer, std::span<const ExpertId>
     if (unleased_reads + top_k_ >= cache_slots_) break;
     Expert& expert = experts_[IndexOf({layer, id})];
     if (expert.state != ExpertState::kAbsent) continue;
-    const SlotIndex slot = TakeSlotForSpeculation(IndexOf(expert.key));
+    const SlotIndex slot = TakeSlotForSpeculation(IndexOf(expert.key), reason);
     if (slot == kNoSlot) continue;
     StartRead(&expert, slot, ReadPriority::kSpeculative);
     expert.speculative = true;
@@ -302,11 +317,16 @@ size_t ResidencyManager::Impl::Prefetch(LayerId layer, std::span<const ExpertId>
   return queued;
 }
 
-SlotIndex ResidencyManager::Impl::TakeSlotForSpeculation(uint32_t expert_index) {
+SlotIndex ResidencyManager::Impl::TakeSlotForSpeculation(uint32_t expert_index,
+                                                         PrefetchReason reason) {
   const SlotIndex slot = slots_.Take(SlotRole::kCache, expert_index);
   if (slot != kNoSlot) return slot;
   const std::optional<ExpertKey> victim = Victim(/*visiting_layer_too=*/false);
-  if (!victim || !policy_->Prefers(experts_[expert_index].key, *victim, visiting_)) return kNoSlot;
+  if (!victim) return kNoSlot;
+  const bool worth_it = reason == PrefetchReason::kLookahead
+                            ? !policy_->IsHot(*victim)
+                            : policy_->Prefers(experts_[expert_index].key, *victim, visiting_);
+  if (!worth_it) return kNoSlot;
   ++stats_.evictions;
   Evict(&experts_[IndexOf(*victim)]);
   return slots_.Take(SlotRole::kCache, expert_index);
@@ -658,8 +678,9 @@ size_t ResidencyManager::Acquire(LayerId layer, std::span<const ExpertId> expert
                                  std::span<Lease> leases) {
   return impl_->Acquire(layer, experts, weights, mode, leases, this);
 }
-size_t ResidencyManager::Prefetch(LayerId layer, std::span<const ExpertId> experts) {
-  return impl_->Prefetch(layer, experts);
+size_t ResidencyManager::Prefetch(LayerId layer, std::span<const ExpertId> experts,
+                                  PrefetchReason reason) {
+  return impl_->Prefetch(layer, experts, reason);
 }
 void ResidencyManager::CancelPrefetches() { impl_->CancelPrefetches(); }
 size_t ResidencyManager::Poll(int64_t wait_ns) { return impl_->Poll(wait_ns); }

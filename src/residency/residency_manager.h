@@ -94,6 +94,11 @@ enum class AcquireMode : uint8_t {
   kTransient,  // prefill: misses go through the ring; they stay only if the policy prefers them
 };
 
+enum class PrefetchReason : uint8_t {
+  kHeat,       // warm-up: the policy's own opinion
+  kLookahead,  // the layer's router has been asked ahead of time
+};
+
 // Counted at lookup, per layer and expert. hit + cold_miss + in_flight_miss + prefetch_hit = lookups.
 struct LookupCounters {
   uint64_t hit = 0, cold_miss = 0, in_flight_miss = 0, prefetch_hit = 0;
@@ -125,9 +130,11 @@ class ResidencyManager {
   // lease held, it is always all of them, slots still draining aside.
   size_t Acquire(LayerId layer, std::span<const ExpertId> experts, std::span<const float> weights,
                  AcquireMode mode, std::span<Lease> leases);
-  // Speculation: reads absent experts at low priority, into free slots or over experts that the policy
-  // does not prefer to them; never over the visiting layer's. Returns how many reads were queued.
-  size_t Prefetch(LayerId layer, std::span<const ExpertId> experts);
+  // Speculation: reads absent experts at low priority, into free slots or over other layers' experts:
+  // from heat alone those that the policy does not prefer to them, from a lookahead those that are not
+  // hot. Returns how many reads were queued. Reads that a layer's Acquire then does not
+  // name, and that have not landed, are given up.
+  size_t Prefetch(LayerId layer, std::span<const ExpertId> experts, PrefetchReason reason);
   // Gives up speculation that has not landed (a new request, another routing).
   void CancelPrefetches();
   // Drives the reads. wait_ns as in ReadScheduler::Poll; returns the number of leases and prefetches

@@ -47,7 +47,7 @@ TEST_P(ResidencyAllocationTest, ARandomWorkloadAllocatesNothing) {
       const size_t given = world.manager().Acquire(
           LayerId(layer), ids, {}, prefill ? AcquireMode::kTransient : AcquireMode::kCached,
           leases);
-      world.manager().Prefetch(LayerId((layer + 1) % 4), next);
+      world.manager().Prefetch(LayerId((layer + 1) % 4), next, PrefetchReason::kLookahead);
       for (size_t i = 0; i < given; ++i) {
         while (leases[i].state() == Lease::State::kPending) world.manager().Poll(-1);
         leases[i].Release();

@@ -102,10 +102,11 @@ class World final : public RecordSource {
     leases.resize(manager().Acquire(LayerId(layer), experts, weights, mode, leases));
     return leases;
   }
-  size_t Prefetch(uint32_t layer, const std::vector<uint32_t>& ids) {
+  size_t Prefetch(uint32_t layer, const std::vector<uint32_t>& ids,
+                  PrefetchReason reason = PrefetchReason::kHeat) {
     std::vector<ExpertId> experts;
     for (uint32_t id : ids) experts.push_back(ExpertId(id));
-    return manager().Prefetch(LayerId(layer), experts);
+    return manager().Prefetch(LayerId(layer), experts, reason);
   }
   // Until nothing is being read any more.
   void Drain() {

@@ -222,7 +222,8 @@ class Simulation {
   }
   void Speculate() {
     const uint32_t layer = PickLayer();
-    world_.Prefetch(layer, PickExperts(layer, 1 + random_.Below(4)));
+    world_.Prefetch(layer, PickExperts(layer, 1 + random_.Below(4)),
+                    random_.Chance(0.5) ? PrefetchReason::kLookahead : PrefetchReason::kHeat);
     world_.manager().CheckInvariants();
   }
 
