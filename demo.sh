@@ -10,7 +10,7 @@ cmake --build build/release --target moraine
 
 moraine=build/release/moraine
 store=build/demo-store
-[ -d "$store" ] || "$moraine" import models/demo "$store"
+"$moraine" import models/demo "$store"  # finishes one that was interrupted; nothing, if it is there
 "$moraine" inspect "$store"
 
 echo

@@ -84,10 +84,11 @@ Result<SlotPlan> PlanSlots(const Manifest& manifest, uint32_t top_k, const Fixed
     }
     slots = (plan.budget_bytes - fixed.total()) / plan.slot_bytes;
   }
-  plan.all_resident = slots >= experts;
-  // All resident still needs the two ring slots through which a first prefill streams.
-  plan.slot_count = static_cast<uint32_t>(std::min(slots, experts + 2));
-  if (plan.all_resident) plan.slot_count = static_cast<uint32_t>(experts + 2);
+  // All resident still needs the two ring slots through which a first prefill streams. 100 % means all
+  // experts; a size means that many bytes and not a slot more.
+  const bool whole_share = budget.kind == RamBudget::Kind::kExpertFraction && slots >= experts;
+  plan.all_resident = whole_share || slots >= experts + 2;
+  plan.slot_count = static_cast<uint32_t>(plan.all_resident ? experts + 2 : slots);
   return plan;
 }
 

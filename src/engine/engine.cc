@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -18,27 +19,37 @@ namespace {
 
 using nlohmann::json;
 
-// The sampling defaults a model's authors ship. Unknown or ill-typed fields are left at ours.
-SamplingOptions ReadDefaultSampling(const Manifest& manifest) {
+constexpr size_t kMaxGoneFactor = 8;
+
+// The sampling defaults a model's authors ship. Fields of the wrong type are left at ours; values out of
+// range would fail every request that inherits them, so then all are.
+SamplingOptions ReadDefaultSampling(const Manifest& manifest, uint32_t vocab_size) {
   SamplingOptions sampling;
   const auto file = manifest.files.find("generation_config.json");
   if (file == manifest.files.end()) return sampling;
   const json config = json::parse(file->second, nullptr, false);
   if (!config.is_object()) return sampling;
-  const auto number = [&](const char* name, auto* field) {
+  const auto number = [&](const char* name, float* field) {
     const auto it = config.find(name);
-    if (it == config.end() || !it->is_number()) return;
-    *field = it->get<std::remove_pointer_t<decltype(field)>>();
+    if (it != config.end() && it->is_number()) *field = it->get<float>();
   };
-  if (config.value("do_sample", json(false)) == json(true)) {
+  const auto sample = config.find("do_sample");
+  if (sample != config.end() && *sample == true) {
     sampling.temperature = 1.0f;
     number("temperature", &sampling.temperature);
   }
-  number("top_k", &sampling.top_k);
+  const auto top_k = config.find("top_k");
+  if (top_k != config.end() && top_k->is_number_unsigned() &&
+      top_k->get<uint64_t>() <= vocab_size) {
+    sampling.top_k = top_k->get<uint32_t>();
+  }
   number("top_p", &sampling.top_p);
   number("min_p", &sampling.min_p);
   number("repetition_penalty", &sampling.repetition_penalty);
-  return sampling;
+  const Status valid = sampling.Validate(vocab_size);
+  if (valid.ok()) return sampling;
+  LOG_WARN("generation_config.json: {}; its sampling defaults are not used", valid.message());
+  return SamplingOptions{};
 }
 
 }  // namespace
@@ -71,6 +82,7 @@ class Engine::Impl {
   SamplingOptions default_sampling_;
   bool save_heat_ = false;
   int64_t heat_saved_ns_ = 0, stats_published_ns_ = 0;
+  uint64_t heat_saved_steps_ = 0;
   std::vector<float> logits_;  // of the last position, engine thread only
 
   mutable std::mutex mutex_;
@@ -91,7 +103,7 @@ Status Engine::Impl::Open(const EngineOptions& options) {
   auto text = TextModel::Load(manifest);
   if (!text.ok()) return text.status().WithContext(options.runner.store_directory);
   text_.emplace(std::move(*text));
-  default_sampling_ = ReadDefaultSampling(manifest);
+  default_sampling_ = ReadDefaultSampling(manifest, runner_->config().vocab_size);
   save_heat_ = runner_->store().mode() == StoreMode::kReadWrite;
   heat_saved_ns_ = RealClock().NowNs();
   logits_.resize(runner_->config().vocab_size);
@@ -112,6 +124,7 @@ Engine::Impl::~Impl() {
 
 Result<std::shared_ptr<Generation>> Engine::Impl::Submit(GenerationRequest request) {
   const uint32_t vocab = runner_->config().vocab_size;
+  CHECK(request.on_event != nullptr, "a request without a listener");
   if (request.prompt.empty()) return InvalidArgument("the prompt has no tokens");
   for (const int32_t token : request.prompt) {
     if (token < 0 || static_cast<uint32_t>(token) >= vocab) {
@@ -129,9 +142,14 @@ Result<std::shared_ptr<Generation>> Engine::Impl::Submit(GenerationRequest reque
   auto generation = std::make_shared<Generation>();
   std::lock_guard lock(mutex_);
   if (stopping_) return FailedPrecondition("the engine is shutting down");
-  if (queue_.size() >= options_.queue_limit) {
+  // Requests whose client has gone keep no place, up to a bound on what may pile up behind a long one.
+  const size_t waiting = static_cast<size_t>(
+      std::count_if(queue_.begin(), queue_.end(), [](const Job& job) {
+        return !job.generation->cancelled_.load(std::memory_order_relaxed);
+      }));
+  if (waiting >= options_.queue_limit || queue_.size() >= kMaxGoneFactor * options_.queue_limit) {
     return ResourceExhausted(
-        fmt::format("{} requests are waiting, the limit is {}", queue_.size(), options_.queue_limit));
+        fmt::format("{} requests are waiting, the limit is {}", waiting, options_.queue_limit));
   }
   queue_.push_back({std::move(request), generation, RealClock().NowNs()});
   wake_.notify_one();
@@ -144,8 +162,10 @@ void Engine::Impl::RunOnEngineThread(const std::function<void(Runner&)>& functio
   bool done = false;
   {
     std::lock_guard lock(mutex_);
+    CHECK(!stopping_, "the engine is being destroyed");
     calls_.push_back([&](Runner& runner) {
       function(runner);
+      PublishStats();
       std::lock_guard done_lock(done_mutex);
       done = true;
       done_wake.notify_one();
@@ -170,7 +190,6 @@ void Engine::Impl::ThreadMain() {
       calls_.pop_front();
       lock.unlock();
       call(*runner_);
-      PublishStats();
       lock.lock();
       continue;
     }
@@ -235,6 +254,7 @@ Status Engine::Impl::Prefill(const Job& job, GenerationEvent* event,
     event->kind = GenerationEvent::Kind::kPrefillProgress;
     event->prefilled_tokens = done;
     job.request.on_event(*event);
+    PublishStatsIfDue();
   };
   RETURN_IF_ERROR(runner_->Forward(job.request.prompt,
                                    {.sink = &keep,
@@ -262,6 +282,10 @@ FinishReason Engine::Impl::Decode(const Job& job, std::span<const float> logits,
       return FinishReason::kCancelled;
     }
     const int32_t token = sampler.Sample(logits);
+    if (!std::isfinite(logits[static_cast<size_t>(token)])) {
+      event->error = Internal("the model computed logits that are not finite");
+      return FinishReason::kError;
+    }
     ++event->timings.completion_tokens;
     if (!request.ignore_eos && std::find(eos.begin(), eos.end(), token) != eos.end()) {
       reason = FinishReason::kStop;
@@ -335,6 +359,10 @@ void Engine::Impl::SaveHeatIfDue(bool now) {
                    time - heat_saved_ns_ >= options_.heat_save_interval_ns;
   if (!now && !due) return;
   heat_saved_ns_ = time;
+  const EngineStats stats = runner_->Stats();
+  const uint64_t steps = stats.prefill.steps + stats.decode.steps;
+  if (steps == heat_saved_steps_) return;  // nothing was learnt
+  heat_saved_steps_ = steps;
   const Status status = runner_->SaveHeat(options_.runner.heat_profile);
   if (!status.ok()) LOG_WARN("heat was not saved: {}", status.ToString());
 }

@@ -34,6 +34,13 @@ Result<std::string> ReadWholeFile(const std::string& path) {
   return text.str();
 }
 
+// What nlohmann says, without the number of the exception in brackets in front.
+std::string Reason(const ordered_json::exception& error) {
+  const std::string_view what = error.what();
+  const size_t end = what.find("] ");
+  return std::string(end == std::string_view::npos ? what : what.substr(end + 2));
+}
+
 // Parsed JSON of the expected shape; `read` throws nlohmann's exceptions on any other, which become one
 // error that names the file.
 template <typename Read>
@@ -42,7 +49,7 @@ Status ReadJsonFile(const std::string& path, Read&& read) {
   try {
     read(ordered_json::parse(text));
   } catch (const ordered_json::exception& error) {
-    return InvalidArgument(path + ": " + error.what());
+    return InvalidArgument(path + ": " + Reason(error));
   }
   return OkStatus();
 }
@@ -142,8 +149,10 @@ class Evaluation::Impl {
   void RaiseError(double error) {
     report_.logits_max_abs_error = std::max(report_.logits_max_abs_error.value_or(0), error);
   }
-  void Mismatch(std::string line) {
-    if (report_.mismatches.size() < kMaxMismatchLines) report_.mismatches.push_back(std::move(line));
+  void Mismatch(const std::string& line) {
+    if (report_.mismatches.size() >= kMaxMismatchLines) return;
+    std::string& shown = report_.mismatches.emplace_back();
+    for (const char c : line) shown += c == '\n' ? std::string("\\n") : std::string(1, c);
   }
   Status NeedText(const char* part) const {
     if (text_) return OkStatus();
@@ -199,12 +208,16 @@ void Evaluation::Impl::CompareContinuation(const std::string& what, std::span<co
 Status Evaluation::Impl::CompareReference(const ordered_json& item) {
   const auto ids = item.at("ids").get<std::vector<int32_t>>();
   const auto expected = item.at("greedy_fp32").get<std::vector<int32_t>>();
-  const auto& top = item.at("last_logits_top");
+  const auto top = item.at("last_logits_top").get<std::vector<std::pair<uint32_t, double>>>();
+  for (const auto& [id, logit] : top) {
+    if (id < runner_.config().vocab_size) continue;
+    return InvalidArgument(fmt::format("last_logits_top names token {}, the vocabulary has {}", id,
+                                       runner_.config().vocab_size));
+  }
   ASSIGN_OR_RETURN(const std::vector<Step> steps,
                    Greedy(ids, expected.size(), {}, [&](std::span<const float> logits) {
-                     for (const auto& pair : top) {
-                       const float got = logits[pair.at(0).get<size_t>()];
-                       RaiseError(std::abs(double{got} - pair.at(1).get<double>()));
+                     for (const auto& [id, logit] : top) {
+                       RaiseError(std::abs(double{logits[id]} - logit));
                      }
                    }));
   CompareContinuation(fmt::format("reference '{}'", item.value("prompt", "").substr(0, 40)), steps,
@@ -260,7 +273,7 @@ Status Evaluation::AddReference(const std::string& file) {
     try {
       status = impl_->CompareReference(items[i]);
     } catch (const ordered_json::exception& error) {
-      status = InvalidArgument(error.what());
+      status = InvalidArgument(Reason(error));
     }
     if (!status.ok()) return status.WithContext(fmt::format("{}: item {}", file, i));
   }
@@ -330,6 +343,11 @@ Status Evaluation::AddText(const std::string& file) {
     return InvalidArgument(fmt::format("{}: {} tokens, a window needs {}", file, ids.size(),
                                        kWindowTokens + 1));
   }
+  for (const int32_t id : ids) {
+    if (id >= 0 && static_cast<uint32_t>(id) < impl.runner_.config().vocab_size) continue;
+    return FailedPrecondition(fmt::format("{}: the tokenizer gives token {}, the model's vocabulary "
+                                          "has {}", file, id, impl.runner_.config().vocab_size));
+  }
   double sum = 0;
   for (size_t w = 0; w < windows; ++w) {
     const size_t begin = w * kWindowTokens;
@@ -361,7 +379,7 @@ Status Evaluation::AddChat(const std::string& file) {
     try {
       status = impl.CompareAnswer(items[i]);
     } catch (const ordered_json::exception& error) {
-      status = InvalidArgument(error.what());
+      status = InvalidArgument(Reason(error));
     }
     if (!status.ok()) return status.WithContext(fmt::format("{}: item {}", file, i));
   }

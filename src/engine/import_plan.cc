@@ -212,7 +212,9 @@ void NoteSourceTypes(const Checkpoint& checkpoint, const ImportPlanOptions& opti
                      Manifest* manifest) {
   if (options.experts != Encoding::kBf16) return;
   for (const SourceTensor& tensor : checkpoint.tensors()) {
-    if (tensor.type == SourceType::kBf16) continue;
+    // Vectors and routers stay float32.
+    const bool rounded = tensor.shape.size() == 2 && !tensor.name.ends_with(".mlp.gate.weight");
+    if (tensor.type == SourceType::kBf16 || !rounded) continue;
     manifest->notes.push_back(fmt::format("checkpoint holds {} weights, rounded to bf16: lossy",
                                           SourceTypeName(tensor.type)));
     return;
@@ -231,7 +233,7 @@ Result<std::unique_ptr<ImportPlan>> MakeImportPlan(const Checkpoint& checkpoint,
   RETURN_IF_ERROR(CheckTensors(checkpoint, config));
 
   Manifest manifest;
-  manifest.created_by = "moraine 0.1.0";
+  manifest.created_by = "moraine " MORAINE_VERSION;
   manifest.source = checkpoint.identity();
   manifest.model_config = *config_json;
   for (const char* name : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja",

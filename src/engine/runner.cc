@@ -24,6 +24,10 @@ constexpr uint64_t kTokenizerBytesPerToken = 256;
 
 constexpr uint32_t kDefaultContext = 4096;
 
+// A read that takes this long is not coming: a busy drive answers in milliseconds, a SATA disk that
+// retries a bad sector gives up after 7 to 20 s. The request fails, the slot waits for the device.
+constexpr int64_t kReadDeadlineNs = 30'000'000'000;
+
 class StoreRecordSource final : public RecordSource {
  public:
   StoreRecordSource(const Store& store, std::vector<FileId> files)
@@ -41,33 +45,73 @@ class StoreRecordSource final : public RecordSource {
   const std::vector<FileId> files_;
 };
 
-// Encodings come from a file: an unknown name is the file's fault, not a bug.
+// The manifest is a file: what does not fit config.json or this version is its fault, not a bug.
+Result<ExpertLayout> ReadLayout(const LayerManifest& layer, uint32_t index,
+                                const ModelConfig& config) {
+  const bool moe = config.layers[index].feed_forward == FeedForwardKind::kMoe;
+  const uint32_t experts = moe ? config.expert_count : 0;
+  const auto mismatch = [&](const char* field, uint64_t found, uint64_t expected) {
+    return Corruption(fmt::format("manifest: layer {}: field '{}' is {}, expected {}", index, field,
+                                  found, expected));
+  };
+  if (layer.expert_count != experts) return mismatch("expert_count", layer.expert_count, experts);
+  if (!moe) return ExpertLayout{};
+  const auto gate_up = ParseEncoding(layer.gate_up_encoding);
+  const auto down = ParseEncoding(layer.down_encoding);
+  if (!gate_up || !down) {
+    return Unsupported(fmt::format("manifest: layer {}: encodings '{}' and '{}', this version knows "
+                                   "f32, bf16, q8 and q4",
+                                   index, layer.gate_up_encoding, layer.down_encoding));
+  }
+  if (layer.hidden != config.hidden) return mismatch("hidden", layer.hidden, config.hidden);
+  const uint32_t intermediate = config.layers[index].intermediate;
+  if (layer.intermediate != intermediate) {
+    return mismatch("intermediate", layer.intermediate, intermediate);
+  }
+  const ExpertLayout layout{*gate_up, *down, layer.hidden, layer.intermediate};
+  if (layout.record_bytes() != layer.record_bytes) {
+    return mismatch("record_bytes", layer.record_bytes, layout.record_bytes());
+  }
+  return layout;
+}
+
 Result<std::vector<ExpertLayout>> ReadLayouts(const Manifest& manifest, const ModelConfig& config) {
-  std::vector<ExpertLayout> layouts;
   if (manifest.layers.size() != config.layers.size()) {
     return Corruption(fmt::format("manifest: {} layers, config.json calls for {}",
                                   manifest.layers.size(), config.layers.size()));
   }
-  for (size_t i = 0; i < manifest.layers.size(); ++i) {
-    const LayerManifest& layer = manifest.layers[i];
-    ExpertLayout layout;
-    if (layer.expert_count > 0) {
-      const auto gate_up = ParseEncoding(layer.gate_up_encoding);
-      const auto down = ParseEncoding(layer.down_encoding);
-      if (!gate_up || !down) {
-        return Unsupported(fmt::format("manifest: layer {}: encodings '{}' and '{}', this version "
-                                       "knows bf16, q8 and q4",
-                                       i, layer.gate_up_encoding, layer.down_encoding));
-      }
-      layout = {*gate_up, *down, layer.hidden, layer.intermediate};
-      if (layout.record_bytes() != layer.record_bytes) {
-        return Corruption(fmt::format("manifest: layer {}: field 'record_bytes' is {}, expected {}",
-                                      i, layer.record_bytes, layout.record_bytes()));
-      }
-    }
+  std::vector<ExpertLayout> layouts;
+  for (uint32_t i = 0; i < manifest.layers.size(); ++i) {
+    ASSIGN_OR_RETURN(const ExpertLayout layout, ReadLayout(manifest.layers[i], i, config));
     layouts.push_back(layout);
   }
   return layouts;
+}
+
+// Every dense role is there with the shape that the model will read.
+Status CheckDense(const Manifest& manifest, const ModelConfig& config) {
+  for (const DenseRole& role : DenseRoles(config)) {
+    const auto tensor = std::find_if(manifest.dense.begin(), manifest.dense.end(),
+                                     [&](const DenseTensor& t) { return t.name == role.name; });
+    if (tensor == manifest.dense.end()) {
+      return Corruption(fmt::format("manifest: dense tensor '{}' is missing", role.name));
+    }
+    const auto encoding = ParseEncoding(tensor->encoding);
+    const bool vector = role.kind == DenseRole::Kind::kVector;
+    if (vector ? tensor->encoding != "vector" : !encoding) {
+      return Unsupported(fmt::format("manifest: dense tensor '{}' is encoded as '{}'", role.name,
+                                     tensor->encoding));
+    }
+    const uint64_t bytes = vector ? uint64_t{role.cols} * sizeof(float)
+                                  : MatrixBytes(*encoding, role.rows, role.cols);
+    if (tensor->rows != role.rows || tensor->cols != role.cols || tensor->bytes != bytes) {
+      return Corruption(fmt::format("manifest: dense tensor '{}' is {} x {}, {} bytes; expected {} x "
+                                    "{}, {} bytes",
+                                    role.name, tensor->rows, tensor->cols, tensor->bytes, role.rows,
+                                    role.cols, bytes));
+    }
+  }
+  return OkStatus();
 }
 
 uint32_t WidestColumns(const ModelConfig& config) {
@@ -101,7 +145,7 @@ void AddGenerationConfig(const Manifest& manifest, ModelInfo* info) {
   if (!json.is_object() || !json.contains("eos_token_id")) return;
   const auto& eos = json["eos_token_id"];
   for (const auto& id : eos.is_array() ? eos : nlohmann::json::array({eos})) {
-    if (!id.is_number_integer()) continue;
+    if (!id.is_number_unsigned() || id.get<uint64_t>() >= info->vocab_size) continue;
     const int32_t token = id.get<int32_t>();
     if (std::find(info->eos_tokens.begin(), info->eos_tokens.end(), token) ==
         info->eos_tokens.end()) {
@@ -127,6 +171,7 @@ class Runner::Impl {
   ModelConfig config_;
   ModelInfo info_;
   uint32_t max_context_ = 0;
+  std::vector<ExpertLayout> layouts_;  // moved into executor_
   SlotPlan plan_;
   FixedMemory fixed_;
   int64_t opened_ns_ = 0;
@@ -153,6 +198,11 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   const Manifest& manifest = store_->manifest();
   ASSIGN_OR_RETURN(config_, ParseModelConfig(manifest.model_config,
                                              options.store_directory + ": config.json"));
+  auto layouts = ReadLayouts(manifest, config_);
+  if (!layouts.ok()) return layouts.status().WithContext(options.store_directory);
+  layouts_ = std::move(*layouts);
+  const Status dense = CheckDense(manifest, config_);
+  if (!dense.ok()) return dense.WithContext(options.store_directory);
   info_ = {.name = manifest.source.description,
            .architecture = config_.model_type,
            .max_context = 0,
@@ -216,7 +266,6 @@ Status Runner::Impl::OpenResidency() {
   scheduler_ = std::make_unique<ReadScheduler>(std::move(reader), ReadSchedulerOptions{});
   source_ = std::make_unique<StoreRecordSource>(*store_, std::move(files));
 
-  ASSIGN_OR_RETURN(std::vector<ExpertLayout> layouts, ReadLayouts(store_->manifest(), config_));
   ResidencyOptions residency;
   residency.experts_per_layer = config_.experts_per_layer();
   residency.top_k = config_.top_k;
@@ -224,6 +273,7 @@ Status Runner::Impl::OpenResidency() {
   residency.slot_count = plan_.slot_count;
   residency.ring_slots = plan_.all_resident ? 2 : 0;
   residency.policy = options_.policy;
+  residency.read_deadline_ns = kReadDeadlineNs;
   if (plan_.slot_count > 0) {
     ASSIGN_OR_RETURN(residency_,
                      ResidencyManager::Create(residency, slabs, *source_, *scheduler_));
@@ -233,7 +283,7 @@ Status Runner::Impl::OpenResidency() {
     } else if (heat.status().code() != StatusCode::kNotFound) {
       LOG_WARN("heat profile ignored: {}", heat.status().ToString());
     }
-    executor_ = std::make_unique<ExpertExecutor>(config_, std::move(layouts), *residency_,
+    executor_ = std::make_unique<ExpertExecutor>(config_, std::move(layouts_), *residency_,
                                                  *backend_, options_.prefill_chunk);
     executor_->set_lookahead(options_.lookahead);
   }
@@ -266,7 +316,7 @@ Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptio
   }
   NoExperts no_experts;
   MoeExecutor& executor = executor_ ? static_cast<MoeExecutor&>(*executor_) : no_experts;
-  const bool decode = tokens.size() == 1;
+  const bool decode = tokens.size() == 1 && kv_->length() > 0;  // not a prompt of one token
   PhaseStats& phase = decode ? decode_ : prefill_;
   for (size_t begin = 0; begin < tokens.size(); begin += options_.prefill_chunk) {
     const auto chunk =
@@ -321,9 +371,14 @@ Status Runner::Impl::Warm(const std::string& profile,
   for (size_t i = 0; i < count; ++i) {
     const ExpertKey key = order[i].second;
     if (residency_->state(key) != ExpertState::kAbsent) continue;
-    if (residency_->Prefetch(key.layer, std::span(&key.expert, 1), PrefetchReason::kHeat) == 0) break;
-    // The scheduler bounds what is in flight; a few records queued keep it fed.
+    // A few records queued keep the drive fed. A refusal while some are pending only means that a layer's
+    // worth of slots must stay free of DMA; with none pending, the cache is full.
     while (scheduler_->speculative_pending() > 16) residency_->Poll(-1);
+    while (residency_->Prefetch(key.layer, std::span(&key.expert, 1)) == 0 &&
+           scheduler_->speculative_pending() > 0) {
+      residency_->Poll(-1);
+    }
+    if (residency_->state(key) == ExpertState::kAbsent) break;
     if (progress) progress(i * plan_.slot_bytes, count * plan_.slot_bytes);
   }
   while (scheduler_->speculative_pending() > 0) residency_->Poll(-1);

@@ -428,7 +428,7 @@ size_t ResidencyManager::Impl::DecideRead(SlotIndex index, Expert* expert) {
     ReadAgain(expert);
     return 0;
   } else {
-    quarantine_.emplace(IndexOf(expert->key), Describe(*expert, verified));
+    quarantine_.emplace(IndexOf(expert->key), verified);
     ++stats_.quarantined;
     Fail(expert, verified, ExpertState::kQuarantined);
   }
@@ -463,7 +463,8 @@ Status ResidencyManager::Impl::Describe(const Expert& expert, const Status& stat
 void ResidencyManager::Impl::Fail(Expert* expert, const Status& status, ExpertState next) {
   Slot& slot = slots_[expert->slot];
   if (slot.lease_count > 0 || next == ExpertState::kDraining) {
-    slot.failure = Describe(*expert, status);
+    // Verify's message names the record already.
+    slot.failure = next == ExpertState::kQuarantined ? status : Describe(*expert, status);
   }
   stats_.failed_reads += status.code() != StatusCode::kCancelled;
   if (expert->speculative) NoLongerSpeculative(expert, /*used=*/false);

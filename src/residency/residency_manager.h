@@ -44,6 +44,7 @@ class RecordSource {
   };
   virtual ~RecordSource() = default;
   virtual Location Locate(ExpertKey key) const = 0;
+  // Whether a record was read as it was written. The error's message names expert, file and offset.
   virtual Status Verify(ExpertKey key, std::span<const std::byte> bytes) const = 0;
 };
 

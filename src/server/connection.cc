@@ -302,6 +302,7 @@ asio::awaitable<void> TcpConnection::WatchForDisconnect(std::shared_ptr<Exchange
     const auto [ec] = co_await stream_.socket().async_wait(asio::ip::tcp::socket::wait_read, kUse);
     if (exchange_ != exchange) break;
     if (ec || ClientIsGone()) {
+      LOG_INFO("{}: the client is gone, cancelled", request_id_);
       exchange->Disconnect();
       break;
     }
@@ -429,7 +430,11 @@ asio::awaitable<TcpConnection::Next> TcpConnection::SendStream(CompletionWriter*
     if (error && !head_sent && text.empty()) {
       co_return co_await Respond(ErrorResponse(*error));
     }
-    if (error) text += StreamError(*error);
+    if (error) {
+      // A real status is logged by Finalize; this one's 200 went out long ago.
+      LOG_WARN("{}: the stream ends with an error: {}", request_id_, error->message);
+      text += StreamError(*error);
+    }
     std::string bytes;
     if (!head_sent) {
       HttpResponse response = StreamHead();

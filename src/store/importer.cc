@@ -44,6 +44,9 @@ class ImportSession {
 
   // Everything that can be refused before work begins: directory, lock, earlier imports, space.
   Status Prepare();
+  // An earlier run did all of this: there is nothing to run.
+  bool finished_earlier() const { return finished_earlier_; }
+  void ReportFinished() { Report(/*finished=*/true); }
   // Encodes and writes what is not done. What was written stays done, also after an error.
   Status Run();
   // Dense checksums, then the manifest: from here on the store opens.
@@ -53,6 +56,7 @@ class ImportSession {
   Status CheckEarlierImport();
   Status LoadDoneUnits();
   Status CheckFreeSpace() const;
+  Status RecordPlan();
   Status OpenPacks();
   Status ChecksumDenseTensors();
 
@@ -73,6 +77,7 @@ class ImportSession {
   std::vector<PosixFile> files_;     // by ImportUnit::file
   std::vector<uint64_t> checksums_;  // by unit
   std::vector<size_t> todo_;         // units, in file order
+  bool finished_earlier_ = false;
   uint64_t resumed_bytes_ = 0;
   std::atomic<size_t> next_{0};      // index into todo_
   std::atomic<uint64_t> written_bytes_{0};
@@ -95,8 +100,10 @@ Status ImportSession::Prepare() {
   layout_ = MakeImportLayout(plan_, options_.pack_limit_bytes);
   checksums_.resize(layout_.units.size());
   RETURN_IF_ERROR(CheckEarlierImport());
+  if (finished_earlier_) return OkStatus();
   RETURN_IF_ERROR(LoadDoneUnits());
   RETURN_IF_ERROR(CheckFreeSpace());
+  RETURN_IF_ERROR(RecordPlan());
   return OpenPacks();
 }
 
@@ -107,7 +114,9 @@ Status ImportSession::CheckEarlierImport() {
     ASSIGN_OR_RETURN(const Manifest finished, Manifest::FromJson(*finished_json));
     const std::string difference = DescribePlanDifference(finished, layout_.manifest);
     if (difference.empty()) {
-      return FailedPrecondition(store + ": already imported, from this source with these options");
+      finished_earlier_ = true;
+      resumed_bytes_ = layout_.total_bytes;
+      return OkStatus();
     }
     return FailedPrecondition(store + ": holds a finished import already, and " + difference +
                               "; choose another directory");
@@ -120,6 +129,11 @@ Status ImportSession::CheckEarlierImport() {
     return FailedPrecondition(store + ": holds the unfinished import of something else: " +
                               difference + "; repeat it as it was begun, or remove the directory");
   }
+  return OkStatus();
+}
+
+// Only once nothing can be refused any more: from here on the directory insists on this plan.
+Status ImportSession::RecordPlan() {
   // Enough to recognise the same plan; the files' contents are part of the uuid.
   Manifest begun = layout_.manifest;
   begun.files.clear();
@@ -379,6 +393,10 @@ Status ImportSession::Finish() {
 Status Import(const Checkpoint& checkpoint, const ImportPlan& plan, const ImportOptions& options) {
   ImportSession session(checkpoint, plan, options);
   RETURN_IF_ERROR(session.Prepare());
+  if (session.finished_earlier()) {
+    session.ReportFinished();
+    return OkStatus();
+  }
   Status status = session.Run();
   if (status.ok()) status = session.Finish();
   if (status.ok()) return status;

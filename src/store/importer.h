@@ -61,8 +61,9 @@ struct ImportOptions {
 
 // kResourceExhausted naming needed and free bytes when the disk is too small (checked first, and
 // again by ENOSPC while writing; what was done stays resumable). kFailedPrecondition when the
-// directory holds something else, or a finished store, or an unfinished import of another source or
-// with other options.
+// directory holds something else, or an import, finished or not, of another source or with other
+// options. The same import again does nothing once it is finished: whoever repeats the command after
+// a crash need not know how far it got.
 Status Import(const Checkpoint& checkpoint, const ImportPlan& plan, const ImportOptions& options);
 
 struct VerifyReport {

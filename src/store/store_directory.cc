@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 
 #include "store/manifest.h"
@@ -102,6 +103,10 @@ Status CheckStoreFormat(const std::string& store) {
 }
 
 Result<PosixFile> LockStoreForWriting(const std::string& store) {
+  // kFailedPrecondition, as for a lock held elsewhere: whoever only wants to read may still do so.
+  if (access(FormatPath(store).c_str(), W_OK) != 0 && (errno == EROFS || errno == EACCES)) {
+    return FailedPrecondition(store + ": the store cannot be written: " + std::strerror(errno));
+  }
   ASSIGN_OR_RETURN(PosixFile file, PosixFile::Open(FormatPath(store), O_RDWR));
   if (flock(file.fd(), LOCK_EX | LOCK_NB) != 0) {
     if (errno == EWOULDBLOCK) {

@@ -51,6 +51,17 @@ TEST(PlanSlots, NeverMoreSlotsThanExpertsAndTheRing) {
   EXPECT_TRUE(plan->all_resident);
 }
 
+TEST(PlanSlots, ASizeThatHoldsAllExpertsButNoRingIsNotExceeded) {
+  const uint64_t bytes = 160 * kMiB + 257 * 98304;
+  const RamBudget budget{.kind = RamBudget::Kind::kBytes, .bytes = bytes, .fraction = 0};
+  const auto plan = PlanSlots(TestManifest(), 4, TestFixed(), budget, TestLimit(0));
+  ASSERT_TRUE(plan.ok());
+  EXPECT_EQ(plan->slot_count, 257u);
+  EXPECT_FALSE(plan->all_resident);
+  EXPECT_EQ(PlanSlots(TestManifest(), 4, TestFixed(), *ParseRamBudget("100%"), TestLimit(0))
+                ->slot_count, 258u);
+}
+
 TEST(PlanSlots, AutomaticTakesNinetyPercentOfWhatIsFree) {
   const auto plan = PlanSlots(TestManifest(), 4, TestFixed(), RamBudget{}, TestLimit(200 * kMiB));
   ASSERT_TRUE(plan.ok());
@@ -75,7 +86,7 @@ TEST(AdviseBudget, AdviceIsLegalAndOrdered) {
   const BudgetAdvice advice = AdviseBudget(TestManifest(), 4, TestFixed());
   EXPECT_LT(advice.minimum_bytes, advice.recommended_bytes);
   EXPECT_LT(advice.recommended_bytes, advice.everything_bytes);
-  RamBudget budget{.kind = RamBudget::Kind::kBytes, .bytes = advice.minimum_bytes};
+  RamBudget budget{.kind = RamBudget::Kind::kBytes, .bytes = advice.minimum_bytes, .fraction = 0};
   EXPECT_TRUE(PlanSlots(TestManifest(), 4, TestFixed(), budget, TestLimit(0)).ok());
   budget.bytes = advice.everything_bytes;
   EXPECT_TRUE(PlanSlots(TestManifest(), 4, TestFixed(), budget, TestLimit(0))->all_resident);

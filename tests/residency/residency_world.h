@@ -78,7 +78,10 @@ class World final : public RecordSource {
     return {file_, (IndexOf(key) + 1) * kRecordBytes, kRecordBytes};
   }
   Status Verify(ExpertKey key, std::span<const std::byte> bytes) const override {
-    return IsRecord(key, bytes.data()) ? OkStatus() : Corruption("wrong checksum");
+    if (IsRecord(key, bytes.data())) return OkStatus();
+    return Corruption("experts-000.pack at offset " + std::to_string(Locate(key).offset) +
+                      ": layer " + std::to_string(key.layer.value()) + " expert " +
+                      std::to_string(key.expert.value()) + ": wrong checksum");
   }
   bool IsRecord(ExpertKey key, const std::byte* bytes) const {
     return std::memcmp(bytes, pack_.data() + Locate(key).offset, kRecordBytes) == 0;
