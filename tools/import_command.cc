@@ -63,8 +63,9 @@ void WarnIfTextIsUnusable(const ImportArguments& a, const Manifest& manifest) {
   const auto text = TextModel::Load(manifest);
   if (!text.ok()) {
     LOG_WARN("{}; run and serve will not work with this store", text.status().message());
-  } else if (!text->has_chat_template()) {
-    LOG_WARN("{}: no chat template; run needs --raw with this store", a.checkpoint_directory);
+  } else if (!text->chat_template_status().ok()) {
+    LOG_WARN("{}: {}; run needs --raw with this store", a.checkpoint_directory,
+             text->chat_template_status().message());
   }
 }
 
