@@ -1,29 +1,64 @@
 #include "common_options.h"
 
+#include <charconv>
 #include <cstdio>
 
 namespace moraine {
+namespace {
+
+template <typename T>
+bool Parses(const std::string& text, T* value) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *value);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+}  // namespace
+
+CLI::Validator WholeNumber(uint64_t highest) {
+  const auto check = [highest](const std::string& text) -> std::string {
+    uint64_t value = 0;
+    if (Parses(text, &value) && value <= highest) return "";
+    return "expected a whole number from 0 to " + std::to_string(highest) + ", found " + text;
+  };
+  return CLI::Validator("").operation(check);
+}
+
+CLI::Validator Number() {
+  const auto check = [](const std::string& text) -> std::string {
+    double value = 0;
+    return Parses(text, &value) ? "" : "expected a number, found " + text;
+  };
+  return CLI::Validator("").operation(check);
+}
 
 void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
   command->add_option("STORE", a->options.store_directory, "directory of an imported model")
       ->required();
   command
       ->add_option("--ram-budget", a->ram_budget,
-                   "memory of the whole process (8GiB), a share of the experts (25%), or auto")
+                   "memory of the whole process (8GiB), a share of the experts (25%), or auto, the "
+                   "default: what is free, or what the cgroup allows")
       ->envname("MORAINE_RAM_BUDGET");
-  command->add_option("--policy", a->options.policy, "eviction policy: heat, sieve or lru")
+  command->add_option("--policy", a->options.policy, "eviction policy")
+      ->check(CLI::IsMember({"heat", "sieve", "lru"}))
       ->capture_default_str();
-  command->add_option("--io", a->options.io.kind, "auto, io_uring, pread or simulated")
+  command
+      ->add_option("--io", a->options.io.kind, "how experts are read; auto: io_uring, else pread")
+      ->check(CLI::IsMember({"auto", "io_uring", "pread", "simulated"}))
       ->capture_default_str();
   command->add_option("--io-seed", a->options.io.simulation_seed,
-                      "order in which --io simulated completes reads");
+                      "order in which --io simulated completes reads")
+      ->check(WholeNumber(UINT64_MAX));
   command->add_flag("--no-direct", a->no_direct, "read through the page cache, without O_DIRECT");
-  command->add_option("--isa", a->options.isa,
-                      "scalar, avx2, avx_vnni or avx512 (default: the best; also MORAINE_ISA)");
+  command
+      ->add_option("--isa", a->options.isa,
+                   "instruction set of the kernels (default: the CPU's best; also MORAINE_ISA)")
+      ->check(CLI::IsMember({"scalar", "avx2", "avx_vnni", "avx512"}));
   command->add_option("--threads", a->options.threads, "compute threads (default: one per CPU)")
       ->check(CLI::Range(0, 1024));
   command->add_option("--max-context", a->options.max_context,
-                      "tokens of KV cache (default: the model's, at most 4096)");
+                      "tokens of KV cache (default, and 0: the model's, at most 4096)")
+      ->check(WholeNumber(UINT32_MAX));
   command
       ->add_option("--prefill-chunk", a->options.prefill_chunk,
                    "tokens that are prefilled together")

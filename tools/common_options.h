@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <cstdint>
 #include <string>
 
 #include "engine/runner.h"
@@ -20,6 +21,10 @@ struct RunnerArguments {
 void AddRunnerArguments(CLI::App* command, RunnerArguments* arguments);
 // Parses the budget; errors name the option.
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments);
+
+// For CLI11's check(): its own conversion error says what it could not convert, but not to what.
+CLI::Validator WholeNumber(uint64_t highest);
+CLI::Validator Number();
 
 // Prints "moraine: <message>" to stderr; returns the exit code for a failed operation (1).
 int PrintError(const Status& status);

@@ -6,9 +6,11 @@
 #include <nlohmann/json.hpp>
 
 #include "base/bytes.h"
+#include "base/log.h"
 #include "commands.h"
 #include "common_options.h"
 #include "engine/import_plan.h"
+#include "engine/text_model.h"
 #include "progress_display.h"
 #include "store/checkpoint.h"
 #include "store/importer.h"
@@ -55,6 +57,18 @@ void PrintSummary(const ImportArguments& a, const Manifest& manifest, const Impo
   for (const std::string& note : manifest.notes) fmt::print("note: {}\n", note);
 }
 
+// Said before hours of importing, not by the first `moraine run`. Not an error: weights that are only
+// evaluated need no tokenizer.
+void WarnIfTextIsUnusable(const ImportArguments& a, const Manifest& manifest) {
+  const auto text = TextModel::Load(manifest);
+  if (!text.ok()) {
+    LOG_WARN("{}; run and serve will not work with this store", text.status().message());
+  } else if (!text->chat_template_status().ok()) {
+    LOG_WARN("{}: {}; run needs --raw with this store", a.checkpoint_directory,
+             text->chat_template_status().message());
+  }
+}
+
 Status RunImport(const ImportArguments& a) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
                    OpenSafetensors(a.checkpoint_directory));
@@ -63,6 +77,7 @@ Status RunImport(const ImportArguments& a) {
   if (!a.dense.empty()) plan_options.dense = ParseEncoding(a.dense).value();
   ASSIGN_OR_RETURN(const std::unique_ptr<ImportPlan> plan,
                    MakeImportPlan(*checkpoint, plan_options));
+  WarnIfTextIsUnusable(a, plan->manifest());
   ImportProgress last;
   Status status;
   {
@@ -88,7 +103,9 @@ void RegisterImportCommand(CLI::App& app, int* exit_code) {
   auto a = std::make_shared<ImportArguments>();
   CLI::App* command = app.add_subcommand(
       "import", "Turn a checkpoint (safetensors) into an expert store; resumes where it stopped");
-  command->add_option("CHECKPOINT_DIR", a->checkpoint_directory, "directory with config.json")
+  command
+      ->add_option("CHECKPOINT_DIR", a->checkpoint_directory,
+                   "directory with config.json and *.safetensors")
       ->required();
   command->add_option("STORE_DIR", a->store_directory, "the store to make or to finish")
       ->required();
@@ -102,7 +119,7 @@ void RegisterImportCommand(CLI::App& app, int* exit_code) {
   command->add_option("--threads", a->threads, "encoding threads (default: one per CPU)")
       ->check(CLI::Range(0, 1024));
   command->add_flag("--quiet", a->quiet, "neither progress nor summary");
-  command->add_flag("--json", a->json, "the summary as one JSON object");
+  command->add_flag("--json", a->json, "the summary as one JSON object on stdout");
   command->callback([a, exit_code] {
     const Status status = RunImport(*a);
     if (!status.ok()) *exit_code = PrintError(status);

@@ -99,6 +99,7 @@ void PrintRow(const std::string& name, const std::string& value) {
 
 void PrintTable(const Store& store, const ModelConfig& config, const BudgetAdvice& advice) {
   const Manifest& manifest = store.manifest();
+  const size_t packs = store.expert_pack_paths().size();
   PrintRow("store", fmt::format("{}  (complete, format {}, {})", store.directory(),
                                 manifest.format_version, manifest.store_uuid));
   PrintRow("source", fmt::format("{} ({}), imported by {}", manifest.source.description,
@@ -108,10 +109,11 @@ void PrintTable(const Store& store, const ModelConfig& config, const BudgetAdvic
                                 config.model_type, manifest.layers.size(), SparseLayers(manifest),
                                 config.hidden, config.top_k, config.expert_count,
                                 config.max_position));
-  PrintRow("experts", fmt::format("{} x {} = {}, {}, in {} pack(s)", manifest.expert_count(),
+  PrintRow("experts", fmt::format("{} x {} = {}, {}, in {}", manifest.expert_count(),
                                   FormatByteSize(manifest.max_record_bytes()),
                                   FormatByteSize(manifest.expert_bytes()),
-                                  ExpertEncodings(manifest), store.expert_pack_paths().size()));
+                                  ExpertEncodings(manifest),
+                                  packs == 1 ? "one pack" : fmt::format("{} packs", packs)));
   for (const auto& [encoding, total] : DenseTotals(manifest)) {
     PrintRow("dense", fmt::format("{:<6} {:>4} tensors  {}", encoding, total.tensors,
                                   FormatByteSize(total.bytes)));
@@ -146,7 +148,8 @@ Status Inspect(const InspectArguments& a) {
 
 void RegisterInspectCommand(CLI::App& app, int* exit_code) {
   auto a = std::make_shared<InspectArguments>();
-  CLI::App* command = app.add_subcommand("inspect", "Show a store's model, formats and sizes");
+  CLI::App* command =
+      app.add_subcommand("inspect", "Show a store's model, formats, sizes and memory budgets");
   command->add_option("STORE", a->store_directory, "directory of an imported model")->required();
   command->add_flag("--json", a->json, "one JSON object on stdout");
   command->callback([a, exit_code] {

@@ -1,4 +1,5 @@
 // moraine: parses the command line and runs one subcommand.
+#include <cstdio>
 #include <cstdlib>
 
 #include "base/log.h"
@@ -21,11 +22,22 @@ int main(int argc, char** argv) {
   moraine::RegisterStatsCommand(app, &exit_code);
   moraine::RegisterEvalCommand(app, &exit_code);
   moraine::RegisterWarmCommand(app, &exit_code);
+  constexpr int kUsage = 2;
+  // CLI11 alone would say that a subcommand is required.
+  const auto named = [&](CLI::App* command) { return command->get_name() == argv[1]; };
+  if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(named).empty()) {
+    std::fprintf(stderr, "moraine: '%s' is no subcommand; moraine --help lists them\n", argv[1]);
+    return kUsage;
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    constexpr int kUsage = 2;
     return app.exit(error) == 0 ? 0 : kUsage;  // --help and --version arrive here, too
+  }
+  // A full disk behind a redirection must not look like success.
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    std::fprintf(stderr, "moraine: standard output could not be written\n");
+    return 1;
   }
   return exit_code;
 }

@@ -135,17 +135,31 @@ void RegisterRunCommand(CLI::App& app, int* exit_code) {
   command->add_flag("--layers", a->layers, "the report with one line a layer");
   command->add_flag("--no-warm", a->no_warm, "do not preload the experts of the saved heat profile");
   command->add_option("--max-tokens", a->max_tokens, "longest answer; 0: to the context's end")
+      ->check(WholeNumber(UINT32_MAX))
       ->capture_default_str();
-  command->add_option("--temperature", a->temperature, "0: greedy (default: the model's)");
-  command->add_option("--top-k", a->top_k);
-  command->add_option("--top-p", a->top_p);
-  command->add_option("--min-p", a->min_p);
-  command->add_option("--repetition-penalty", a->repetition_penalty);
-  command->add_option("--presence-penalty", a->presence_penalty);
-  command->add_option("--frequency-penalty", a->frequency_penalty);
-  command->add_option("--seed", a->seed, "same seed, same answer");
-  command->add_option("--stop", a->stop, "stop strings");
-  command->add_flag("--ignore-eos", a->ignore_eos);
+  struct NumberOption {
+    const char *name, *help;
+    std::optional<float>* target;
+  };
+  const NumberOption numbers[] = {
+      {"--temperature", "0: greedy (default: the model's)", &a->temperature},
+      {"--top-p", "sample among the likeliest tokens of this total probability", &a->top_p},
+      {"--min-p", "drop tokens below this share of the likeliest one's probability", &a->min_p},
+      {"--repetition-penalty", "divides the logits of tokens already there; 1: none",
+       &a->repetition_penalty},
+      {"--presence-penalty", "subtracted once from a token already generated",
+       &a->presence_penalty},
+      {"--frequency-penalty", "subtracted each time a token was generated",
+       &a->frequency_penalty}};
+  for (const NumberOption& option : numbers) {
+    command->add_option(option.name, *option.target, option.help)->check(Number());
+  }
+  command->add_option("--top-k", a->top_k, "sample among the k likeliest tokens; 0: all")
+      ->check(WholeNumber(UINT32_MAX));
+  command->add_option("--seed", a->seed, "same seed, same answer (default: another every time)")
+      ->check(WholeNumber(UINT64_MAX));
+  command->add_option("--stop", a->stop, "strings that end the answer");
+  command->add_flag("--ignore-eos", a->ignore_eos, "go on after the model's end-of-text token");
   command->callback([a, exit_code] {
     const Status status = Run(*a);
     if (!status.ok()) *exit_code = PrintError(status);

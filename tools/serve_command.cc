@@ -166,13 +166,14 @@ Status Serve(const ServeArguments& a) {
 }  // namespace
 
 void RegisterServeCommand(CLI::App& app, int* exit_code) {
-  CLI::App* command = app.add_subcommand("serve", "serve a model over HTTP, as OpenAI's API");
+  CLI::App* command = app.add_subcommand("serve", "Serve a model over HTTP with OpenAI's API");
   auto a = std::make_shared<ServeArguments>();
   AddRunnerArguments(command, &a->runner);
   AccessOptions* access = &a->server.api.access;
   command->add_option("--host", a->server.host, "address to listen on; 0.0.0.0 for all")
       ->capture_default_str();
-  command->add_option("--port", a->server.port, "0: any free one")->capture_default_str();
+  command->add_option("--port", a->server.port, "TCP port to listen on; 0: any free one")
+      ->check(WholeNumber(UINT16_MAX))->capture_default_str();
   command->add_option("--api-key", access->api_key, "asked of every client (default: none)")
       ->envname("MORAINE_API_KEY");
   command->add_option("--allowed-host", access->allowed_hosts,

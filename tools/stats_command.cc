@@ -66,15 +66,17 @@ Status Print(const StatsArguments& a) {
 
 void RegisterStatsCommand(CLI::App& app, int* exit_code) {
   CLI::App* command =
-      app.add_subcommand("stats", "show where time and bytes went, live or of the last run");
+      app.add_subcommand("stats", "Show where time and bytes went, live or of the last run");
   auto a = std::make_shared<StatsArguments>();
-  CLI::Option* url = command->add_option("--url", a->url, "of a running server")->capture_default_str();
-  command->add_option("--api-key", a->api_key, "of that server")->envname("MORAINE_API_KEY");
-  command->add_option("--store", a->store, "show the last run of this store instead")->excludes(url);
-  command->add_flag("--layers", a->layers, "one line a layer");
-  command->add_flag("--json", a->json, "one JSON object");
-  command->add_option("--watch", a->watch_seconds, "again every so many seconds")
-      ->check(CLI::PositiveNumber);
+  CLI::Option* url = command->add_option("--url", a->url, "address of a running server")
+                         ->capture_default_str();
+  command->add_option("--api-key", a->api_key, "API key of that server")->envname("MORAINE_API_KEY");
+  command->add_option("--store", a->store, "show the last run of this store instead of a server")
+      ->excludes(url);
+  command->add_flag("--layers", a->layers, "add a table with one line a layer");
+  command->add_flag("--json", a->json, "one JSON object on stdout");
+  command->add_option("--watch", a->watch_seconds, "show it again every so many seconds")
+      ->check(CLI::Range(0.1, 86400.0));
   command->callback([a, exit_code] {
     const Status status = Print(*a);
     if (!status.ok()) *exit_code = PrintError(status);

@@ -58,8 +58,10 @@ Status Warm(const WarmArguments& a) {
     if (done == total) std::fprintf(stderr, "\n");
   });
   if (warmed.code() == StatusCode::kNotFound) {
-    return NotFound(options.store_directory + ": no heat profile '" + options.heat_profile +
-                    "' yet: give --prompts FILE, or run or serve the model once");
+    const std::string profile =
+        options.heat_profile.empty() ? "heat profile" : "heat profile '" + options.heat_profile + "'";
+    return NotFound(options.store_directory + ": no " + profile +
+                    " yet: give --prompts FILE, or run or serve the model once");
   }
   RETURN_IF_ERROR(warmed);
   const EngineStats stats = runner->Stats();
@@ -68,8 +70,8 @@ Status Warm(const WarmArguments& a) {
   const double seconds = static_cast<double>(stats.uptime_ns - before.uptime_ns) * 1e-9;
   std::printf(a.json ? "{\"learnt_tokens\":%llu,\"resident_experts\":%u,\"experts\":%llu,"
                        "\"gigabytes\":%.6f,\"seconds\":%.6f}\n"
-                     : "learnt from %llu tokens; %u of %llu experts fit the budget and were read: "
-                       "%.3f GB in %.3f s\n",
+                     : "learnt from %llu tokens; %u of %llu experts are resident, %.3f GB were read "
+                       "in %.3f s\n",
               static_cast<unsigned long long>(tokens), stats.residency.resident,
               static_cast<unsigned long long>(stats.expert_count), gigabytes, seconds);
   return OkStatus();
@@ -83,7 +85,7 @@ void RegisterWarmCommand(CLI::App& app, int* exit_code) {
       "warm", "Learn a workload's hot experts, save them as a profile, check that they load");
   AddRunnerArguments(command, &a->runner);
   command->add_option("--prompts", a->prompt_files, "text files to learn the routing from");
-  command->add_flag("--json", a->json);
+  command->add_flag("--json", a->json, "one JSON object on stdout");
   command->callback([a, exit_code] {
     const Status status = Warm(*a);
     if (!status.ok()) *exit_code = PrintError(status);

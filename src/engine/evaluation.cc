@@ -29,6 +29,7 @@ constexpr size_t kMaxMismatchLines = 20;
 Result<std::string> ReadWholeFile(const std::string& path) {
   std::ifstream stream(path, std::ios::binary);
   if (!stream) return IoErrorFromErrno(path, errno);
+  if (std::filesystem::is_directory(path)) return InvalidArgument(path + ": a directory");
   std::ostringstream text;
   text << stream.rdbuf();
   return text.str();
@@ -338,6 +339,10 @@ Status Evaluation::AddText(const std::string& file) {
   ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(file));
   ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                    impl.text_->tokenizer().Encode(text, {.add_special_tokens = false}));
+  if (impl.runner_.max_context() < kWindowTokens) {
+    return InvalidArgument(fmt::format("--text needs a context of {} tokens, --max-context is {}",
+                                       kWindowTokens, impl.runner_.max_context()));
+  }
   const size_t windows = ids.empty() ? 0 : (ids.size() - 1) / kWindowTokens;
   if (windows == 0) {
     return InvalidArgument(fmt::format("{}: {} tokens, a window needs {}", file, ids.size(),
@@ -366,9 +371,7 @@ Status Evaluation::AddText(const std::string& file) {
 Status Evaluation::AddChat(const std::string& file) {
   Impl& impl = *impl_;
   RETURN_IF_ERROR(impl.NeedText("--chat"));
-  if (!impl.text_->has_chat_template()) {
-    return FailedPrecondition("--chat needs a chat template, and the store has none");
-  }
+  RETURN_IF_ERROR(impl.text_->chat_template_status());
   impl.report_.chat.emplace();
   std::vector<ordered_json> items;
   RETURN_IF_ERROR(ReadJsonFile(file, [&](const ordered_json& json) {

@@ -23,17 +23,19 @@ Result<TextModel> TextModel::Load(const Manifest& manifest) {
   TextModel text(std::move(tokenizer));
   std::string source = FileOrEmpty(manifest, "chat_template.jinja");
   if (source.empty()) source = text.tokenizer_.config().chat_template;
-  if (!source.empty()) {
-    ASSIGN_OR_RETURN(ChatTemplate parsed, ChatTemplate::Parse(source));
-    text.chat_template_.emplace(std::move(parsed));
+  if (source.empty()) {
+    text.chat_template_status_ =
+        Unsupported("this model has no chat template: use it with plain text");
+    return text;
   }
+  auto parsed = ChatTemplate::Parse(source);
+  text.chat_template_status_ = parsed.status();
+  if (parsed.ok()) text.chat_template_.emplace(std::move(*parsed));
   return text;
 }
 
 Result<std::vector<int32_t>> TextModel::EncodeChat(nlohmann::ordered_json context) const {
-  if (!chat_template_) {
-    return Unsupported("this model has no chat template: use it with plain text");
-  }
+  RETURN_IF_ERROR(chat_template_status_);
   context["bos_token"] = tokenizer_.config().bos_token;
   context["eos_token"] = tokenizer_.config().eos_token;
   ASSIGN_OR_RETURN(const RenderedPrompt prompt, chat_template_->Render(context));

@@ -19,9 +19,11 @@ class TextModel {
   static Result<TextModel> Load(const Manifest& manifest);
 
   const Tokenizer& tokenizer() const { return tokenizer_; }
-  bool has_chat_template() const { return chat_template_.has_value(); }
+  // Why there is none, or why the model's cannot be used; ok if there is one.
+  const Status& chat_template_status() const { return chat_template_status_; }
   // `context`: messages, add_generation_prompt and whatever else the template takes; bos_token and
-  // eos_token are added. kUnsupported if the model has no chat template.
+  // eos_token are added. chat_template_status() if there is none:
+  // a broken template does not keep the model from continuing plain text.
   Result<std::vector<int32_t>> EncodeChat(nlohmann::ordered_json context) const;
 
  private:
@@ -29,6 +31,7 @@ class TextModel {
 
   Tokenizer tokenizer_;
   std::optional<ChatTemplate> chat_template_;
+  Status chat_template_status_;
 };
 
 }  // namespace moraine

@@ -17,8 +17,16 @@ Exchange::Exchange(Executor executor, std::function<void()> on_finished)
       on_finished_(std::move(on_finished)) {}
 
 std::function<void(const GenerationEvent&)> Exchange::Listener() {
-  return [self = shared_from_this()](const GenerationEvent& event) {
-    asio::post(self->executor_, [self, event]() mutable { self->Push(std::move(event)); });
+  // One reference for all copies of the function, and given up with the last event: the service may
+  // keep the function for longer than the I/O context exists, in which the timer must end. The event
+  // carries the reference to the I/O thread, so that it is never the service's thread that ends it.
+  auto held = std::make_shared<std::shared_ptr<Exchange>>(shared_from_this());
+  return [held](const GenerationEvent& event) {
+    const bool last = event.kind == GenerationEvent::Kind::kFinished;
+    std::shared_ptr<Exchange> self = last ? std::move(*held) : *held;
+    CHECK(self != nullptr, "an event after the last one");
+    const Executor executor = self->executor_;
+    asio::post(executor, [self = std::move(self), event]() mutable { self->Push(std::move(event)); });
   };
 }
 

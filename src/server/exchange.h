@@ -28,7 +28,8 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   // `on_finished` runs on the I/O thread after kFinished or Abandon, exactly once.
   Exchange(Executor executor, std::function<void()> on_finished);
 
-  // What the service calls, from any thread; keeps the exchange and the I/O thread alive.
+  // What the service calls, from one thread at a time; keeps the exchange and the I/O thread alive up to
+  // and including kFinished.
   std::function<void(const GenerationEvent&)> Listener();
   // Submit succeeded: `cancel` is how to stop it.
   void Submitted(std::function<void()> cancel) { cancel_ = std::move(cancel); }

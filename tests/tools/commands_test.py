@@ -1,0 +1,94 @@
+"""The moraine command as a user meets it: exit codes, and errors that say what was expected.
+
+Usage: commands_test.py MORAINE CHECKOUT
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+MORAINE, CHECKOUT = sys.argv.pop(1), sys.argv.pop(1)
+DEMO = os.path.join(CHECKOUT, "models/demo")
+GOLDEN = os.path.join(CHECKOUT, "tests/golden/demo")
+OK, FAILED, USAGE = 0, 1, 2
+
+
+def moraine(*arguments, stdout=subprocess.PIPE):
+    return subprocess.run([MORAINE, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True,
+                          stdin=subprocess.DEVNULL, timeout=120)
+
+
+class CommandsTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.scratch = tempfile.TemporaryDirectory()
+        cls.store = os.path.join(cls.scratch.name, "store")
+        imported = moraine("import", DEMO, cls.store, "--experts", "q4")
+        assert imported.returncode == OK, imported.stderr
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.scratch.cleanup()
+
+    def expect(self, code, words, *arguments, **options):
+        result = moraine(*arguments, **options)
+        self.assertEqual(result.returncode, code, result.stderr)
+        for word in words:
+            self.assertIn(word, result.stderr)
+        return result
+
+    def test_a_wrong_command_line_is_a_usage_error_that_names_option_found_and_expected(self):
+        self.expect(USAGE, ["'bogus'", "subcommand"], "bogus")
+        self.expect(USAGE, ["--experts", "q5", "q4"], "import", DEMO, self.store, "--experts", "q5")
+        for option, value, expected in [
+                ("--policy", "mru", "sieve"), ("--io", "mmap", "pread"), ("--isa", "sse", "avx2"),
+                ("--temperature", "warm", "a number"), ("--top-k", "-1", "a whole number"),
+                ("--seed", "x", "a whole number"), ("--max-tokens", "1e99", "a whole number")]:
+            with self.subTest(option=option):
+                self.expect(USAGE, [option, value, expected], "run", self.store, "Hi", option, value)
+
+    def test_a_budget_below_the_minimum_names_the_minimum(self):
+        self.expect(FAILED, ["40.0 MiB", "the minimum is"], "run", self.store, "Hi",
+                    "--ram-budget", "40MiB")
+        self.expect(FAILED, ["2%", "the minimum is"], "run", self.store, "Hi", "--ram-budget", "2%")
+
+    def test_the_same_import_again_succeeds_and_another_one_is_refused(self):
+        again = self.expect(OK, [], "import", DEMO, self.store, "--experts", "q4", "--json")
+        summary = json.loads(again.stdout)
+        self.assertEqual(summary["resumed_bytes"], summary["bytes"])
+        self.expect(FAILED, ["was q4, now q8"], "import", DEMO, self.store, "--experts", "q8")
+
+    def test_an_import_says_at_once_that_the_tokenizer_is_unusable(self):
+        checkpoint = os.path.join(self.scratch.name, "no_tokenizer")
+        os.mkdir(checkpoint)
+        for name in os.listdir(DEMO):
+            if name != "tokenizer.json":
+                os.symlink(os.path.join(DEMO, name), os.path.join(checkpoint, name))
+        self.expect(OK, ["tokenizer.json", "will not work"], "import", checkpoint,
+                    os.path.join(self.scratch.name, "weights_only"))
+
+    def test_run_answers_and_its_json_is_valid(self):
+        result = self.expect(OK, [], "run", self.store, "What is 247 + 6?", "--temperature", "0",
+                             "--ram-budget", "25%", "--json", "--quiet")
+        self.assertEqual(json.loads(result.stdout)["text"], "247 + 6 = 253.")
+
+    def test_a_full_disk_behind_stdout_is_an_error(self):
+        with open("/dev/full", "w") as full:
+            self.expect(FAILED, ["standard output"], "inspect", self.store, stdout=full)
+
+    def test_eval_digest_is_the_same_whatever_the_budget_reader_policy_and_kernels(self):
+        digests = set()
+        for options in [[], ["--ram-budget", "2.4%"], ["--ram-budget", "10%", "--policy", "lru"],
+                        ["--ram-budget", "25%", "--policy", "sieve", "--io", "pread"],
+                        ["--ram-budget", "10%", "--io", "simulated", "--io-seed", "7"],
+                        ["--threads", "1", "--isa", "scalar"]]:
+            result = self.expect(OK, [], "eval", self.store, "--json", "--reference",
+                                 os.path.join(GOLDEN, "reference.json"), *options)
+            digests.add(json.loads(result.stdout)["digest"])
+        self.assertEqual(len(digests), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
