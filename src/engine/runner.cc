@@ -374,7 +374,7 @@ Status Runner::Impl::Warm(const std::string& profile,
     // A few records queued keep the drive fed. A refusal while some are pending only means that a layer's
     // worth of slots must stay free of DMA; with none pending, the cache is full.
     while (scheduler_->speculative_pending() > 16) residency_->Poll(-1);
-    while (residency_->Prefetch(key.layer, std::span(&key.expert, 1)) == 0 &&
+    while (residency_->Prefetch(key.layer, std::span(&key.expert, 1), PrefetchReason::kHeat) == 0 &&
            scheduler_->speculative_pending() > 0) {
       residency_->Poll(-1);
     }
