@@ -6,17 +6,6 @@
 
 namespace moraine {
 
-namespace {
-
-// Speculation is judged over this many decode steps and paused for as many when it does not pay.
-constexpr uint32_t kWatchdogSteps = 64;
-// Reads that must have been issued for a judgement, and the share of them that must have been used: a
-// wrong read costs the drive as much as a right one saves, so below one half it cannot pay.
-constexpr uint64_t kWatchdogReads = 32;
-constexpr double kWatchdogUsedShare = 0.5;
-
-}  // namespace
-
 uint64_t ExpertExecutor::ScratchBytes(const ModelConfig& config, uint32_t max_tokens) {
   return uint64_t{max_tokens} * config.top_k * (config.hidden * sizeof(float) + 2 * sizeof(uint32_t));
 }
@@ -115,19 +104,11 @@ void ExpertExecutor::BeginStep(AcquireMode mode) {
     residency_.CancelPrefetches();
     return;
   }
-  if (period_steps_left_-- > 0) return;
-  const ResidencyStats& stats = residency_.stats();
-  const uint64_t issued = stats.prefetch_issued - period_issued_;
-  const uint64_t used = stats.prefetch_used - period_used_;
-  paused_ = issued >= kWatchdogReads &&
-            static_cast<double>(used) < kWatchdogUsedShare * static_cast<double>(issued);
-  period_issued_ = stats.prefetch_issued;
-  period_used_ = stats.prefetch_used;
-  period_steps_left_ = kWatchdogSteps;
+  watchdog_.OnStep(residency_.stats().prefetch_issued, residency_.stats().prefetch_used);
 }
 
 bool ExpertExecutor::WantsLookahead() const {
-  return lookahead_allowed_ && !paused_ && mode_ == AcquireMode::kCached &&
+  return lookahead_allowed_ && !watchdog_.paused() && mode_ == AcquireMode::kCached &&
          residency_.stats().resident < expert_total_;
 }
 

@@ -1,7 +1,9 @@
 // ExpertExecutor: the routed experts of one layer, wherever they are.
 //
 // Decode: leases for all experts of the token, misses submitted in one batch; the resident ones are
-// computed while the misses land, each missing one as it arrives. Prefill: the same over all experts
+// computed while the misses land, each missing one as it arrives. Behind them the drive reads what the
+// next layer's router probably wants (its answer to this layer's hidden state), which changes when bytes
+// arrive and never what is computed. Prefill: the same over all experts
 // that the chunk routes to, each read once, through the ring. Outputs are kept per (token, rank) and
 // summed in router order at the end, so arrival order does not change a bit.
 //
@@ -13,6 +15,7 @@
 
 #include "base/clock.h"
 #include "compute/cpu_backend.h"
+#include "engine/speculation_watchdog.h"
 #include "model/decoder_model.h"
 #include "residency/residency_manager.h"
 
@@ -60,11 +63,7 @@ class ExpertExecutor final : public MoeExecutor {
   AcquireMode mode_ = AcquireMode::kCached;
   bool lookahead_allowed_ = true;
   uint64_t expert_total_ = 0;
-  // The watchdog: what speculation had brought when this period began, and for how many decode steps
-  // the period still lasts; while paused nothing is read ahead.
-  uint64_t period_issued_ = 0, period_used_ = 0;
-  uint32_t period_steps_left_ = 0;
-  bool paused_ = false;
+  SpeculationWatchdog watchdog_;
   ExecutorTimes times_;
   std::vector<int64_t> layer_stall_ns_;
 

@@ -348,6 +348,38 @@ TEST(ResidencyManagerTest, PrefetchDisplacesNothingThatHasProvedItself) {
   EXPECT_EQ(world.manager().stats().resident, 8u);
 }
 
+TEST(ResidencyManagerTest, ALookaheadDisplacesWhatIsColdButNothingHot) {
+  World world({.slot_count = 10, .ring_slots = 2});
+  for (int token = 0; token < 30; ++token) {
+    world.manager().BeginStep(1);
+    for (uint32_t layer = 0; layer < 4; ++layer) world.Use(layer, {0, 1});
+  }
+  EXPECT_EQ(world.Prefetch(0, {5, 6}, PrefetchReason::kLookahead), 0u) << "all are hot";
+  // Twenty tokens that never take expert 1 of layer 2 make it cold.
+  for (int token = 0; token < 20; ++token) {
+    world.manager().BeginStep(1);
+    for (uint32_t layer : {0u, 1u, 3u}) world.Use(layer, {0, 1});
+  }
+  EXPECT_EQ(world.Prefetch(0, {5}, PrefetchReason::kHeat), 0u) << "5 has no heat of its own";
+  EXPECT_EQ(world.Prefetch(0, {5}, PrefetchReason::kLookahead), 1u);
+  EXPECT_EQ(world.StateOf(0, 0), kReady);
+  world.Drain();
+  world.manager().CheckInvariants();
+}
+
+TEST(ResidencyManagerTest, ALayerGivesUpTheLookaheadThatItDoesNotWant) {
+  World world({.slot_count = 16});
+  ASSERT_EQ(world.Prefetch(1, {0, 1}, PrefetchReason::kLookahead), 2u);
+  ASSERT_EQ(world.Prefetch(2, {0}, PrefetchReason::kLookahead), 1u);
+  auto lease = world.Acquire(1, {1});
+  world.Drain();
+  EXPECT_EQ(lease[0].state(), State::kReady);
+  EXPECT_EQ(world.StateOf(1, 0), kAbsent);
+  EXPECT_EQ(world.StateOf(2, 0), kReady) << "another layer's is kept";
+  EXPECT_EQ(world.manager().stats().prefetch_wasted, 1u);
+  world.manager().CheckInvariants();
+}
+
 TEST(ResidencyManagerTest, PrefetchLeavesOneLayersSlotsOutOfDma) {
   World world({.slot_count = 6, .ring_slots = 2});  // four cache slots, top-2
   EXPECT_EQ(world.Prefetch(1, {0, 1, 2, 3}), 2u);

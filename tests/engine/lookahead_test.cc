@@ -1,0 +1,86 @@
+#include <gtest/gtest.h>
+
+#include "engine/evaluation.h"
+#include "engine/speculation_watchdog.h"
+#include "test_store.h"
+
+namespace moraine {
+namespace {
+
+TEST(SpeculationWatchdog, PausesForAPeriodWhenLessThanHalfIsUsedAndTriesAgain) {
+  SpeculationWatchdog watchdog;
+  uint64_t issued = 0, used = 0;
+  const auto period = [&](uint64_t reads, uint64_t useful) {
+    for (uint32_t step = 0; step < SpeculationWatchdog::kPeriodSteps; ++step) {
+      watchdog.OnStep(issued, used);
+      if (step == 0) {
+        issued += reads;
+        used += useful;
+      }
+    }
+  };
+  period(100, 80);
+  EXPECT_FALSE(watchdog.paused());
+  period(100, 30);
+  EXPECT_FALSE(watchdog.paused()) << "judged by the period that has ended: 80 of 100";
+  period(0, 0);
+  EXPECT_TRUE(watchdog.paused()) << "30 of 100";
+  period(0, 0);
+  EXPECT_FALSE(watchdog.paused()) << "tried again";
+}
+
+TEST(SpeculationWatchdog, AFewReadsSayNothing) {
+  SpeculationWatchdog watchdog;
+  watchdog.OnStep(0, 0);
+  for (int step = 0; step < 200; ++step) watchdog.OnStep(20, 0);
+  EXPECT_FALSE(watchdog.paused());
+}
+
+struct Outcome {
+  std::string digest;
+  EngineStats stats;
+};
+
+Outcome Decode(const TestStore& store, const std::string& budget, bool lookahead) {
+  RunnerOptions options = TestRunnerOptions(store, budget);
+  options.lookahead = lookahead;
+  const auto runner = Runner::Open(options);
+  CHECK(runner.ok(), runner.status().message());
+  const auto evaluation = Evaluation::Create(**runner);
+  const Status status = (*evaluation)->AddReference(GoldenPath("demo/reference.json"));
+  CHECK(status.ok(), status.message());
+  (*runner)->CheckInvariants();
+  return {(*evaluation)->Finish().digest, (*runner)->Stats()};
+}
+
+TEST(Lookahead, BringsExpertsBeforeTheyAreAskedForAndChangesNoBit) {
+  const TestStore store(DemoModelPath(), Encoding::kQ4);
+  const Outcome with = Decode(store, "25%", true), without = Decode(store, "25%", false);
+  EXPECT_EQ(with.digest, without.digest);
+  EXPECT_EQ(without.stats.residency.prefetch_issued, 0u);
+  const ResidencyStats& stats = with.stats.residency;
+  EXPECT_GT(stats.decode.prefetch_hit, 0u);
+  EXPECT_GT(stats.prefetch_used, stats.prefetch_issued / 2) << "the demo model's recall is 78 %";
+}
+
+TEST(Lookahead, AsksForNothingWhenAllIsResident) {
+  const TestStore store(DemoModelPath(), Encoding::kQ4);
+  const auto runner = Runner::Open(TestRunnerOptions(store, "100%"));
+  ASSERT_TRUE(runner.ok());
+  const std::vector<int32_t> prompt = {685, 531, 258, 519};
+  const Runner::ForwardOptions options{.logits = Runner::LogitsMode::kNone};
+  for (int round = 0; round < 40; ++round) {
+    (*runner)->ResetSequence();
+    ASSERT_TRUE((*runner)->Forward(prompt, options).ok());
+    for (int32_t token = 0; token < 20; ++token) {
+      const int32_t next = round * 20 + token;
+      ASSERT_TRUE((*runner)->Forward(std::span(&next, 1), options).ok());
+    }
+  }
+  // Once every expert has been read, there is nothing to read ahead.
+  const uint64_t issued = (*runner)->Stats().residency.prefetch_issued;
+  EXPECT_LE(issued, 256u);
+}
+
+}  // namespace
+}  // namespace moraine
