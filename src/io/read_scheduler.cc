@@ -428,6 +428,8 @@ void ReadScheduler::Impl::LandBytes(uint32_t chunk_index, uint32_t bytes) {
 }
 
 Status ReadScheduler::Impl::StatusOf(const Record& record) const {
+  // Speculation is given up all the time: no text that would have to be allocated.
+  if (record.fate == Fate::kCancelled) return Cancelled("read given up");
   if (record.fate == Fate::kReading) return OkStatus();  // the common case allocates nothing
   const RecordRead& read = record.read;
   const std::string prefix = reader_->path(read.file) + ": ";
@@ -450,7 +452,7 @@ Status ReadScheduler::Impl::StatusOf(const Record& record) const {
                         std::to_string(found_bytes));
     }
     case Fate::kCancelled:
-      return Cancelled(prefix + "speculative read of the " + what);
+      break;  // returned above
     case Fate::kDeadline:
       return DeadlineExceeded(prefix + "the " + what + " did not arrive within " +
                               std::to_string((read.deadline_ns - record.enqueued_ns) / 1000) +
