@@ -55,6 +55,25 @@ Status ReadJsonFile(const std::string& path, Read&& read) {
   return OkStatus();
 }
 
+// Calls `compare` on each item of a file that is a JSON list, until one fails; the error names the item.
+template <typename Compare>
+Status ForEachItem(const std::string& file, Compare&& compare) {
+  std::vector<ordered_json> items;
+  RETURN_IF_ERROR(ReadJsonFile(file, [&](const ordered_json& json) {
+    for (const auto& item : json) items.push_back(item);
+  }));
+  for (size_t i = 0; i < items.size(); ++i) {
+    Status status;
+    try {
+      status = compare(items[i]);
+    } catch (const ordered_json::exception& error) {
+      status = InvalidArgument(Reason(error));
+    }
+    if (!status.ok()) return status.WithContext(fmt::format("{}: item {}", file, i));
+  }
+  return OkStatus();
+}
+
 // The F32 tensor 'logits' of a safetensors file, which must be positions x vocab.
 Result<std::vector<float>> ReadLogits(const std::string& path, uint64_t positions,
                                       uint64_t vocab) {
@@ -265,20 +284,7 @@ Result<std::unique_ptr<Evaluation>> Evaluation::Create(Runner& runner) {
 }
 
 Status Evaluation::AddReference(const std::string& file) {
-  std::vector<ordered_json> items;
-  RETURN_IF_ERROR(ReadJsonFile(file, [&](const ordered_json& json) {
-    for (const auto& item : json) items.push_back(item);
-  }));
-  for (size_t i = 0; i < items.size(); ++i) {
-    Status status;
-    try {
-      status = impl_->CompareReference(items[i]);
-    } catch (const ordered_json::exception& error) {
-      status = InvalidArgument(Reason(error));
-    }
-    if (!status.ok()) return status.WithContext(fmt::format("{}: item {}", file, i));
-  }
-  return OkStatus();
+  return ForEachItem(file, [&](const ordered_json& item) { return impl_->CompareReference(item); });
 }
 
 Status Evaluation::AddFixture(const std::string& directory) {
@@ -373,20 +379,7 @@ Status Evaluation::AddChat(const std::string& file) {
   RETURN_IF_ERROR(impl.NeedText("--chat"));
   RETURN_IF_ERROR(impl.text_->chat_template_status());
   impl.report_.chat.emplace();
-  std::vector<ordered_json> items;
-  RETURN_IF_ERROR(ReadJsonFile(file, [&](const ordered_json& json) {
-    for (const auto& item : json) items.push_back(item);
-  }));
-  for (size_t i = 0; i < items.size(); ++i) {
-    Status status;
-    try {
-      status = impl.CompareAnswer(items[i]);
-    } catch (const ordered_json::exception& error) {
-      status = InvalidArgument(Reason(error));
-    }
-    if (!status.ok()) return status.WithContext(fmt::format("{}: item {}", file, i));
-  }
-  return OkStatus();
+  return ForEachItem(file, [&](const ordered_json& item) { return impl.CompareAnswer(item); });
 }
 
 const EvaluationReport& Evaluation::Finish() {

@@ -3,11 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <unordered_map>
 #include <utility>
 
 #include "base/check.h"
-#include "residency/slot_table.h"
+#include "residency/residency_manager_impl.h"
 
 namespace moraine {
 namespace {
@@ -18,119 +17,7 @@ uint32_t DeriveRingSlots(uint32_t slot_count, uint32_t top_k) {
   return std::min(std::clamp(slot_count / 8, 2u, 32u), slot_count - top_k);
 }
 
-struct Expert {
-  ExpertKey key;
-  RecordSource::Location location;
-  ExpertState state = ExpertState::kAbsent;
-  SlotIndex slot = kNoSlot;
-  // Read by speculation and not demanded since; until it is, or until it goes (wasted).
-  bool speculative = false;
-  bool reread = false;    // the checksum of this read's first attempt was wrong
-  bool in_policy = false;  // between OnInsert and OnEvict
-  uint64_t call = 0;      // the last Acquire or Prefetch that named it
-  LookupCounters counters;
-};
-
 }  // namespace
-
-class ResidencyManager::Impl {
- public:
-  Impl(const ResidencyOptions& options, uint32_t ring_slots,
-       std::span<const std::span<std::byte>> slabs, const RecordSource& source,
-       ReadScheduler& scheduler, const Clock& clock, std::unique_ptr<EvictionPolicy> policy);
-  ~Impl();
-
-  // Errors that only the record source can tell of.
-  Status CheckRecords() const;
-
-  void BeginStep(uint32_t tokens) { policy_->OnStep(tokens); }
-  size_t Acquire(LayerId layer, std::span<const ExpertId> ids, std::span<const float> weights,
-                 AcquireMode mode, std::span<Lease> leases, ResidencyManager* manager);
-  size_t Prefetch(LayerId layer, std::span<const ExpertId> ids, PrefetchReason reason);
-  void CancelPrefetches();
-  size_t Poll(int64_t wait_ns);
-
-  Lease::State LeaseState(SlotIndex slot, uint32_t generation) const;
-  const std::byte* LeaseData(SlotIndex slot, uint32_t generation) const;
-  const Status& LeaseFailure(ExpertKey key, SlotIndex slot, uint32_t generation) const;
-  void Release(SlotIndex slot, uint32_t generation);
-
-  const Expert& At(ExpertKey key) const { return experts_[IndexOf(key)]; }
-  const ResidencyStats& stats() const { return stats_; }
-  EvictionPolicy& policy() { return *policy_; }
-  void CheckInvariants() const;
-
- private:
-  // Ready, unleased, not named by the call that asks. The layer being computed only when asked for.
-  class ReadyAndUnneeded final : public EvictionPolicy::Evictable {
-   public:
-    ReadyAndUnneeded(const Impl& impl, bool visiting_layer_too)
-        : impl_(impl), visiting_layer_too_(visiting_layer_too) {}
-    bool operator()(ExpertKey key) const override {
-      const Expert& expert = impl_.At(key);
-      return expert.state == ExpertState::kReady && expert.call != impl_.call_ &&
-             (visiting_layer_too_ || key.layer != impl_.visiting_);
-    }
-
-   private:
-    const Impl& impl_;
-    const bool visiting_layer_too_;
-  };
-
-  uint32_t IndexOf(ExpertKey key) const {
-    CHECK(key.layer.value() + 1 < first_expert_.size(), "layer out of range");
-    const uint32_t index = first_expert_[key.layer.value()] + key.expert.value();
-    CHECK(index < first_expert_[key.layer.value() + 1], "expert out of range");
-    return index;
-  }
-  void NameInCall(LayerId layer, std::span<const ExpertId> ids);
-  std::optional<ExpertKey> Victim(bool visiting_layer_too) {
-    return policy_->ChooseVictim(visiting_, ReadyAndUnneeded(*this, visiting_layer_too));
-  }
-  // Acquire.
-  bool Hold(Expert* expert, AcquireMode mode, uint64_t LookupCounters::** kind);
-  SlotIndex TakeSlot(uint32_t expert_index, AcquireMode mode);
-  SlotIndex TakeSlotForSpeculation(uint32_t expert_index, PrefetchReason reason);
-  void GiveUpUnwanted(LayerId layer);
-  void StartRead(Expert* expert, SlotIndex slot, ReadPriority priority);
-  void ReadInto(const Expert& expert, ReadPriority priority);
-  void FlushReads();
-  // Poll.
-  size_t Decide(const ReadOutcome& outcome);
-  size_t DecideRead(SlotIndex slot, Expert* expert);
-  void ReadAgain(Expert* expert);
-  void Ready(Expert* expert);
-  Status Describe(const Expert& expert, const Status& status) const;
-  void Fail(Expert* expert, const Status& status, ExpertState next);
-  // Leaving.
-  void Detach(Expert* expert);
-  void Evict(Expert* expert);
-  void RetireFromRing(Expert* expert);
-  void NoLongerSpeculative(Expert* expert, bool used);
-  void EnterPolicy(Expert* expert);
-  uint32_t UnleasedCacheReads() const;
-  void CheckExpert(const Expert& expert) const;
-
-  const RecordSource& source_;
-  ReadScheduler& scheduler_;
-  const Clock& clock_;
-  const uint32_t top_k_, cache_slots_;
-  const int64_t read_deadline_ns_;
-  std::vector<uint32_t> first_expert_;  // of each layer in experts_; one more at the end
-  std::vector<Expert> experts_;
-  SlotTable slots_;
-  std::unique_ptr<EvictionPolicy> policy_;
-  ResidencyStats stats_;
-
-  LayerId visiting_;
-  uint64_t call_ = 0;
-  std::vector<Expert*> reserved_;     // enqueued, not yet flushed
-  std::vector<ReadOutcome> outcomes_;  // of one Poll
-  // Leases that hold no slot: of experts that were in quarantine at lookup.
-  uint64_t quarantine_leases_ = 0;
-  uint64_t slot_leases_ = 0;
-  std::unordered_map<uint32_t, Status> quarantine_;  // by expert index; grows only by failures
-};
 
 ResidencyManager::Impl::Impl(const ResidencyOptions& options, uint32_t ring_slots,
                              std::span<const std::span<std::byte>> slabs,
@@ -553,81 +440,6 @@ void ResidencyManager::Impl::Release(SlotIndex index, uint32_t generation) {
   if (expert.state != ExpertState::kLeased) return;  // being read or draining: Poll goes on with it
   Transition(&expert.state, ExpertState::kReady);
   if (slot.role == SlotRole::kRing) RetireFromRing(&expert);
-}
-
-// --- Invariants ---------------------------------------------------------------------------------
-
-// Between calls:
-//  1. SlotTable's own: each slot is free, under DMA, an expert's or held by failed leases; the number
-//     of ring slots is constant.
-//  2. Expert and slot point at each other; only absent and quarantined experts have no slot.
-//  3. ready: no lease; leased: some. Neither is under DMA nor failed; reading and draining are under
-//     DMA; draining has failed. Nothing is reserved or evicting.
-//  4. The policy knows the ready and leased experts in cache slots, and no others; no unleased expert
-//     sits in the ring.
-//  5. Only reading and ready experts without leases count as speculative; every prefetch is used,
-//     wasted or still speculative.
-//  6. The totals (resident, leases, lookups) are the sums of the parts.
-void ResidencyManager::Impl::CheckInvariants() const {
-  slots_.CheckInvariants(stats_.ring_slots);
-  CHECK(reserved_.empty(), "a reserved expert between calls");
-  uint64_t resident = 0, speculative = 0, leases = 0, in_slots = 0;
-  LookupCounters sum;
-  for (const Expert& expert : experts_) {
-    CheckExpert(expert);
-    resident += expert.state == ExpertState::kReady || expert.state == ExpertState::kLeased;
-    speculative += expert.speculative;
-    in_slots += expert.slot != kNoSlot;
-    sum.hit += expert.counters.hit;
-    sum.cold_miss += expert.counters.cold_miss;
-    sum.in_flight_miss += expert.counters.in_flight_miss;
-    sum.prefetch_hit += expert.counters.prefetch_hit;
-  }
-  for (uint32_t i = 0; i < slots_.size(); ++i) {
-    leases += slots_[SlotIndex(i)].lease_count;
-    in_slots -= slots_[SlotIndex(i)].expert != kNoExpert;
-  }
-  CHECK(in_slots == 0, "a slot's expert is elsewhere");
-  CHECK(resident == stats_.resident, "the resident count is wrong");
-  CHECK(leases == slot_leases_, "the lease count is wrong");
-  CHECK(stats_.prefetch_issued == stats_.prefetch_used + stats_.prefetch_wasted + speculative,
-        "a prefetch is neither used, wasted nor open");
-  CHECK(sum.hit == stats_.decode.hit + stats_.prefill.hit &&
-            sum.cold_miss == stats_.decode.cold_miss + stats_.prefill.cold_miss &&
-            sum.in_flight_miss == stats_.decode.in_flight_miss + stats_.prefill.in_flight_miss &&
-            sum.prefetch_hit == stats_.decode.prefetch_hit + stats_.prefill.prefetch_hit,
-        "the experts' counters do not sum to the totals");
-}
-
-void ResidencyManager::Impl::CheckExpert(const Expert& expert) const {
-  const bool has_slot =
-      expert.state != ExpertState::kAbsent && expert.state != ExpertState::kQuarantined;
-  CHECK(has_slot == (expert.slot != kNoSlot), "only absent and quarantined experts have no slot");
-  CHECK(quarantine_.contains(IndexOf(expert.key)) == (expert.state == ExpertState::kQuarantined),
-        "a quarantine without its reason");
-  if (!has_slot) {
-    CHECK(!expert.in_policy && !expert.speculative, "an absent expert is counted as present");
-    return;
-  }
-  const Slot& slot = slots_[expert.slot];
-  CHECK(slot.expert == IndexOf(expert.key), "expert and slot disagree");
-  const bool resident =
-      expert.state == ExpertState::kReady || expert.state == ExpertState::kLeased;
-  const bool reading =
-      expert.state == ExpertState::kReading || expert.state == ExpertState::kDraining;
-  CHECK(resident || reading, "reserved and evicting do not outlast a call");
-  CHECK(slot.under_dma() == reading, "DMA without a read, or a read without DMA");
-  CHECK(!resident || (slot.lease_count > 0) == (expert.state == ExpertState::kLeased),
-        "ready means no lease, leased means some");
-  CHECK(slot.failure.ok() == (expert.state != ExpertState::kDraining),
-        "of experts with a slot only those draining have failed");
-  CHECK(expert.in_policy == (resident && slot.role == SlotRole::kCache),
-        "the policy knows what it should not, or does not know what it should");
-  CHECK(expert.state != ExpertState::kReady || slot.role == SlotRole::kCache,
-        "an unleased expert stays in the ring");
-  CHECK(!expert.speculative ||
-            (slot.lease_count == 0 && expert.state != ExpertState::kDraining),
-        "a demanded expert counts as speculative");
 }
 
 // --- ResidencyManager and Lease -----------------------------------------------------------------

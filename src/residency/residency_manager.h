@@ -146,7 +146,7 @@ class ResidencyManager {
   const ResidencyStats& stats() const;
   const LookupCounters& counters(ExpertKey key) const;  // decode and prefill together
   EvictionPolicy& policy();
-  // CHECKs every invariant listed in residency_manager.cc; O(slots + experts). Tests call it after
+  // CHECKs every invariant listed in residency_invariants.cc; O(slots + experts). Tests call it after
   // each step.
   void CheckInvariants() const;
 

@@ -1,0 +1,126 @@
+// The inside of ResidencyManager: what it keeps for each expert, and the steps of its calls. Included by
+// residency_manager.cc and residency_invariants.cc only.
+#pragma once
+
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "residency/residency_manager.h"
+#include "residency/slot_table.h"
+
+namespace moraine {
+
+class ResidencyManager::Impl {
+ public:
+  struct Expert {
+    ExpertKey key;
+    RecordSource::Location location;
+    ExpertState state = ExpertState::kAbsent;
+    SlotIndex slot = kNoSlot;
+    // Read by speculation and not demanded since; until it is, or until it goes (wasted).
+    bool speculative = false;
+    bool reread = false;    // the checksum of this read's first attempt was wrong
+    bool in_policy = false;  // between OnInsert and OnEvict
+    uint64_t call = 0;      // the last Acquire or Prefetch that named it
+    LookupCounters counters;
+  };
+
+  Impl(const ResidencyOptions& options, uint32_t ring_slots,
+       std::span<const std::span<std::byte>> slabs, const RecordSource& source,
+       ReadScheduler& scheduler, const Clock& clock, std::unique_ptr<EvictionPolicy> policy);
+  ~Impl();
+
+  // Errors that only the record source can tell of.
+  Status CheckRecords() const;
+
+  void BeginStep(uint32_t tokens) { policy_->OnStep(tokens); }
+  size_t Acquire(LayerId layer, std::span<const ExpertId> ids, std::span<const float> weights,
+                 AcquireMode mode, std::span<Lease> leases, ResidencyManager* manager);
+  size_t Prefetch(LayerId layer, std::span<const ExpertId> ids, PrefetchReason reason);
+  void CancelPrefetches();
+  size_t Poll(int64_t wait_ns);
+
+  Lease::State LeaseState(SlotIndex slot, uint32_t generation) const;
+  const std::byte* LeaseData(SlotIndex slot, uint32_t generation) const;
+  const Status& LeaseFailure(ExpertKey key, SlotIndex slot, uint32_t generation) const;
+  void Release(SlotIndex slot, uint32_t generation);
+
+  const Expert& At(ExpertKey key) const { return experts_[IndexOf(key)]; }
+  const ResidencyStats& stats() const { return stats_; }
+  EvictionPolicy& policy() { return *policy_; }
+  void CheckInvariants() const;
+
+ private:
+  // Ready, unleased, not named by the call that asks. The layer being computed only when asked for.
+  class ReadyAndUnneeded final : public EvictionPolicy::Evictable {
+   public:
+    ReadyAndUnneeded(const Impl& impl, bool visiting_layer_too)
+        : impl_(impl), visiting_layer_too_(visiting_layer_too) {}
+    bool operator()(ExpertKey key) const override {
+      const Expert& expert = impl_.At(key);
+      return expert.state == ExpertState::kReady && expert.call != impl_.call_ &&
+             (visiting_layer_too_ || key.layer != impl_.visiting_);
+    }
+
+   private:
+    const Impl& impl_;
+    const bool visiting_layer_too_;
+  };
+
+  uint32_t IndexOf(ExpertKey key) const {
+    CHECK(key.layer.value() + 1 < first_expert_.size(), "layer out of range");
+    const uint32_t index = first_expert_[key.layer.value()] + key.expert.value();
+    CHECK(index < first_expert_[key.layer.value() + 1], "expert out of range");
+    return index;
+  }
+  void NameInCall(LayerId layer, std::span<const ExpertId> ids);
+  std::optional<ExpertKey> Victim(bool visiting_layer_too) {
+    return policy_->ChooseVictim(visiting_, ReadyAndUnneeded(*this, visiting_layer_too));
+  }
+  // Acquire.
+  bool Hold(Expert* expert, AcquireMode mode, uint64_t LookupCounters::** kind);
+  SlotIndex TakeSlot(uint32_t expert_index, AcquireMode mode);
+  SlotIndex TakeSlotForSpeculation(uint32_t expert_index, PrefetchReason reason);
+  void GiveUpUnwanted(LayerId layer);
+  void StartRead(Expert* expert, SlotIndex slot, ReadPriority priority);
+  void ReadInto(const Expert& expert, ReadPriority priority);
+  void FlushReads();
+  // Poll.
+  size_t Decide(const ReadOutcome& outcome);
+  size_t DecideRead(SlotIndex slot, Expert* expert);
+  void ReadAgain(Expert* expert);
+  void Ready(Expert* expert);
+  Status Describe(const Expert& expert, const Status& status) const;
+  void Fail(Expert* expert, const Status& status, ExpertState next);
+  // Leaving.
+  void Detach(Expert* expert);
+  void Evict(Expert* expert);
+  void RetireFromRing(Expert* expert);
+  void NoLongerSpeculative(Expert* expert, bool used);
+  void EnterPolicy(Expert* expert);
+  uint32_t UnleasedCacheReads() const;
+  void CheckExpert(const Expert& expert) const;
+
+  const RecordSource& source_;
+  ReadScheduler& scheduler_;
+  const Clock& clock_;
+  const uint32_t top_k_, cache_slots_;
+  const int64_t read_deadline_ns_;
+  std::vector<uint32_t> first_expert_;  // of each layer in experts_; one more at the end
+  std::vector<Expert> experts_;
+  SlotTable slots_;
+  std::unique_ptr<EvictionPolicy> policy_;
+  ResidencyStats stats_;
+
+  LayerId visiting_;
+  uint64_t call_ = 0;
+  std::vector<Expert*> reserved_;     // enqueued, not yet flushed
+  std::vector<ReadOutcome> outcomes_;  // of one Poll
+  // Leases that hold no slot: of experts that were in quarantine at lookup.
+  uint64_t quarantine_leases_ = 0;
+  uint64_t slot_leases_ = 0;
+  std::unordered_map<uint32_t, Status> quarantine_;  // by expert index; grows only by failures
+};
+
+}  // namespace moraine
