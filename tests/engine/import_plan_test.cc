@@ -74,7 +74,7 @@ TEST_F(ImportPlanTest, ConfigErrorsNameFileFieldFoundAndExpected) {
     EditConfig([&](auto& config) { config.erase(field); });
   };
   expect("rope_scaling", {{"rope_type", "yarn"}, {"factor", 4}},
-         "field 'rope_scaling.rope_type' is 'yarn', supported: 'default'");
+         "field 'rope_scaling.rope_type' is \"yarn\", supported: \"default\"");
   expect("hidden_act", "gelu", "field 'hidden_act' is 'gelu', supported: 'silu'");
   expect("mlp_only_layers", "all", "field 'mlp_only_layers' is \"all\", expected a list");
   EditConfig([](auto& config) { config["num_attention_heads"] = -1; });
