@@ -128,9 +128,12 @@ Status ExpertExecutor::ComputeAll(LayerId layer, const RoutingDecision& routing)
       acquired += residency_.Acquire(layer, rest, std::span(expert_weights_).subspan(acquired),
                                      mode_, std::span(leases_).subspan(acquired, rest.size()));
     }
-    if (!speculated) Speculate(routing);  // behind this layer's own reads
-    speculated = true;
     residency_.Poll(0);
+    // Only into idle time: issued beside this layer's own reads it cost a drive-bound model 7 %.
+    if (!speculated && acquired == experts_.size() && residency_.drive_idle()) {
+      Speculate(routing);
+      speculated = true;
+    }
     const size_t done_before = done;
     RETURN_IF_ERROR(ComputeReady(layer, acquired, &done));
     if (done > done_before || done == experts_.size()) continue;

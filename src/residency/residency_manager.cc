@@ -495,6 +495,7 @@ size_t ResidencyManager::Prefetch(LayerId layer, std::span<const ExpertId> exper
                                   PrefetchReason reason) {
   return impl_->Prefetch(layer, experts, reason);
 }
+bool ResidencyManager::drive_idle() const { return impl_->drive_idle(); }
 void ResidencyManager::CancelPrefetches() { impl_->CancelPrefetches(); }
 size_t ResidencyManager::Poll(int64_t wait_ns) { return impl_->Poll(wait_ns); }
 ExpertState ResidencyManager::state(ExpertKey key) const { return impl_->At(key).state; }

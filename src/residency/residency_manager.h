@@ -136,6 +136,8 @@ class ResidencyManager {
   // hot. Returns how many reads were queued. Reads that a layer's Acquire then does not
   // name, and that have not landed, are given up.
   size_t Prefetch(LayerId layer, std::span<const ExpertId> experts, PrefetchReason reason);
+  // No demand read is queued or in flight: the drive has time for speculation.
+  bool drive_idle() const;
   // Gives up speculation that has not landed (a new request, another routing).
   void CancelPrefetches();
   // Drives the reads. wait_ns as in ReadScheduler::Poll; returns the number of leases and prefetches

@@ -38,6 +38,7 @@ class ResidencyManager::Impl {
   size_t Acquire(LayerId layer, std::span<const ExpertId> ids, std::span<const float> weights,
                  AcquireMode mode, std::span<Lease> leases, ResidencyManager* manager);
   size_t Prefetch(LayerId layer, std::span<const ExpertId> ids, PrefetchReason reason);
+  bool drive_idle() const { return scheduler_.demand_in_flight() == 0; }
   void CancelPrefetches();
   size_t Poll(int64_t wait_ns);
 
