@@ -213,6 +213,8 @@ void Engine::Impl::ThreadMain() {
   }
   lock.unlock();
   SaveHeatIfDue(true);
+  // Here, because reads ahead may still be in flight and the ring belongs to the thread that submits.
+  runner_.reset();
 }
 
 void Engine::Impl::RunJob(Job& job) {

@@ -59,7 +59,7 @@ TEST(Lookahead, BringsExpertsBeforeTheyAreAskedForAndChangesNoBit) {
   EXPECT_EQ(with.digest, without.digest);
   EXPECT_EQ(without.stats.residency.prefetch_issued, 0u);
   const ResidencyStats& stats = with.stats.residency;
-  EXPECT_GT(stats.decode.prefetch_hit, 0u);
+  EXPECT_GT(stats.prefetch_issued, 100u);
   EXPECT_GT(stats.prefetch_used, stats.prefetch_issued / 2) << "the demo model's recall is 78 %";
 }
 
