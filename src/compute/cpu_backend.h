@@ -73,7 +73,7 @@ class CpuBackend {
   void RunExperts(std::span<const ExpertTask> tasks);
 
   // out[t] = x[t] * weight / sqrt(mean(x[t]^2) + epsilon), cols values a row, in float32 (the mean in
-  // double is not needed: sums run in 8 lanes). x == out is allowed.
+  // double is not needed: sums run in 16 lanes). x == out is allowed.
   void RmsNorm(const float* x, size_t x_stride, const float* weight, float epsilon, uint32_t rows,
                uint32_t cols, float* out, size_t out_stride);
   // In place over the first rotary_dim of each head, halves convention ("rotate_half"): heads x

@@ -338,7 +338,7 @@ void Engine::Impl::Finish(const Job& job, GenerationEvent* event, FinishReason r
   job.request.on_event(*event);
 }
 
-// A snapshot walks all experts and reads /proc: 0.1 to 0.5 ms, too much for every token.
+// A snapshot walks all experts and reads /proc, which does not belong in every token.
 void Engine::Impl::PublishStatsIfDue() {
   constexpr int64_t kIntervalNs = 200'000'000;
   if (RealClock().NowNs() - stats_published_ns_ >= kIntervalNs) PublishStats();

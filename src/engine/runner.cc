@@ -16,7 +16,7 @@
 namespace moraine {
 namespace {
 
-// Code, RocksDB, allocator, thread stacks and I/O rings: the demo model keeps 18 to 22 MiB resident
+// Code, RocksDB, allocator, thread stacks and I/O rings: the demo model keeps about 18 MiB resident
 // beyond what CountFixedMemory counts (`moraine run --json`: memory.resident_set_bytes less the rest).
 constexpr uint64_t kProcessBytes = 32 * kMiB;
 // The tokenizer: 120 bytes for a token's bytes and index, as much again for its merge and the word cache.

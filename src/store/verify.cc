@@ -1,7 +1,7 @@
 // VerifyStore: reads a whole store through the read scheduler, as the engine does, and checks every
 // checksum. Reads run ahead through a ring of buffers and are checked in file order, so that a
 // tensor larger than the ring can be hashed piece by piece. One thread both reaps and hashes: XXH3
-// runs at memory speed (docs/io.md has the figures), which is above any single drive's.
+// runs at memory speed, which is above any single drive's.
 #include <xxhash.h>
 
 #include <algorithm>
