@@ -74,6 +74,25 @@ class CommandsTest(unittest.TestCase):
                              "--ram-budget", "25%", "--json", "--quiet")
         self.assertEqual(json.loads(result.stdout)["text"], "247 + 6 = 253.")
 
+    def test_make_store_makes_a_store_that_verifies_and_runs(self):
+        store = os.path.join(self.scratch.name, "synthetic")
+        made = self.expect(OK, [], "bench", "make-store", store, "--shape", "tiny", "--layers", "4",
+                           "--json", "--quiet")
+        summary = json.loads(made.stdout)
+        self.assertEqual(summary["experts"], 4 * 128)
+        self.assertTrue(any("synthetic" in note for note in summary["notes"]))
+        self.expect(OK, [], "verify", store)
+        texts = set()
+        for budget in ("100%", "10%"):
+            result = self.expect(OK, [], "run", store, "Hi", "--temperature", "0", "--max-tokens",
+                                 "16", "--ram-budget", budget, "--json", "--quiet")
+            texts.add(json.loads(result.stdout)["text"])
+        self.assertEqual(len(texts), 1)
+        self.expect(USAGE, ["--shape", "gpt-5", "kimi-k2"], "bench", "make-store", store, "--shape",
+                    "gpt-5")
+        self.expect(FAILED, ["--layers 3", "no experts"], "bench", "make-store", store + "2",
+                    "--shape", "deepseek-v3", "--layers", "3")
+
     def test_a_full_disk_behind_stdout_is_an_error(self):
         with open("/dev/full", "w") as full:
             self.expect(FAILED, ["standard output"], "inspect", self.store, stdout=full)
