@@ -60,10 +60,13 @@ class BlockReader {
   // As given to OpenFile; for messages.
   virtual const std::string& path(FileId file) const = 0;
   // Announces memory that reads will land in, so that it can be registered (pinned once instead of
-  // at every read). Optional for correctness. Call at most once, after the arenas exist. Returns an
+  // at every read). Optional for correctness; may be called again for further memory. Returns an
   // error only if the memory cannot be used at all; a refused registration (RLIMIT_MEMLOCK) is
   // logged once and reads go on unregistered.
   virtual Status RegisterBuffers(std::span<const std::span<std::byte>> buffers) = 0;
+  // Before memory that was announced is unmapped; the very span that was registered. The caller has
+  // no read into it in flight. Without this the kernel's pin would keep the pages from the system.
+  virtual void UnregisterBuffer(std::span<std::byte> buffer) = 0;
 
   // Reads that may be in flight at once. Constant after construction.
   virtual uint32_t capacity() const = 0;

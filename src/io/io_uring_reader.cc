@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "base/bytes.h"
 #include "base/log.h"
@@ -17,6 +18,9 @@ namespace {
 
 // The kernel's limit on one registered buffer.
 constexpr uint64_t kMaxRegisteredBytes = kGiB;
+// A slab is cut into at most some hundred segments (residency/slot_segments.h) of up to 1 GiB: 4 TiB
+// of buffers. An empty entry costs the kernel 16 bytes.
+constexpr uint32_t kBufferTableSize = 4096;
 // user_data of a cancellation request; reads carry the index of their slot, which is below
 // capacity.
 constexpr uint64_t kCancelUserData = ~0ull;
@@ -44,6 +48,7 @@ class IoUringReader final : public BlockReader {
   IoAlignment alignment(FileId file) const override { return files_.alignment(file); }
   const std::string& path(FileId file) const override { return files_.path(file); }
   Status RegisterBuffers(std::span<const std::span<std::byte>> buffers) override;
+  void UnregisterBuffer(std::span<std::byte> buffer) override;
   uint32_t capacity() const override { return static_cast<uint32_t>(slots_.size()); }
   uint32_t in_flight() const override {
     return capacity() - static_cast<uint32_t>(free_slots_.size());
@@ -59,7 +64,15 @@ class IoUringReader final : public BlockReader {
     bool busy = false;
   };
 
+  struct RegisteredPiece {
+    iovec memory;
+    uint32_t index = 0;  // that the kernel knows it by
+  };
+
   void EnableRing();
+  void MakeBufferTable();
+  // The first piece that begins behind the address.
+  std::vector<RegisteredPiece>::const_iterator After(const std::byte* address) const;
   io_uring_sqe* NextEntry();
   void SubmitPrepared();
   // Index of the registered piece that holds all of [buffer, buffer + length), or -1.
@@ -72,9 +85,10 @@ class IoUringReader final : public BlockReader {
   bool ring_enabled_ = false;
   OpenFileTable files_;
   size_t registered_file_count_ = 0;  // the first so many of files_
-  // Sorted by address, so that the piece of a buffer is found by binary search; the position here
-  // is the index that the kernel knows the piece by.
-  std::vector<iovec> registered_;
+  // Sorted by address, so that the piece of a buffer is found by binary search.
+  std::vector<RegisteredPiece> registered_;
+  std::vector<uint32_t> free_buffers_;  // indices of the kernel's table
+  bool table_made_ = false, refusal_logged_ = false;
   std::vector<Slot> slots_;
   std::vector<uint32_t> free_slots_;
 };
@@ -112,46 +126,78 @@ Status IoUringReader::SetUpRing(const RingSetup& setup) {
   return Unsupported(std::move(message));
 }
 
+// The table is made with room for buffers to come: a table that is full cannot grow, and giving the
+// whole of it back would need the reads in flight to end.
+void IoUringReader::MakeBufferTable() {
+  if (table_made_) return;
+  table_made_ = true;
+  const int result = io_uring_register_buffers_sparse(&ring_, kBufferTableSize);
+  if (result < 0) {
+    LOG_WARN("io_uring: a table of {} buffers: {}; reads go on unregistered (Linux 5.19 has it)",
+             kBufferTableSize, std::strerror(-result));
+    return;
+  }
+  for (uint32_t i = kBufferTableSize; i-- > 0;) free_buffers_.push_back(i);
+}
+
 Status IoUringReader::RegisterBuffers(std::span<const std::span<std::byte>> buffers) {
-  CHECK(registered_.empty(), "RegisterBuffers was called before");
-  CHECK(in_flight() == 0, "RegisterBuffers with reads in flight");
-  std::vector<iovec> pieces;
-  uint64_t total_bytes = 0;
+  MakeBufferTable();
   for (std::span<std::byte> buffer : buffers) {
-    total_bytes += buffer.size();
     for (uint64_t offset = 0; offset < buffer.size(); offset += kMaxRegisteredBytes) {
-      pieces.push_back({buffer.data() + offset,
-                        std::min<uint64_t>(kMaxRegisteredBytes, buffer.size() - offset)});
+      const iovec piece = {buffer.data() + offset,
+                           std::min<uint64_t>(kMaxRegisteredBytes, buffer.size() - offset)};
+      if (free_buffers_.empty()) return OkStatus();  // no table, or so much memory: unregistered
+      const uint32_t index = free_buffers_.back();
+      const int result =
+          io_uring_register_buffers_update_tag(&ring_, index, &piece, nullptr, 1);
+      if (result == -EFAULT) {
+        return InvalidArgument("io_uring: the buffers to register are not mapped memory");
+      }
+      if (result < 0) {
+        if (!std::exchange(refusal_logged_, true)) {
+          LOG_WARN("io_uring: registering {} of buffers: {}; reads go on unregistered{}",
+                   FormatByteSize(piece.iov_len), std::strerror(-result),
+                   result == -ENOMEM ? " (raise RLIMIT_MEMLOCK: ulimit -l unlimited)" : "");
+        }
+        return OkStatus();
+      }
+      free_buffers_.pop_back();
+      registered_.insert(After(buffer.data() + offset), {piece, index});
     }
   }
-  if (pieces.empty()) return OkStatus();
-  std::sort(pieces.begin(), pieces.end(),
-            [](const iovec& a, const iovec& b) { return a.iov_base < b.iov_base; });
-  const int result =
-      io_uring_register_buffers(&ring_, pieces.data(), static_cast<unsigned>(pieces.size()));
-  if (result == -EFAULT) {
-    return InvalidArgument("io_uring: the buffers to register are not mapped memory");
-  }
-  if (result < 0) {
-    LOG_WARN("io_uring: registering {} of buffers: {}; reads go on unregistered{}",
-             FormatByteSize(total_bytes), std::strerror(-result),
-             result == -ENOMEM ? " (raise RLIMIT_MEMLOCK: ulimit -l unlimited)" : "");
-    return OkStatus();
-  }
-  registered_ = std::move(pieces);
   return OkStatus();
 }
 
+void IoUringReader::UnregisterBuffer(std::span<std::byte> buffer) {
+  std::erase_if(registered_, [&](const RegisteredPiece& piece) {
+    const auto* begin = static_cast<const std::byte*>(piece.memory.iov_base);
+    if (begin < buffer.data() || begin >= buffer.data() + buffer.size()) return false;
+    const iovec nothing = {};
+    const int result =
+        io_uring_register_buffers_update_tag(&ring_, piece.index, &nothing, nullptr, 1);
+    CHECK(result >= 0, std::string("io_uring: giving a buffer up: ") + std::strerror(-result));
+    free_buffers_.push_back(piece.index);
+    return true;
+  });
+}
+
+std::vector<IoUringReader::RegisteredPiece>::const_iterator IoUringReader::After(
+    const std::byte* address) const {
+  return std::upper_bound(registered_.begin(), registered_.end(), address,
+                          [](const std::byte* a, const RegisteredPiece& piece) {
+                            return a < piece.memory.iov_base;
+                          });
+}
+
 int IoUringReader::RegisteredIndex(const std::byte* buffer, uint32_t length) const {
-  const auto after = std::upper_bound(
-      registered_.begin(), registered_.end(), buffer,
-      [](const std::byte* address, const iovec& piece) { return address < piece.iov_base; });
+  const auto after = After(buffer);
   if (after == registered_.begin()) return -1;
-  const iovec& piece = *std::prev(after);
-  const std::byte* const end = static_cast<const std::byte*>(piece.iov_base) + piece.iov_len;
+  const RegisteredPiece& piece = *std::prev(after);
+  const std::byte* const end =
+      static_cast<const std::byte*>(piece.memory.iov_base) + piece.memory.iov_len;
   // A read across the seam of two pieces goes unregistered; with 1 GiB pieces that is rare.
   if (buffer >= end || length > static_cast<uint64_t>(end - buffer)) return -1;
-  return static_cast<int>(std::prev(after) - registered_.begin());
+  return static_cast<int>(piece.index);
 }
 
 void IoUringReader::EnableRing() {

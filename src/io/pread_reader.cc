@@ -29,6 +29,7 @@ class PreadReader final : public BlockReader {
   IoAlignment alignment(FileId file) const override { return files_.alignment(file); }
   const std::string& path(FileId file) const override { return files_.path(file); }
   Status RegisterBuffers(std::span<const std::span<std::byte>>) override { return OkStatus(); }
+  void UnregisterBuffer(std::span<std::byte>) override {}
   uint32_t capacity() const override { return capacity_; }
   uint32_t in_flight() const override { return in_flight_; }
   void Submit(std::span<const BlockRead> reads) override;

@@ -33,9 +33,15 @@ class SimulatedReader final : public BlockReader {
   IoAlignment alignment(FileId) const override { return {kAlignmentBytes, kAlignmentBytes}; }
   const std::string& path(FileId file) const override { return At(file).path; }
   Status RegisterBuffers(std::span<const std::span<std::byte>>) override {
-    CHECK(!registered_, "RegisterBuffers was called before");
-    registered_ = true;
     return OkStatus();
+  }
+  // The memory is about to be unmapped: the one mistake that a real device would not report.
+  void UnregisterBuffer(std::span<std::byte> buffer) override {
+    for (const Pending& pending : pending_) {
+      CHECK(pending.read.buffer + pending.read.length <= buffer.data() ||
+                pending.read.buffer >= buffer.data() + buffer.size(),
+            "a buffer is given up with a read into it in flight");
+    }
   }
   uint32_t capacity() const override { return options_.capacity; }
   uint32_t in_flight() const override { return static_cast<uint32_t>(pending_.size()); }
@@ -77,7 +83,6 @@ class SimulatedReader final : public BlockReader {
   Random random_;
   std::vector<File> files_;
   std::vector<Pending> pending_;
-  bool registered_ = false;
 };
 
 Result<FileId> SimulatedReader::OpenFile(const std::string& path) {

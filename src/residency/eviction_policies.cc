@@ -153,19 +153,26 @@ class HeatPolicy final : public PolicyBase {
         cold_(index_.layers()),
         score_(index_.layers(), kStale),
         floor_(index_.layers(), 0),
-        inverse_distance_(index_.layers()) {
+        inverse_distance_(index_.layers()),
+        top_k_(shape.top_k) {
+    SetCapacity(shape.capacity);
     const uint32_t layers = index_.layers();
     for (uint32_t layer = 0; layer < layers; ++layer) {
       members_[layer].reserve(index_.experts_in(layer));
-      if (index_.experts_in(layer) > 0) {
-        floor_[layer] = std::min(shape.top_k, shape.capacity / index_.sparse_layers());
-      }
       // By layers ahead; 0 ahead is the layer being visited: its next visit is a whole turn away.
       inverse_distance_[layer] = 1.0 / (layer == 0 ? layers : layer);
     }
   }
 
   const char* name() const override { return "heat"; }
+
+  void SetCapacity(uint32_t capacity) override {
+    for (uint32_t layer = 0; layer < index_.layers(); ++layer) {
+      if (index_.experts_in(layer) == 0) continue;
+      floor_[layer] = std::min(top_k_, capacity / index_.sparse_layers());
+    }
+    std::fill(score_.begin(), score_.end(), kStale);
+  }
 
   void OnStep(uint32_t tokens) override {
     PolicyBase::OnStep(tokens);
@@ -368,6 +375,7 @@ class HeatPolicy final : public PolicyBase {
   LayerId scored_for_;                          // the visited layer that score_ is about
   std::vector<uint32_t> floor_;
   std::vector<double> inverse_distance_;  // by layers ahead
+  const uint32_t top_k_;
 };
 
 // Doubly linked lists over expert indices; one list is a head (newest) and a tail (oldest).
@@ -438,13 +446,18 @@ class SievePolicy final : public PolicyBase {
  public:
   explicit SievePolicy(const PolicyShape& shape)
       : PolicyBase(shape),
-        share_(index_.sparse_layers() ? shape.capacity / index_.sparse_layers() : 0),
         links_(index_.size()),
         lists_(index_.layers()),
         hand_(index_.layers(), kNone),
         visited_(index_.size(), 0),
-        exhausted_(index_.layers(), 0) {}
+        exhausted_(index_.layers(), 0) {
+    SetCapacity(shape.capacity);
+  }
   const char* name() const override { return "sieve"; }
+
+  void SetCapacity(uint32_t capacity) override {
+    share_ = index_.sparse_layers() ? capacity / index_.sparse_layers() : 0;
+  }
 
   void OnAccess(ExpertKey key, float weight) override {
     PolicyBase::OnAccess(key, weight);
@@ -517,7 +530,7 @@ class SievePolicy final : public PolicyBase {
     return marked;
   }
 
-  const uint32_t share_;
+  uint32_t share_ = 0;
   Links links_;
   std::vector<List> lists_;     // by layer
   std::vector<uint32_t> hand_;  // by layer; kNone: at the tail

@@ -50,6 +50,9 @@ class EvictionPolicy {
 
   virtual ~EvictionPolicy() = default;
   virtual const char* name() const = 0;
+  // The cache has another number of slots from now on; at first PolicyShape::capacity. Policies
+  // without shares or floors have nothing to do.
+  virtual void SetCapacity(uint32_t) {}
   // One decode step, or one prefill chunk of `tokens` tokens, begins.
   virtual void OnStep(uint32_t tokens) = 0;
   // A lookup, hit or miss. weight: tokens of the step that routed to it (1 in decode).

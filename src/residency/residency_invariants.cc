@@ -4,8 +4,7 @@
 namespace moraine {
 
 // Between calls:
-//  1. SlotTable's own: each slot is free, under DMA, an expert's or held by failed leases; the number
-//     of ring slots is constant.
+//  1. SlotTable's own: each slot is free, under DMA, an expert's or held by failed leases, or retired.
 //  2. Expert and slot point at each other; only absent and quarantined experts have no slot.
 //  3. ready: no lease; leased: some. Neither is under DMA nor failed; reading and draining are under
 //     DMA; draining has failed. Nothing is reserved or evicting.
@@ -13,9 +12,11 @@ namespace moraine {
 //     sits in the ring.
 //  5. Only reading and ready experts without leases count as speculative; every prefetch is used,
 //     wasted or still speculative.
-//  6. The totals (resident, leases, lookups) are the sums of the parts.
+//  6. Slots of unmapped segments are retired, of mapped ones open, of closing ones not open.
+//  7. The totals (resident, leases, lookups) are the sums of the parts.
 void ResidencyManager::Impl::CheckInvariants() const {
-  slots_.CheckInvariants(stats_.ring_slots);
+  slots_.CheckInvariants();
+  CheckSegments();
   CHECK(reserved_.empty(), "a reserved expert between calls");
   uint64_t resident = 0, speculative = 0, leases = 0, in_slots = 0;
   LookupCounters sum;
@@ -43,6 +44,28 @@ void ResidencyManager::Impl::CheckInvariants() const {
             sum.in_flight_miss == stats_.decode.in_flight_miss + stats_.prefill.in_flight_miss &&
             sum.prefetch_hit == stats_.decode.prefetch_hit + stats_.prefill.prefetch_hit,
         "the experts' counters do not sum to the totals");
+}
+
+void ResidencyManager::Impl::CheckSegments() const {
+  const uint32_t per_segment = segments_.slots_per_segment();
+  for (uint32_t segment = 0; segment < segments_.segment_count(); ++segment) {
+    CHECK(segments_.slots(segment) > 0 || !segment_closing_[segment], "a segment closes unmapped");
+    for (uint32_t i = 0; i < per_segment; ++i) {
+      const Slot& slot = slots_[SlotIndex(segment * per_segment + i)];
+      if (i >= segments_.slots(segment)) {
+        CHECK(slot.phase == SlotPhase::kRetired, "a slot without memory is in use");
+      } else if (segment_closing_[segment]) {
+        CHECK(slot.phase != SlotPhase::kOpen, "an open slot in a closing segment");
+      } else {
+        CHECK(slot.phase == SlotPhase::kOpen, "a mapped slot lies idle");
+      }
+      CHECK(slot.data == nullptr || slot.data == segments_.slot(segment, i), "a slot has moved");
+    }
+  }
+  CHECK(stats_.slot_count == slots_.open_count() &&
+            stats_.ring_slots == slots_.open_count(SlotRole::kRing),
+        "the slot statistics are wrong");
+  CHECK(stats_.slot_count >= MinimumSlots(top_k_), "fewer slots than one layer needs");
 }
 
 void ResidencyManager::Impl::CheckExpert(const Expert& expert) const {

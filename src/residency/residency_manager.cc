@@ -9,27 +9,20 @@
 #include "residency/residency_manager_impl.h"
 
 namespace moraine {
-namespace {
 
-// An eighth of the slots, as many as keep a drive busy (32 records of two or three chunks fill a
-// queue of 64 to 96), and what the cache needs for one layer stays with the cache.
-uint32_t DeriveRingSlots(uint32_t slot_count, uint32_t top_k) {
-  return std::min(std::clamp(slot_count / 8, 2u, 32u), slot_count - top_k);
-}
-
-}  // namespace
-
-ResidencyManager::Impl::Impl(const ResidencyOptions& options, uint32_t ring_slots,
-                             std::span<const std::span<std::byte>> slabs,
+ResidencyManager::Impl::Impl(const ResidencyOptions& options, SlotSegments& segments,
                              const RecordSource& source, ReadScheduler& scheduler,
                              const Clock& clock, std::unique_ptr<EvictionPolicy> policy)
     : source_(source),
       scheduler_(scheduler),
       clock_(clock),
       top_k_(options.top_k),
-      cache_slots_(options.slot_count - ring_slots),
+      max_slots_(std::max(options.slot_count, options.max_slot_count)),
+      explicit_ring_(options.ring_slots),
       read_deadline_ns_(options.read_deadline_ns),
-      slots_(slabs, options.slot_bytes, options.slot_count, ring_slots),
+      segments_(segments),
+      segment_closing_(segments.segment_count(), 0),
+      slots_(segments.segment_count() * segments.slots_per_segment()),
       policy_(std::move(policy)) {
   for (uint32_t layer = 0; layer < options.experts_per_layer.size(); ++layer) {
     first_expert_.push_back(static_cast<uint32_t>(experts_.size()));
@@ -40,12 +33,11 @@ ResidencyManager::Impl::Impl(const ResidencyOptions& options, uint32_t ring_slot
     }
   }
   first_expert_.push_back(static_cast<uint32_t>(experts_.size()));
-  stats_.slot_count = options.slot_count;
-  stats_.ring_slots = ring_slots;
-  stats_.slot_bytes = options.slot_bytes;
-  reserved_.reserve(options.slot_count);
+  stats_.slot_target = options.slot_count;
+  stats_.slot_bytes = segments.slot_bytes();
+  reserved_.reserve(slots_.size());
   // At most one outcome that keeps the buffer and one that releases it, for each slot.
-  outcomes_.reserve(2 * options.slot_count);
+  outcomes_.reserve(2 * slots_.size());
 }
 
 ResidencyManager::Impl::~Impl() {
@@ -166,7 +158,9 @@ bool ResidencyManager::Impl::Hold(Expert* expert, AcquireMode mode,
 
 SlotIndex ResidencyManager::Impl::TakeSlot(uint32_t expert_index, AcquireMode mode) {
   SlotIndex slot = slots_.Take(SlotRole::kCache, expert_index);
-  if (slot == kNoSlot && mode == AcquireMode::kCached) {
+  // A shrinking budget can take the ring while leases hold everything else.
+  const bool no_ring = slots_.open_count(SlotRole::kRing) == 0;
+  if (slot == kNoSlot && (mode == AcquireMode::kCached || no_ring)) {
     std::optional<ExpertKey> victim = Victim(/*visiting_layer_too=*/false);
     // At the smallest budgets the cache may hold nothing but this layer.
     if (!victim) victim = Victim(/*visiting_layer_too=*/true);
@@ -189,7 +183,7 @@ size_t ResidencyManager::Impl::Prefetch(LayerId layer, std::span<const ExpertId>
   // that the next Acquire never finds all slots under DMA.
   uint32_t unleased_reads = UnleasedCacheReads();
   for (ExpertId id : ids) {
-    if (unleased_reads + top_k_ >= cache_slots_) break;
+    if (unleased_reads + top_k_ >= slots_.open_count(SlotRole::kCache)) break;
     Expert& expert = experts_[IndexOf({layer, id})];
     if (expert.state != ExpertState::kAbsent) continue;
     const SlotIndex slot = TakeSlotForSpeculation(IndexOf(expert.key), reason);
@@ -383,6 +377,10 @@ void ResidencyManager::Impl::EnterPolicy(Expert* expert) {
 
 // A ring expert whose last lease is gone joins the cache, by a trade of roles, or goes.
 void ResidencyManager::Impl::RetireFromRing(Expert* expert) {
+  if (slots_[expert->slot].phase == SlotPhase::kClosing) {
+    Evict(expert);
+    return;
+  }
   if (slots_.free_count(SlotRole::kCache) == 0) {
     const std::optional<ExpertKey> victim = Victim(/*visiting_layer_too=*/false);
     if (!victim || !policy_->Prefers(expert->key, *victim, visiting_)) {
@@ -448,12 +446,9 @@ ResidencyManager::ResidencyManager() = default;
 ResidencyManager::~ResidencyManager() = default;
 
 Result<std::unique_ptr<ResidencyManager>> ResidencyManager::Create(
-    const ResidencyOptions& options, std::span<const std::span<std::byte>> slabs,
-    const RecordSource& source, ReadScheduler& scheduler, const Clock& clock) {
-  if (options.slot_bytes == 0 || options.slot_bytes % 4096 != 0) {
-    return InvalidArgument(
-        fmt::format("slot_bytes {}: expected a multiple of 4096", options.slot_bytes));
-  }
+    const ResidencyOptions& options, SlotSegments& segments, const RecordSource& source,
+    ReadScheduler& scheduler, const Clock& clock) {
+  CHECK(segments.mapped_slots() == 0, "the segments are in use");
   if (options.top_k == 0) return InvalidArgument("top_k 0: expected at least 1");
   const uint32_t minimum = MinimumSlots(options.top_k);
   if (options.slot_count < minimum) {
@@ -466,22 +461,20 @@ Result<std::unique_ptr<ResidencyManager>> ResidencyManager::Create(
     return InvalidArgument(fmt::format("{} ring slots of {}: expected 2 to {}", options.ring_slots,
                                        options.slot_count, options.slot_count - options.top_k));
   }
-  uint64_t slab_slots = 0;
-  for (std::span<std::byte> slab : slabs) slab_slots += slab.size() / options.slot_bytes;
-  if (slab_slots < options.slot_count) {
-    return InvalidArgument(fmt::format("the slabs hold {} slots of {} bytes: expected {}",
-                                       slab_slots, options.slot_bytes, options.slot_count));
+  const uint64_t room = uint64_t{segments.segment_count()} * segments.slots_per_segment();
+  if (room < std::max(options.slot_count, options.max_slot_count)) {
+    return InvalidArgument(fmt::format("the segments have room for {} slots: expected {}", room,
+                                       std::max(options.slot_count, options.max_slot_count)));
   }
-  const uint32_t ring_slots = options.ring_slots != 0
-                                  ? options.ring_slots
-                                  : DeriveRingSlots(options.slot_count, options.top_k);
-  PolicyShape shape{options.experts_per_layer, options.top_k, options.slot_count - ring_slots};
+  // What is cache and what is ring is known when the slots are mapped.
+  PolicyShape shape{options.experts_per_layer, options.top_k, options.slot_count};
   ASSIGN_OR_RETURN(std::unique_ptr<EvictionPolicy> policy,
                    CreateEvictionPolicy(options.policy, shape));
   std::unique_ptr<ResidencyManager> manager(new ResidencyManager());
-  manager->impl_ = std::make_unique<Impl>(options, ring_slots, slabs, source, scheduler, clock,
-                                          std::move(policy));
+  manager->impl_ =
+      std::make_unique<Impl>(options, segments, source, scheduler, clock, std::move(policy));
   RETURN_IF_ERROR(manager->impl_->CheckRecords());
+  RETURN_IF_ERROR(manager->impl_->MapSlots());
   return manager;
 }
 
@@ -498,6 +491,10 @@ size_t ResidencyManager::Prefetch(LayerId layer, std::span<const ExpertId> exper
 bool ResidencyManager::drive_idle() const { return impl_->drive_idle(); }
 void ResidencyManager::CancelPrefetches() { impl_->CancelPrefetches(); }
 size_t ResidencyManager::Poll(int64_t wait_ns) { return impl_->Poll(wait_ns); }
+Status ResidencyManager::SetSlotTarget(uint32_t slots) { return impl_->SetSlotTarget(slots); }
+bool ResidencyManager::AdvanceResize(uint64_t work_bytes) {
+  return impl_->AdvanceResize(work_bytes);
+}
 ExpertState ResidencyManager::state(ExpertKey key) const { return impl_->At(key).state; }
 const ResidencyStats& ResidencyManager::stats() const { return impl_->stats(); }
 const LookupCounters& ResidencyManager::counters(ExpertKey key) const {

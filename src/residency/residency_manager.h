@@ -30,6 +30,7 @@
 #include "io/read_scheduler.h"
 #include "residency/eviction_policy.h"
 #include "residency/expert_state.h"
+#include "residency/slot_segments.h"
 
 namespace moraine {
 
@@ -51,8 +52,8 @@ class RecordSource {
 struct ResidencyOptions {
   std::vector<uint32_t> experts_per_layer;
   uint32_t top_k = 1;
-  uint64_t slot_bytes = 0;       // multiple of 4096
   uint32_t slot_count = 0;       // cache and ring together; at least MinimumSlots(top_k)
+  uint32_t max_slot_count = 0;   // that SetSlotTarget may ask for; 0: slot_count
   uint32_t ring_slots = 0;       // of slot_count, reserved for prefill; 0: derived
   std::string policy = "heat";
   int64_t read_deadline_ns = 0;  // per demand read; 0: none
@@ -111,16 +112,21 @@ struct ResidencyStats {
   uint64_t prefetch_issued = 0, prefetch_used = 0, prefetch_wasted = 0;  // experts
   uint64_t bytes_read = 0;
   uint32_t slot_count = 0, ring_slots = 0, resident = 0;
+  // What SetSlotTarget asked for; slots that no longer count and whose memory was still held after
+  // the last AdvanceResize.
+  uint32_t slot_target = 0, closing_slots = 0;
+  uint64_t moved = 0;  // experts copied out of closing slots
   uint64_t slot_bytes = 0;
 };
 
 class ResidencyManager {
  public:
-  // Allocates nothing large: `arenas` are the slabs (each slot lies in one), which outlive the
-  // manager. kInvalidArgument naming the minimum when there are too few slots.
+  // Maps slot_count slots; `segments`, none of them mapped, outlive the manager.
+  // kInvalidArgument naming the minimum when there are too few slots, kResourceExhausted when the
+  // memory is not there.
   static Result<std::unique_ptr<ResidencyManager>> Create(
-      const ResidencyOptions& options, std::span<const std::span<std::byte>> slabs,
-      const RecordSource& source, ReadScheduler& scheduler, const Clock& clock = RealClock());
+      const ResidencyOptions& options, SlotSegments& segments, const RecordSource& source,
+      ReadScheduler& scheduler, const Clock& clock = RealClock());
   ~ResidencyManager();  // all leases released; waits for reads in flight
 
   // A decode step or a prefill chunk of `tokens` tokens begins.
@@ -143,6 +149,15 @@ class ResidencyManager {
   // Drives the reads. wait_ns as in ReadScheduler::Poll; returns the number of leases and prefetches
   // decided.
   size_t Poll(int64_t wait_ns);
+
+  // How many slots there shall be; takes effect by AdvanceResize. kInvalidArgument naming the limit
+  // below the minimum and above max_slot_count.
+  Status SetSlotTarget(uint32_t slots);
+  // Goes towards the target without waiting for anything; to be called between steps. Takes back
+  // whole segments of slots: what the policy would keep is copied to other slots, leases and reads
+  // are left to end by themselves. Stops after mapping, copying or unmapping about `work_bytes`, so
+  // that a token is not kept waiting. True while something is left to do.
+  bool AdvanceResize(uint64_t work_bytes);
 
   ExpertState state(ExpertKey key) const;
   const ResidencyStats& stats() const;

@@ -26,13 +26,18 @@ class ResidencyManager::Impl {
     LookupCounters counters;
   };
 
-  Impl(const ResidencyOptions& options, uint32_t ring_slots,
-       std::span<const std::span<std::byte>> slabs, const RecordSource& source,
+  Impl(const ResidencyOptions& options, SlotSegments& segments, const RecordSource& source,
        ReadScheduler& scheduler, const Clock& clock, std::unique_ptr<EvictionPolicy> policy);
   ~Impl();
 
   // Errors that only the record source can tell of.
   Status CheckRecords() const;
+  // Maps the first slots.
+  Status MapSlots();
+
+  // residency_resize.cc.
+  Status SetSlotTarget(uint32_t slots);
+  bool AdvanceResize(uint64_t work_bytes);
 
   void BeginStep(uint32_t tokens) { policy_->OnStep(tokens); }
   size_t Acquire(LayerId layer, std::span<const ExpertId> ids, std::span<const float> weights,
@@ -61,12 +66,28 @@ class ResidencyManager::Impl {
     bool operator()(ExpertKey key) const override {
       const Expert& expert = impl_.At(key);
       return expert.state == ExpertState::kReady && expert.call != impl_.call_ &&
+             impl_.slots_[expert.slot].phase == SlotPhase::kOpen &&
              (visiting_layer_too_ || key.layer != impl_.visiting_);
     }
 
    private:
     const Impl& impl_;
     const bool visiting_layer_too_;
+  };
+
+  // Whatever nobody holds, between steps.
+  class IsReady final : public EvictionPolicy::Evictable {
+   public:
+    IsReady(const Impl& impl, bool closing_too) : impl_(impl), closing_too_(closing_too) {}
+    bool operator()(ExpertKey key) const override {
+      const Expert& expert = impl_.At(key);
+      return expert.state == ExpertState::kReady &&
+             (closing_too_ || impl_.slots_[expert.slot].phase == SlotPhase::kOpen);
+    }
+
+   private:
+    const Impl& impl_;
+    const bool closing_too_;
   };
 
   uint32_t IndexOf(ExpertKey key) const {
@@ -101,15 +122,34 @@ class ResidencyManager::Impl {
   void NoLongerSpeculative(Expert* expert, bool used);
   void EnterPolicy(Expert* expert);
   uint32_t UnleasedCacheReads() const;
+  // Resizing.
+  bool AtTarget() const;
+  bool ChangeSegments(uint64_t* work_bytes);
+  bool CloseExcess(uint64_t* work_bytes);
+  bool OpenMissing(uint64_t* work_bytes);
+  Status OpenSegment(uint32_t slots);
+  bool MapSegment(uint32_t slots, uint64_t* work_bytes);
+  void CloseSegment(uint32_t segment);
+  uint32_t CheapestSegment(uint32_t most_slots) const;
+  uint32_t PartialSegment() const;
+  bool EvictColdest(bool closing_too);
+  bool VacateClosing(uint64_t* work_bytes);
+  void Vacate(Expert* expert, uint64_t* work_bytes);
+  bool UnmapRetired(uint64_t* work_bytes);
+  uint32_t WantedRing() const;
+  void BalanceRing();
+  void CheckSegments() const;
   void CheckExpert(const Expert& expert) const;
 
   const RecordSource& source_;
   ReadScheduler& scheduler_;
   const Clock& clock_;
-  const uint32_t top_k_, cache_slots_;
+  const uint32_t top_k_, max_slots_, explicit_ring_;
   const int64_t read_deadline_ns_;
   std::vector<uint32_t> first_expert_;  // of each layer in experts_; one more at the end
   std::vector<Expert> experts_;
+  SlotSegments& segments_;
+  std::vector<uint8_t> segment_closing_;
   SlotTable slots_;
   std::unique_ptr<EvictionPolicy> policy_;
   ResidencyStats stats_;

@@ -4,25 +4,42 @@
 
 namespace moraine {
 
-SlotTable::SlotTable(std::span<const std::span<std::byte>> slabs, uint64_t slot_bytes,
-                     uint32_t slot_count, uint32_t ring_slots) {
-  CHECK(ring_slots <= slot_count, "more ring slots than slots");
-  slots_.reserve(slot_count);
-  for (std::span<std::byte> slab : slabs) {
-    for (uint64_t at = 0; at + slot_bytes <= slab.size() && slots_.size() < slot_count;
-         at += slot_bytes) {
-      slots_.emplace_back().data = slab.data() + at;
-    }
-  }
-  CHECK(slots_.size() == slot_count, "the slabs are too small for the slots");
+SlotTable::SlotTable(uint32_t slot_count) : slots_(slot_count) {
   // Any slot may take any role in time.
   free_cache_.reserve(slot_count);
   free_ring_.reserve(slot_count);
   in_flight_.reserve(slot_count);
-  for (uint32_t i = slot_count; i-- > 0;) {
-    slots_[i].role = i >= slot_count - ring_slots ? SlotRole::kRing : SlotRole::kCache;
-    Free(slots_[i].role).push_back(SlotIndex(i));
-  }
+}
+
+void SlotTable::Open(SlotIndex index, std::byte* data) {
+  Slot& slot = slots_[index.value()];
+  CHECK(slot.phase == SlotPhase::kRetired, "a slot is opened twice");
+  slot.phase = SlotPhase::kOpen;
+  slot.role = SlotRole::kCache;
+  slot.data = data;
+  ++open_[static_cast<int>(SlotRole::kCache)];
+  free_cache_.push_back(index);
+}
+
+void SlotTable::Close(SlotIndex index) {
+  Slot& slot = slots_[index.value()];
+  CHECK(slot.phase == SlotPhase::kOpen, "only open slots close");
+  slot.phase = SlotPhase::kClosing;
+  ++closing_;
+  --open_[static_cast<int>(slot.role)];
+  std::erase(Free(slot.role), index);
+  FreeIfUnused(index);
+}
+
+bool SlotTable::ChangeFreeRole(SlotRole from, SlotRole to) {
+  if (Free(from).empty()) return false;
+  const SlotIndex index = Free(from).back();
+  Free(from).pop_back();
+  --open_[static_cast<int>(from)];
+  ++open_[static_cast<int>(to)];
+  slots_[index.value()].role = to;
+  Free(to).push_back(index);
+  return true;
 }
 
 SlotIndex SlotTable::Take(SlotRole role, uint32_t expert) {
@@ -38,13 +55,22 @@ SlotIndex SlotTable::Take(SlotRole role, uint32_t expert) {
 }
 
 void SlotTable::FreeIfUnused(SlotIndex index) {
-  const Slot& slot = slots_[index.value()];
+  Slot& slot = slots_[index.value()];
   if (slot.expert != kNoExpert || slot.lease_count > 0 || slot.under_dma()) return;
-  Free(slot.role).push_back(index);
+  if (slot.phase == SlotPhase::kOpen) {
+    Free(slot.role).push_back(index);
+    return;
+  }
+  slot.phase = SlotPhase::kRetired;
+  slot.data = nullptr;
+  slot.failure = OkStatus();
+  --closing_;
 }
 
 void SlotTable::TradeForFreeCacheSlot(SlotIndex ring) {
-  CHECK(slots_[ring.value()].role == SlotRole::kRing && !free_cache_.empty(), "nothing to trade");
+  CHECK(slots_[ring.value()].role == SlotRole::kRing &&
+            slots_[ring.value()].phase == SlotPhase::kOpen && !free_cache_.empty(),
+        "nothing to trade");
   const SlotIndex given = free_cache_.back();
   free_cache_.pop_back();
   slots_[given.value()].role = SlotRole::kRing;
@@ -77,7 +103,7 @@ SlotIndex SlotTable::FindRead(ReadId read) const {
   return kNoSlot;
 }
 
-void SlotTable::CheckInvariants(uint32_t ring_slots) const {
+void SlotTable::CheckInvariants() const {
   std::vector<uint8_t> is_free(slots_.size(), 0);
   for (SlotRole role : {SlotRole::kCache, SlotRole::kRing}) {
     for (SlotIndex index : Free(role)) {
@@ -85,22 +111,32 @@ void SlotTable::CheckInvariants(uint32_t ring_slots) const {
       CHECK(!is_free[index.value()], "a slot is free twice");
       is_free[index.value()] = 1;
       CHECK(slot.role == role, "a slot is free under another role");
+      CHECK(slot.phase == SlotPhase::kOpen, "a slot is free and not open");
     }
   }
-  uint32_t ring = 0, under_dma = 0;
+  uint32_t open[2] = {0, 0}, closing = 0, under_dma = 0;
   for (uint32_t i = 0; i < slots_.size(); ++i) {
     const Slot& slot = slots_[i];
-    ring += slot.role == SlotRole::kRing;
+    if (slot.phase == SlotPhase::kOpen) ++open[static_cast<int>(slot.role)];
+    closing += slot.phase == SlotPhase::kClosing;
     under_dma += slot.under_dma();
     const bool in_use = slot.expert != kNoExpert || slot.lease_count > 0 || slot.under_dma();
-    CHECK(in_use != static_cast<bool>(is_free[i]), "a slot is neither free nor in use, or both");
+    CHECK((slot.phase == SlotPhase::kRetired) == (slot.data == nullptr),
+          "a slot has memory exactly while it is open or closing");
+    switch (slot.phase) {
+      case SlotPhase::kRetired: CHECK(!in_use, "a retired slot is in use"); break;
+      case SlotPhase::kClosing: CHECK(in_use, "a slot closes and nothing holds it"); break;
+      case SlotPhase::kOpen:
+        CHECK(in_use != static_cast<bool>(is_free[i]), "a slot is neither free nor in use, or both");
+    }
     CHECK(slot.expert != kNoExpert || !in_use || !slot.failure.ok(),
           "a slot is held without expert or failure");
     if (slot.under_dma()) {
       CHECK(in_flight_[slot.in_flight_index] == SlotIndex(i), "the DMA list is out of step");
     }
   }
-  CHECK(ring == ring_slots, "the number of ring slots has changed");
+  CHECK(open[0] == open_[0] && open[1] == open_[1] && closing == closing_,
+        "the slots are miscounted by role or phase");
   CHECK(under_dma == in_flight_.size(), "the DMA list is out of step");
 }
 

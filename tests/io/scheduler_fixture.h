@@ -32,6 +32,7 @@ class RecordingReader final : public BlockReader {
   Result<FileId> OpenFile(const std::string& path) override { return inner_->OpenFile(path); }
   IoAlignment alignment(FileId file) const override { return inner_->alignment(file); }
   const std::string& path(FileId file) const override { return inner_->path(file); }
+  void UnregisterBuffer(std::span<std::byte> buffer) override { inner_->UnregisterBuffer(buffer); }
   Status RegisterBuffers(std::span<const std::span<std::byte>> buffers) override {
     return inner_->RegisterBuffers(buffers);
   }

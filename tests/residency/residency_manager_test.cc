@@ -18,7 +18,8 @@ TEST(ResidencyManagerTest, TooFewSlotsNamesTheMinimum) {
   World world({});
   ResidencyOptions options = world.ManagerOptions();
   options.slot_count = MinimumSlots(options.top_k) - 1;
-  const auto result = world.Create(options);
+  const auto segments = world.MakeSegments();
+  const auto result = world.Create(options, *segments);
   ASSERT_FALSE(result.ok());
   EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(result.status().message(), HasSubstr("the minimum for top-2 routing is 4"));
@@ -29,13 +30,14 @@ TEST(ResidencyManagerTest, RefusesOptionsThatCannotWork) {
   const auto code = [&](auto change) {
     ResidencyOptions options = world.ManagerOptions();
     change(&options);
-    return world.Create(options).status().message();
+    const auto segments = world.MakeSegments(options.slot_count == 7 ? 4096 : kRecordBytes);
+    return world.Create(options, *segments).status().message();
   };
-  EXPECT_THAT(code([](auto* o) { o->slot_bytes = 4095; }), HasSubstr("multiple of 4096"));
-  EXPECT_THAT(code([](auto* o) { o->slot_bytes = 4096; }), HasSubstr("layer 0 expert 0"));
+  EXPECT_THAT(code([](auto* o) { o->slot_count = 7; }), HasSubstr("layer 0 expert 0"));
   EXPECT_THAT(code([](auto* o) { o->ring_slots = 1; }), HasSubstr("expected 2 to 6"));
   EXPECT_THAT(code([](auto* o) { o->ring_slots = 7; }), HasSubstr("expected 2 to 6"));
-  EXPECT_THAT(code([](auto* o) { o->slot_count = 9; }), HasSubstr("the slabs hold 8 slots"));
+  EXPECT_THAT(code([](auto* o) { o->slot_count = 9999; }), HasSubstr("expected 9999"));
+  EXPECT_THAT(code([](auto* o) { o->max_slot_count = 9999; }), HasSubstr("expected 9999"));
   EXPECT_THAT(code([](auto* o) { o->policy = "opt"; }), HasSubstr("expected heat, sieve or lru"));
   EXPECT_THAT(code([](auto* o) { o->top_k = 0; }), HasSubstr("top_k"));
 }
@@ -43,10 +45,12 @@ TEST(ResidencyManagerTest, RefusesOptionsThatCannotWork) {
 TEST(ResidencyManagerTest, RingIsDerivedAndLeavesOneLayerToTheCache) {
   World small({.slot_count = 4});
   EXPECT_EQ(small.manager().stats().ring_slots, 2u);
-  World middle({.slot_count = 64});
+  World middle({.experts_per_layer = {200, 200, 200, 200}, .slot_count = 64});
   EXPECT_EQ(middle.manager().stats().ring_slots, 8u);
-  World large({.slot_count = 512});
+  World large({.experts_per_layer = {200, 200, 200, 200}, .slot_count = 512});
   EXPECT_EQ(large.manager().stats().ring_slots, 32u);
+  World everything({.slot_count = 34});  // every expert has a slot: a prompt displaces nothing
+  EXPECT_EQ(everything.manager().stats().ring_slots, 2u);
 }
 
 TEST(ResidencyManagerTest, AMissBecomesReadyWithTheRecordsBytes) {

@@ -13,8 +13,8 @@
 #include "base/random.h"
 #include "io/read_scheduler.h"
 #include "io/simulated_reader.h"
-#include "memory/host_arena.h"
 #include "residency/residency_manager.h"
+#include "residency/slot_segments.h"
 
 namespace moraine {
 
@@ -25,6 +25,8 @@ struct WorldOptions {
   std::vector<uint32_t> experts_per_layer = {8, 8, 8, 8};
   uint32_t top_k = 2;
   uint32_t slot_count = 8;
+  uint32_t max_slot_count = 0;     // 0: slot_count
+  uint32_t slots_per_segment = 0;  // 0: one segment for all
   uint32_t ring_slots = 0;
   std::string policy = "heat";
   int64_t read_deadline_ns = 0;
@@ -54,7 +56,7 @@ class World final : public RecordSource {
     std::unique_ptr<BlockReader> reader = CreateSimulatedReader(std::move(reader_options));
     file_ = reader->OpenFile(kPackName).value();
     scheduler_ = std::make_unique<ReadScheduler>(std::move(reader), options.scheduler, clock_);
-    arena_ = HostArena::Allocate(options.slot_count * kRecordBytes, {.huge_pages = false}).value();
+    segments_ = MakeSegments();
     manager_ = Create(ManagerOptions()).value();
   }
 
@@ -62,17 +64,36 @@ class World final : public RecordSource {
     ResidencyOptions options;
     options.experts_per_layer = options_.experts_per_layer;
     options.top_k = options_.top_k;
-    options.slot_bytes = kRecordBytes;
+    options.max_slot_count = options_.max_slot_count;
     options.slot_count = options_.slot_count;
     options.ring_slots = options_.ring_slots;
     options.policy = options_.policy;
     options.read_deadline_ns = options_.read_deadline_ns;
     return options;
   }
-  Result<std::unique_ptr<ResidencyManager>> Create(const ResidencyOptions& options) {
-    const std::span<std::byte> slabs[] = {arena_.span()};
-    return ResidencyManager::Create(options, slabs, *this, *scheduler_, clock_);
+  std::unique_ptr<SlotSegments> MakeSegments(uint64_t slot_bytes = kRecordBytes) {
+    const uint32_t most = std::max(options_.slot_count, options_.max_slot_count);
+    SlotSegmentsOptions options;
+    options.slot_bytes = slot_bytes;
+    options.max_slots = most;
+    options.slots_per_segment = options_.slots_per_segment > 0 ? options_.slots_per_segment : most;
+    options.reader = &scheduler_->reader();
+    options.allocate = [this](uint64_t bytes, const HostArenaOptions&) -> Result<HostArena> {
+      if (memory_is_short_) return ResourceExhausted("no memory, says the test");
+      return HostArena::Allocate(bytes, {.huge_pages = false});
+    };
+    return std::make_unique<SlotSegments>(std::move(options));
   }
+  // A second manager, of segments of its own.
+  Result<std::unique_ptr<ResidencyManager>> Create(const ResidencyOptions& options,
+                                                   SlotSegments& segments) {
+    return ResidencyManager::Create(options, segments, *this, *scheduler_, clock_);
+  }
+  Result<std::unique_ptr<ResidencyManager>> Create(const ResidencyOptions& options) {
+    return Create(options, *segments_);
+  }
+  SlotSegments& segments() { return *segments_; }
+  void set_memory_is_short(bool is_short) { memory_is_short_ = is_short; }
 
   Location Locate(ExpertKey key) const override {
     return {file_, (IndexOf(key) + 1) * kRecordBytes, kRecordBytes};
@@ -130,8 +151,9 @@ class World final : public RecordSource {
   std::vector<std::byte> pack_;
   ManualClock clock_;
   FileId file_;
-  HostArena arena_;
   std::unique_ptr<ReadScheduler> scheduler_;
+  bool memory_is_short_ = false;
+  std::unique_ptr<SlotSegments> segments_;
   std::unique_ptr<ResidencyManager> manager_;
 };
 

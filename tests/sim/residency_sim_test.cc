@@ -43,7 +43,7 @@ void NameSeed(int) {
 struct Coverage {
   uint64_t ready = 0, io_errors = 0, corruptions = 0, deadlines = 0, fewer = 0, quarantined = 0,
            evictions = 0, prefetch_used = 0, prefetch_wasted = 0, in_flight_misses = 0,
-           short_reads = 0, transient = 0;
+           short_reads = 0, transient = 0, resizes = 0, moved = 0, short_memory = 0;
 };
 
 WorldOptions RandomOptions(Random& random, uint64_t seed) {
@@ -62,6 +62,10 @@ WorldOptions RandomOptions(Random& random, uint64_t seed) {
   if (random.Chance(0.3)) {
     options.ring_slots =
         2 + static_cast<uint32_t>(random.Below(options.slot_count - options.top_k - 1));
+  }
+  if (random.Chance(0.6)) {
+    options.max_slot_count = options.slot_count + static_cast<uint32_t>(random.Below(24));
+    options.slots_per_segment = 1 + static_cast<uint32_t>(random.Below(9));
   }
   const char* const policies[] = {"heat", "sieve", "lru"};
   options.policy = policies[random.Below(3)];
@@ -94,6 +98,7 @@ class Simulation {
 
   void Run(int steps) {
     for (int i = 0; i < steps; ++i) {
+      Resize();
       const uint64_t dice = random_.Below(100);
       if (dice < 45) {
         Decode();
@@ -116,6 +121,21 @@ class Simulation {
   }
 
  private:
+  // Between steps, as the engine does it, whatever is leased or read at the time.
+  void Resize() {
+    if (options_.max_slot_count > 0 && random_.Chance(0.05)) {
+      const uint32_t least = MinimumSlots(options_.top_k);
+      const auto target =
+          least + static_cast<uint32_t>(random_.Below(options_.max_slot_count - least + 1));
+      CHECK(world_.manager().SetSlotTarget(target).ok(), "a target within bounds is refused");
+      ++coverage_.resizes;
+    }
+    world_.set_memory_is_short(random_.Chance(0.05));
+    const uint32_t asked = world_.manager().stats().slot_target;
+    world_.manager().AdvanceResize(1 + random_.Below(4 * kRecordBytes));
+    coverage_.short_memory += world_.manager().stats().slot_target != asked;
+    world_.manager().CheckInvariants();
+  }
   std::vector<uint32_t> PickExperts(uint32_t layer, size_t count) {
     const uint32_t experts = options_.experts_per_layer[layer];
     std::vector<uint32_t> picks;
@@ -241,6 +261,16 @@ class Simulation {
     }
     held_.clear();
     world_.manager().CheckInvariants();
+    coverage_.moved += stats.moved;
+    if (random_.Chance(0.5)) {  // nothing is held: the target is reached, memory and all
+      world_.set_memory_is_short(false);
+      world_.Drain();
+      while (world_.manager().AdvanceResize(kRecordBytes)) world_.Drain();
+      CHECK(stats.slot_count == stats.slot_target &&
+                world_.segments().mapped_slots() == stats.slot_target,
+            "a resize has not ended");
+      world_.manager().CheckInvariants();
+    }
     world_.DestroyManager();
     CHECK(world_.scheduler().idle(), "the manager has gone and left reads behind");
   }
@@ -266,7 +296,9 @@ int Run(uint64_t first_seed, uint64_t seeds, int steps) {
       {"quarantined", all.quarantined},      {"fewer leases than asked", all.fewer},
       {"evictions", all.evictions},          {"prefetches used", all.prefetch_used},
       {"prefetches wasted", all.prefetch_wasted}, {"in-flight misses", all.in_flight_misses},
-      {"short reads", all.short_reads},      {"transient lookups", all.transient}};
+      {"short reads", all.short_reads},      {"transient lookups", all.transient},
+      {"changes of budget", all.resizes},    {"experts moved", all.moved},
+      {"growth without memory", all.short_memory}};
   bool complete = true;
   for (const auto& [what, count] : seen) {
     std::printf("%-24s %llu\n", what, static_cast<unsigned long long>(count));
