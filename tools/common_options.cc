@@ -73,6 +73,9 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments) {
   RunnerOptions options = arguments.options;
   ASSIGN_OR_RETURN(options.ram_budget, ParseRamBudget(arguments.ram_budget));
+  if (!arguments.ram_budget_max.empty()) {
+    ASSIGN_OR_RETURN(options.ram_budget_max, ParseRamBudget(arguments.ram_budget_max));
+  }
   options.io.direct = !arguments.no_direct;
   return options;
 }

@@ -14,6 +14,7 @@ namespace moraine {
 struct RunnerArguments {
   RunnerOptions options;
   std::string ram_budget = "auto";
+  std::string ram_budget_max;  // "": ram_budget
   bool no_direct = false;
 };
 

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "budget_control.h"
 #include "commands.h"
 #include "common_options.h"
 #include "engine_session.h"
@@ -27,6 +28,8 @@ struct ServeArguments {
   // Longer than a typical answer; an init system kills after 90 s.
   int grace_seconds = 30;
   bool no_warm = false;
+  std::string budget_file;
+  bool follow_pressure = false;
 };
 
 class EngineService final : public GenerationService {
@@ -58,6 +61,11 @@ class EngineService final : public GenerationService {
     return std::function<void()>([generation] { generation->Cancel(); });
   }
   EngineStats Stats() const override { return engine().Stats(); }
+  Result<RamBudgetRange> SetRamBudget(const std::string& text) override {
+    ASSIGN_OR_RETURN(const RamBudget budget, ParseRamBudget(text));
+    RETURN_IF_ERROR(engine().SetRamBudget(budget));
+    return engine().ram_budget_range();
+  }
 
  private:
   Engine& engine() const {
@@ -73,6 +81,9 @@ class EngineService final : public GenerationService {
 Result<std::unique_ptr<Engine>> OpenEngine(const ServeArguments& a) {
   EngineOptions options;
   ASSIGN_OR_RETURN(options.runner, FinishRunnerOptions(a.runner));
+  if (!a.budget_file.empty()) {
+    ASSIGN_OR_RETURN(options.runner.ram_budget, ReadBudgetFile(a.budget_file));
+  }
   options.queue_limit = a.queue_limit;
   return OpenEngine(std::move(options));
 }
@@ -97,15 +108,17 @@ void WarnIfOpen(const HttpServerOptions& options) {
 
 // The signals that end the server, and SIGUSR1, with which loading says that it has failed. Blocked in
 // all threads from before the first one starts, and taken by sigwait: no handler, nothing to be careful
-// about in one.
-sigset_t ServerSignals() {
+// about in one. SIGHUP is ours only with a budget file; else it ends the server as it ends any process.
+sigset_t ServerSignals(const ServeArguments& a) {
   sigset_t signals;
   sigemptyset(&signals);
   for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaddset(&signals, signal);
+  if (!a.budget_file.empty()) sigaddset(&signals, SIGHUP);
   return signals;
 }
 
-void ExitAtSecondSignal(const sigset_t& signals) {
+void ExitAtSecondSignal(sigset_t signals) {
+  sigdelset(&signals, SIGHUP);
   std::thread([signals] {
     int signal = 0;
     sigwait(&signals, &signal);
@@ -115,7 +128,7 @@ void ExitAtSecondSignal(const sigset_t& signals) {
 
 Status Serve(const ServeArguments& a) {
   ASSIGN_OR_RETURN(ModelInfo known, KnownModel(a.runner.options.store_directory));
-  const sigset_t signals = ServerSignals();
+  const sigset_t signals = ServerSignals(a);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
 
@@ -127,6 +140,8 @@ Status Serve(const ServeArguments& a) {
   LOG_INFO("listening on {}, loading the model", server->url());
 
   Status loaded;
+  // After the engine: it stops using it before that goes.
+  BudgetControl budget(a.budget_file, a.follow_pressure);
   const pthread_t main_thread = pthread_self();
   std::thread loader([&] {
     auto opened = OpenEngine(a);
@@ -140,13 +155,17 @@ Status Serve(const ServeArguments& a) {
       return;
     }
     service.SetEngine(engine.get());
+    budget.Start(engine.get());
     std::printf("moraine serves %s at %s/v1\n", engine->model_info().name.c_str(),
                 server->url().c_str());
     std::fflush(stdout);
   });
 
   int signal = 0;
-  sigwait(&signals, &signal);
+  do {
+    sigwait(&signals, &signal);
+    if (signal == SIGHUP) budget.Reload();
+  } while (signal == SIGHUP);
   ExitAtSecondSignal(signals);
   if (signal != SIGUSR1 && !service.ready()) {
     // Loading cannot be interrupted, and has nothing to lose.
@@ -187,6 +206,14 @@ void RegisterServeCommand(CLI::App& app, int* exit_code) {
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();
   command->add_flag("--no-warm", a->no_warm, "start with an empty cache");
+  command->add_option("--ram-budget-max", a->runner.ram_budget_max,
+                      "highest budget that may be set while serving (default: --ram-budget)");
+  command->add_option("--ram-budget-file", a->budget_file,
+                      "file with the RAM budget in its first line; read again at SIGHUP");
+  command->add_flag("--follow-pressure", a->follow_pressure,
+                    "give memory back under memory pressure (PSI), take it again when that is over");
+  command->add_flag("--admin", a->server.api.admin,
+                    "POST /admin/ram-budget: from this machine, or with the API key");
   command->callback([a, exit_code] {
     a->server.api.fingerprint = "moraine-" MORAINE_VERSION;
     const Status status = Serve(*a);

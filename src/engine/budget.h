@@ -43,6 +43,11 @@ struct SlotPlan {
 Result<SlotPlan> PlanSlots(const Manifest& manifest, uint32_t top_k, const FixedMemory& fixed,
                            const RamBudget& budget, const MemoryLimit& limit);
 
+// What SetRamBudget accepts, and what it was given last, as bytes of the whole process.
+struct RamBudgetRange {
+  uint64_t minimum_bytes = 0, current_bytes = 0, maximum_bytes = 0;
+};
+
 struct BudgetAdvice {
   uint64_t minimum_bytes = 0;      // one layer's top-k and two ring slots
   uint64_t recommended_bytes = 0;  // half of the experts

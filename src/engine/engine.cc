@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "base/bytes.h"
 #include "base/log.h"
 #include "engine/text_assembler.h"
 
@@ -20,6 +21,8 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kMaxGoneFactor = 8;
+// Between two looks at the queue: about 50 ms of a change of budget.
+constexpr uint64_t kIdleResizeBytes = 256 * kMiB;
 
 // The sampling defaults a model's authors ship. Fields of the wrong type are left at ours; values out of
 // range would fail every request that inherits them, so then all are.
@@ -91,6 +94,7 @@ class Engine::Impl {
   std::deque<std::function<void(Runner&)>> calls_;   // guarded by mutex_
   std::shared_ptr<Generation> running_;              // guarded by mutex_
   bool stopping_ = false;                            // guarded by mutex_
+  bool resizing_ = false;                            // guarded by mutex_
   EngineStats stats_;                                // guarded by mutex_
   uint64_t requests_ = 0, failed_ = 0, cancelled_ = 0;  // engine thread only
   std::thread thread_;
@@ -179,7 +183,9 @@ void Engine::Impl::RunOnEngineThread(const std::function<void(Runner&)>& functio
 void Engine::Impl::ThreadMain() {
   std::unique_lock lock(mutex_);
   while (true) {
-    const auto ready = [&] { return stopping_ || !queue_.empty() || !calls_.empty(); };
+    const auto ready = [&] {
+      return stopping_ || resizing_ || !queue_.empty() || !calls_.empty();
+    };
     if (save_heat_ && options_.heat_save_interval_ns > 0) {
       wake_.wait_for(lock, std::chrono::nanoseconds(options_.heat_save_interval_ns), ready);
     } else {
@@ -195,6 +201,14 @@ void Engine::Impl::ThreadMain() {
     }
     if (queue_.empty()) {
       if (stopping_) break;
+      if (std::exchange(resizing_, false)) {
+        lock.unlock();
+        const bool more = runner_->AdvanceResize(kIdleResizeBytes);
+        PublishStats();
+        lock.lock();
+        resizing_ |= more;
+        continue;
+      }
       lock.unlock();
       SaveHeatIfDue(false);
       lock.lock();
@@ -381,6 +395,14 @@ Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options) {
 Result<std::shared_ptr<Generation>> Engine::Submit(GenerationRequest request) {
   return impl_->Submit(std::move(request));
 }
+Status Engine::SetRamBudget(const RamBudget& budget) {
+  RETURN_IF_ERROR(impl_->runner_->SetRamBudget(budget));
+  std::lock_guard lock(impl_->mutex_);
+  impl_->resizing_ = true;
+  impl_->wake_.notify_one();
+  return OkStatus();
+}
+RamBudgetRange Engine::ram_budget_range() const { return impl_->runner_->ram_budget_range(); }
 void Engine::RunOnEngineThread(const std::function<void(Runner&)>& function) {
   impl_->RunOnEngineThread(function);
 }

@@ -92,6 +92,12 @@ class Engine {
   // kInvalidArgument with a message that starts with "context length exceeded".
   Result<std::shared_ptr<Generation>> Submit(GenerationRequest request);
 
+  // The DRAM budget from now on, as Runner::SetRamBudget; returns before it has taken effect. A
+  // request that runs goes on: slots that it holds follow when it lets go. Stats() shows target and
+  // actual (residency.slot_target, slot_count, closing_slots).
+  Status SetRamBudget(const RamBudget& budget);
+  RamBudgetRange ram_budget_range() const;
+
   // Runs a function on the engine thread between requests and waits for it (warm, eval).
   void RunOnEngineThread(const std::function<void(Runner&)>& function);
 

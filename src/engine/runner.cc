@@ -12,6 +12,7 @@
 #include "engine/expert_executor.h"
 #include "model/decoder_model.h"
 #include "model/kv_cache.h"
+#include "residency/slot_segments.h"
 
 namespace moraine {
 namespace {
@@ -21,6 +22,9 @@ namespace {
 constexpr uint64_t kProcessBytes = 32 * kMiB;
 // The tokenizer: 120 bytes for a token's bytes and index, as much again for its merge and the word cache.
 constexpr uint64_t kTokenizerBytesPerToken = 256;
+
+// What a change of budget may move before a chunk: 64 MiB are copied or zeroed in about 10 ms.
+constexpr uint64_t kStepResizeBytes = 64 * kMiB;
 
 constexpr uint32_t kDefaultContext = 4096;
 
@@ -164,8 +168,10 @@ class Runner::Impl {
               const std::function<void(uint64_t, uint64_t)>& progress);
   EngineStats Stats() const;
 
-  Status OpenResidency();
-  Status AllocateSlabs(const Topology& topology, const SlotPlan& plan);
+  Status OpenResidency(const Topology& topology);
+  Status SetRamBudget(const RamBudget& budget);
+  RamBudgetRange BudgetRange() const;
+  bool AdvanceResize(uint64_t work_bytes, bool wait);
 
   RunnerOptions options_;
   ModelConfig config_;
@@ -174,16 +180,21 @@ class Runner::Impl {
   std::vector<ExpertLayout> layouts_;  // moved into executor_
   SlotPlan plan_;
   FixedMemory fixed_;
+  uint32_t max_slots_ = 0;
+  // Written by SetRamBudget on any thread, taken up by AdvanceResize. relaxed: each stands for itself.
+  std::atomic<uint32_t> wanted_slots_{0};
+  std::atomic<uint64_t> wanted_budget_bytes_{0};
+  uint32_t taken_slots_ = 0;  // of wanted_slots_
   int64_t opened_ns_ = 0;
   PhaseStats prefill_, decode_;
 
-  // In order of construction; destroyed in reverse: residency waits for reads before slabs go.
+  // In order of construction; destroyed in reverse: residency waits for reads before segments go.
   std::unique_ptr<Store> store_;
   std::unique_ptr<DenseWeights> dense_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<CpuBackend> backend_;
   std::unique_ptr<KvCache> kv_;
-  std::vector<HostArena> slabs_;
+  std::unique_ptr<SlotSegments> segments_;
   std::unique_ptr<ReadScheduler> scheduler_;
   std::unique_ptr<StoreRecordSource> source_;
   std::unique_ptr<ResidencyManager> residency_;
@@ -223,6 +234,18 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   // The plan first: a budget that is too small must say so before gigabytes have been read.
   fixed_ = CountFixedMemory(manifest, config_, max_context_, options_.prefill_chunk);
   ASSIGN_OR_RETURN(plan_, PlanSlots(manifest, config_.top_k, fixed_, options.ram_budget, limit));
+  max_slots_ = plan_.slot_count;
+  if (options.ram_budget_max) {
+    ASSIGN_OR_RETURN(const SlotPlan most, PlanSlots(manifest, config_.top_k, fixed_,
+                                                    *options.ram_budget_max, limit));
+    if (most.slot_count < plan_.slot_count) {
+      return InvalidArgument(fmt::format("the maximum RAM budget holds {} experts, the RAM budget {}",
+                                         most.slot_count, plan_.slot_count));
+    }
+    max_slots_ = most.slot_count;
+  }
+  wanted_slots_ = taken_slots_ = plan_.slot_count;
+  wanted_budget_bytes_ = plan_.budget_bytes;
 
   const Topology topology = Topology::Detect();
   pool_ = std::make_unique<ThreadPool>(topology, ThreadPoolOptions{options.threads, true});
@@ -230,28 +253,13 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
                                           WidestColumns(config_));
   ASSIGN_OR_RETURN(KvCache cache, KvCache::Allocate(config_, max_context_));
   kv_ = std::make_unique<KvCache>(std::move(cache));
-  RETURN_IF_ERROR(AllocateSlabs(topology, plan_));
+  RETURN_IF_ERROR(OpenResidency(topology));
   ASSIGN_OR_RETURN(dense_, DenseWeights::Load(*store_));
-  RETURN_IF_ERROR(OpenResidency());
   model_ = std::make_unique<DecoderModel>(config_, *dense_, *backend_, options_.prefill_chunk);
   return OkStatus();
 }
 
-// Slots are dealt out over the NUMA nodes evenly, each node's in one slab of its own.
-Status Runner::Impl::AllocateSlabs(const Topology& topology, const SlotPlan& plan) {
-  const uint32_t nodes = static_cast<uint32_t>(topology.nodes.size());
-  for (uint32_t n = 0; n < nodes; ++n) {
-    const uint32_t slots = plan.slot_count / nodes + (n < plan.slot_count % nodes ? 1 : 0);
-    if (slots == 0) continue;
-    ASSIGN_OR_RETURN(HostArena slab,
-                     HostArena::Allocate(slots * plan.slot_bytes,
-                                         {.numa_node = nodes > 1 ? topology.nodes[n].id : -1}));
-    slabs_.push_back(std::move(slab));
-  }
-  return OkStatus();
-}
-
-Status Runner::Impl::OpenResidency() {
+Status Runner::Impl::OpenResidency(const Topology& topology) {
   ASSIGN_OR_RETURN(std::unique_ptr<BlockReader> reader,
                    options_.reader_factory ? options_.reader_factory()
                                            : CreateBlockReader(options_.io));
@@ -260,23 +268,28 @@ Status Runner::Impl::OpenResidency() {
     ASSIGN_OR_RETURN(const FileId file, reader->OpenFile(path));
     files.push_back(file);
   }
-  std::vector<std::span<std::byte>> slabs;
-  for (const HostArena& slab : slabs_) slabs.push_back(slab.span());
-  if (!slabs.empty()) RETURN_IF_ERROR(reader->RegisterBuffers(slabs));
+  SlotSegmentsOptions segments;
+  segments.slot_bytes = std::max<uint64_t>(plan_.slot_bytes, 4096);
+  segments.max_slots = max_slots_;
+  segments.reader = reader.get();
+  if (topology.nodes.size() > 1) {
+    segments.numa_nodes.clear();
+    for (const NumaNode& node : topology.nodes) segments.numa_nodes.push_back(node.id);
+  }
+  segments_ = std::make_unique<SlotSegments>(std::move(segments));
   scheduler_ = std::make_unique<ReadScheduler>(std::move(reader), ReadSchedulerOptions{});
   source_ = std::make_unique<StoreRecordSource>(*store_, std::move(files));
 
   ResidencyOptions residency;
   residency.experts_per_layer = config_.experts_per_layer();
   residency.top_k = config_.top_k;
-  residency.slot_bytes = std::max<uint64_t>(plan_.slot_bytes, 4096);
   residency.slot_count = plan_.slot_count;
-  residency.ring_slots = plan_.all_resident ? 2 : 0;
+  residency.max_slot_count = max_slots_;
   residency.policy = options_.policy;
   residency.read_deadline_ns = kReadDeadlineNs;
   if (plan_.slot_count > 0) {
     ASSIGN_OR_RETURN(residency_,
-                     ResidencyManager::Create(residency, slabs, *source_, *scheduler_));
+                     ResidencyManager::Create(residency, *segments_, *source_, *scheduler_));
     const auto heat = store_->LoadHeat(options_.heat_profile);
     if (heat.ok()) {
       residency_->policy().ImportHeat(*heat);
@@ -327,6 +340,7 @@ Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptio
     const int64_t start = RealClock().NowNs();
     const ExecutorTimes before = executor_ ? executor_->times() : ExecutorTimes{};
     const uint64_t bytes_before = residency_ ? residency_->stats().bytes_read : 0;
+    AdvanceResize(kStepResizeBytes, /*wait=*/false);
     if (residency_) residency_->BeginStep(static_cast<uint32_t>(chunk.size()));
     if (executor_) {
       executor_->BeginStep(decode ? AcquireMode::kCached : AcquireMode::kTransient);
@@ -386,6 +400,50 @@ Status Runner::Impl::Warm(const std::string& profile,
   return OkStatus();
 }
 
+// On any thread: reads what does not change after Open.
+Status Runner::Impl::SetRamBudget(const RamBudget& budget) {
+  if (!residency_) return FailedPrecondition("the model has no routed experts, and so no budget");
+  ASSIGN_OR_RETURN(MemoryLimit limit, DetectMemoryLimit());
+  // What this process has is available to it.
+  limit.available_bytes += ReadProcessMemory().resident_bytes;
+  ASSIGN_OR_RETURN(SlotPlan plan,
+                   PlanSlots(store_->manifest(), config_.top_k, fixed_, budget, limit));
+  if (plan.slot_count > max_slots_) {
+    if (budget.kind != RamBudget::Kind::kAutomatic) {
+      return InvalidArgument(fmt::format(
+          "RAM budget: {} experts would be resident; the maximum set at start is {} ({}); "
+          "--ram-budget-max sets another",
+          plan.slot_count, max_slots_,
+          FormatByteSize(fixed_.total() + max_slots_ * plan.slot_bytes)));
+    }
+    plan.slot_count = max_slots_;
+  }
+  wanted_budget_bytes_.store(plan.budget_bytes, std::memory_order_relaxed);
+  wanted_slots_.store(plan.slot_count, std::memory_order_relaxed);
+  return OkStatus();
+}
+
+RamBudgetRange Runner::Impl::BudgetRange() const {
+  const auto bytes = [&](uint64_t slots) { return fixed_.total() + slots * plan_.slot_bytes; };
+  return {bytes(MinimumSlots(config_.top_k)),
+          bytes(wanted_slots_.load(std::memory_order_relaxed)), bytes(max_slots_)};
+}
+
+bool Runner::Impl::AdvanceResize(uint64_t work_bytes, bool wait) {
+  if (!residency_) return false;
+  const uint32_t wanted = wanted_slots_.load(std::memory_order_relaxed);
+  if (wanted != taken_slots_) {
+    taken_slots_ = wanted;
+    const Status status = residency_->SetSlotTarget(wanted);
+    CHECK(status.ok(), status.message());
+  }
+  if (!residency_->AdvanceResize(work_bytes)) return false;
+  if (!wait) return true;
+  // Segments can be held by reads alone: nothing is leased between steps.
+  residency_->Poll(10'000'000);
+  return residency_->AdvanceResize(work_bytes);
+}
+
 EngineStats Runner::Impl::Stats() const {
   EngineStats s;
   s.model = info_.name;
@@ -400,10 +458,10 @@ EngineStats Runner::Impl::Stats() const {
   s.reads = scheduler_->stats();
   s.expert_count = store_->manifest().expert_count();
   s.expert_bytes = store_->manifest().expert_bytes();
-  s.memory = {.budget_bytes = plan_.budget_bytes,
+  s.memory = {.budget_bytes = wanted_budget_bytes_.load(std::memory_order_relaxed),
               .dense_bytes = fixed_.dense_bytes,
               .kv_bytes = fixed_.kv_bytes,
-              .slot_bytes = plan_.slot_count * plan_.slot_bytes,
+              .slot_bytes = segments_->mapped_bytes(),
               .scratch_bytes = fixed_.scratch_bytes};
   const ProcessMemory process = ReadProcessMemory();
   s.memory.resident_set_bytes = process.resident_bytes;
@@ -449,6 +507,12 @@ Status Runner::Forward(std::span<const int32_t> tokens, const ForwardOptions& op
 Status Runner::Warm(const std::string& profile,
                     const std::function<void(uint64_t, uint64_t)>& progress) {
   return impl_->Warm(profile, progress);
+}
+
+Status Runner::SetRamBudget(const RamBudget& budget) { return impl_->SetRamBudget(budget); }
+RamBudgetRange Runner::ram_budget_range() const { return impl_->BudgetRange(); }
+bool Runner::AdvanceResize(uint64_t work_bytes) {
+  return impl_->AdvanceResize(work_bytes, /*wait=*/true);
 }
 
 Status Runner::SaveHeat(const std::string& profile) {

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,6 +31,7 @@ struct RunnerOptions {
   std::string store_directory;
   StoreMode store_mode = StoreMode::kReadOnly;
   RamBudget ram_budget;         // default: from the machine
+  std::optional<RamBudget> ram_budget_max;  // what SetRamBudget may ask for; default: ram_budget
   std::string policy = "heat";
   BlockReaderOptions io;
   // Replaces CreateBlockReader(io), so that tests can inject a device with faults.
@@ -74,6 +76,16 @@ class Runner {
   // Appends tokens to the sequence, in chunks of prefill_chunk; one token is a decode step. On error
   // the sequence is as before the failed chunk (kCancelled too); errors of reads name the expert.
   Status Forward(std::span<const int32_t> tokens, const ForwardOptions& options);
+
+  // The budget from now on, as long as it lies between the minimum and the maximum set at Open
+  // (kInvalidArgument naming the one that is missed). Takes effect by AdvanceResize, which Forward
+  // calls before each chunk; memory really goes back to the system. Thread-safe.
+  Status SetRamBudget(const RamBudget& budget);
+  // Bytes of the process. Thread-safe.
+  RamBudgetRange ram_budget_range() const;
+  // Goes on with a change of budget for about `work_bytes` of copying, mapping and unmapping; true
+  // while something is left to do. Waits up to 10 ms for reads that are in the way.
+  bool AdvanceResize(uint64_t work_bytes);
 
   // Reads the experts of a heat profile into the cache, hottest first, until it is full.
   Status Warm(const std::string& profile,

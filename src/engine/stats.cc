@@ -44,6 +44,9 @@ void VisitResidency(S& s, Visitor&& f) {
   f("slot_count", s.slot_count);
   f("ring_slots", s.ring_slots);
   f("resident", s.resident);
+  f("slot_target", s.slot_target);
+  f("closing_slots", s.closing_slots);
+  f("moved", s.moved);
   f("slot_bytes", s.slot_bytes);
 }
 
@@ -340,6 +343,8 @@ void ResidencyMetrics(const EngineStats& stats, PrometheusText* text) {
   text->Single("moraine_experts_resident", "gauge", "Experts in memory.", r.resident);
   text->Single("moraine_experts", "gauge", "Experts of the store.", stats.expert_count);
   text->Single("moraine_expert_slots", "gauge", "Slots for experts.", r.slot_count);
+  text->Single("moraine_expert_slots_target", "gauge", "Slots that the budget asks for.",
+               r.slot_target);
   if (stats.layers.empty()) return;
   text->Family("moraine_layer_expert_lookups_total", "counter", "Lookups by layer and result.");
   for (const LayerStats& layer : stats.layers) {
@@ -425,6 +430,10 @@ std::string EngineStats::ToText(bool per_layer) const {
   out += fmt::format("experts  {} of {} resident, {} slots of {}, {} evictions\n", residency.resident,
                      expert_count, residency.slot_count, FormatByteSize(residency.slot_bytes),
                      residency.evictions);
+  if (residency.slot_target != residency.slot_count || residency.closing_slots > 0) {
+    out += fmt::format("         the budget is changing to {} slots; {} are being given back\n",
+                       residency.slot_target, residency.closing_slots);
+  }
   if (residency.quarantined > 0) {
     out += fmt::format("         {} experts have corrupt records: run `moraine verify {}`\n",
                        residency.quarantined, store);

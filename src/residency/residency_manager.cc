@@ -158,9 +158,13 @@ bool ResidencyManager::Impl::Hold(Expert* expert, AcquireMode mode,
 
 SlotIndex ResidencyManager::Impl::TakeSlot(uint32_t expert_index, AcquireMode mode) {
   SlotIndex slot = slots_.Take(SlotRole::kCache, expert_index);
-  // A shrinking budget can take the ring while leases hold everything else.
-  const bool no_ring = slots_.open_count(SlotRole::kRing) == 0;
-  if (slot == kNoSlot && (mode == AcquireMode::kCached || no_ring)) {
+  // A shrinking budget can take the ring while leases hold everything else. Until it is back, even
+  // an expert that this call names later may have to go.
+  if (slot == kNoSlot && slots_.open_count(SlotRole::kRing) == 0 &&
+      EvictColdest(/*closing_too=*/false)) {
+    return slots_.Take(SlotRole::kCache, expert_index);
+  }
+  if (slot == kNoSlot && mode == AcquireMode::kCached) {
     std::optional<ExpertKey> victim = Victim(/*visiting_layer_too=*/false);
     // At the smallest budgets the cache may hold nothing but this layer.
     if (!victim) victim = Victim(/*visiting_layer_too=*/true);

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "base/log.h"
+#include "server/json_fields.h"
 
 namespace moraine {
 namespace {
@@ -21,6 +22,7 @@ Route FindRoute(std::string_view path) {
   if (path.starts_with(kModelPrefix) && path.size() > kModelPrefix.size()) return Route::kModel;
   if (path == "/v1/chat/completions") return Route::kChatCompletions;
   if (path == "/v1/completions") return Route::kCompletions;
+  if (path == "/admin/ram-budget") return Route::kAdminRamBudget;
   return Route::kNone;
 }
 
@@ -68,7 +70,8 @@ ApiHandler::ApiHandler(ApiHandlerOptions options, GenerationService* service)
 std::optional<HttpResponse> ApiHandler::CheckHead(const RequestHead& head, Route* route) const {
   if (auto error = access_.CheckHost(head)) return ErrorResponse(*error);
   *route = FindRoute(head.path());
-  const std::string_view methods = Generates(*route) ? "POST, OPTIONS" : "GET, HEAD, OPTIONS";
+  if (Administers(*route) && !options_.admin) *route = Route::kNone;
+  const std::string_view methods = TakesBody(*route) ? "POST, OPTIONS" : "GET, HEAD, OPTIONS";
   if (head.method == "OPTIONS") return access_.Preflight(head, methods);
   if (*route == Route::kNone) {
     return ErrorResponse(MakeApiError(404, "invalid_request_error", "not_found",
@@ -81,8 +84,11 @@ std::optional<HttpResponse> ApiHandler::CheckHead(const RequestHead& head, Route
       return response;
     }
   }
+  if (Administers(*route)) {
+    if (auto error = CheckAdmin(head)) return ErrorResponse(*error);
+  }
   const bool method_ok =
-      Generates(*route) ? head.method == "POST" : head.method == "GET" || head.method == "HEAD";
+      TakesBody(*route) ? head.method == "POST" : head.method == "GET" || head.method == "HEAD";
   if (!method_ok) {
     HttpResponse response = ErrorResponse(
         MakeApiError(405, "invalid_request_error", "method_not_allowed",
@@ -90,8 +96,38 @@ std::optional<HttpResponse> ApiHandler::CheckHead(const RequestHead& head, Route
     response.fields.push_back({"allow", std::string(methods)});
     return response;
   }
-  if (auto error = CheckBodyHead(head, Generates(*route))) return ErrorResponse(*error);
+  if (auto error = CheckBodyHead(head, TakesBody(*route))) return ErrorResponse(*error);
   return std::nullopt;
+}
+
+std::optional<ApiError> ApiHandler::CheckAdmin(const RequestHead& head) const {
+  if (head.from_loopback || !options_.access.api_key.empty()) return std::nullopt;
+  return MakeApiError(403, "invalid_request_error", "not_local",
+                      fmt::format("{} is for clients on this machine, as no API key is set",
+                                  head.path()));
+}
+
+HttpResponse ApiHandler::Administer(Route route, std::string_view body) const {
+  CHECK(Administers(route), "Administer is for administration");
+  if (auto error = NotReady()) return ErrorResponse(*error);
+  Json json;
+  if (auto error = ParseJsonBody(body, &json)) return ErrorResponse(*error);
+  FieldReader reader(json);
+  std::string budget;
+  reader.String("ram_budget", &budget);
+  if (reader.failed()) return ErrorResponse(*reader.error());
+  if (budget.empty()) {
+    return ErrorResponse(InvalidRequest(
+        "ram_budget: expected a size (\"8GiB\"), a percentage of the experts (\"25%\") or \"auto\"",
+        "ram_budget"));
+  }
+  const Result<RamBudgetRange> range = service_->SetRamBudget(budget);
+  if (!range.ok()) return ErrorResponse(InvalidRequest(range.status().message(), "ram_budget"));
+  HttpResponse response;
+  response.body = Json{{"ram_budget_bytes", range->current_bytes},
+                       {"minimum_bytes", range->minimum_bytes},
+                       {"maximum_bytes", range->maximum_bytes}}.dump();
+  return response;
 }
 
 std::optional<ApiError> ApiHandler::NotReady() const {
@@ -155,6 +191,7 @@ HttpResponse ApiHandler::Answer(Route route, const RequestHead& head) const {
       return response;
     }
     case Route::kNone:
+    case Route::kAdminRamBudget:
     case Route::kChatCompletions:
     case Route::kCompletions: break;
   }

@@ -29,10 +29,13 @@ enum class Route : uint8_t {
   kModel,
   kChatCompletions,
   kCompletions,
+  kAdminRamBudget,
 };
 
 struct ApiHandlerOptions {
   AccessOptions access;
+  // POST /admin/...: for peers on this machine, and for others with the API key. Off: 404.
+  bool admin = false;
   uint64_t body_limit_bytes = 64ull << 20;
   std::string fingerprint = "moraine";
   // Injected by tests; null: the system's.
@@ -60,7 +63,12 @@ class ApiHandler {
     return route == Route::kChatCompletions || route == Route::kCompletions;
   }
 
-  // The routes that do not generate.
+  static bool Administers(Route route) { return route == Route::kAdminRamBudget; }
+  static bool TakesBody(Route route) { return Generates(route) || Administers(route); }
+
+  // {"ram_budget":"6GiB"} -> the budget now, its minimum and maximum.
+  HttpResponse Administer(Route route, std::string_view body) const;
+  // The routes that neither generate nor administer.
   HttpResponse Answer(Route route, const RequestHead& head) const;
   // Parses and tokenizes: up to seconds for a body of many megabytes, so not for the I/O thread.
   std::optional<ApiError> Prepare(Route route, std::string_view body,
@@ -74,6 +82,7 @@ class ApiHandler {
 
  private:
   std::optional<ApiError> NotReady() const;
+  std::optional<ApiError> CheckAdmin(const RequestHead& head) const;
   std::optional<ApiError> CheckModel(const std::string& asked) const;
   HttpResponse Health() const;
   HttpResponse Metrics() const;

@@ -180,6 +180,8 @@ asio::awaitable<TcpConnection::Next> TcpConnection::ServeOne() {
   const auto [ec, count] = co_await http::async_read_header(stream_, buffer_, parser, kUse);
   if (ec) co_return co_await RefuseMalformed(ec);
   head_ = MakeHead(parser.get());
+  error_code gone;
+  head_.from_loopback = stream_.socket().remote_endpoint(gone).address().is_loopback() && !gone;
   keep_alive_ = parser.get().keep_alive();
 
   Route route = Route::kNone;
@@ -213,6 +215,9 @@ asio::awaitable<TcpConnection::Next> TcpConnection::ServeOne() {
   const bool complete = co_await ReadBody(&parser, &too_large);
   if (too_large) co_return co_await RefuseMalformed(http::error::body_limit);
   if (!complete) co_return Next::kClose;
+  if (ApiHandler::Administers(route)) {
+    co_return co_await Respond(state_->handler->Administer(route, parser.get().body()));
+  }
   if (!ApiHandler::Generates(route)) co_return co_await Respond(state_->handler->Answer(route, head_));
   co_return co_await Generate(route, std::move(parser.get().body()), std::move(hold));
 }

@@ -47,6 +47,9 @@ class GenerationService {
   virtual Result<std::function<void()>> Submit(GenerationRequest request) = 0;
 
   virtual EngineStats Stats() const = 0;
+
+  // What Engine::SetRamBudget accepts, as text ("6GiB", "25%"). The range after it.
+  virtual Result<RamBudgetRange> SetRamBudget(const std::string& text) = 0;
 };
 
 }  // namespace moraine

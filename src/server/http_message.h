@@ -22,6 +22,7 @@ struct RequestHead {
   std::string method;  // as sent: methods are case-sensitive
   std::string target;  // path, and query after '?'
   bool http_1_0 = false;
+  bool from_loopback = false;  // the peer's address, not what it says of itself
   std::vector<HttpField> fields;
 
   // The first one with this lower-case name; null if there is none.

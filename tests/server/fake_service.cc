@@ -84,6 +84,11 @@ Result<std::function<void()>> FakeService::Submit(GenerationRequest request) {
   });
 }
 
+Result<RamBudgetRange> FakeService::SetRamBudget(const std::string& text) {
+  if (text != "5GiB") return InvalidArgument("RAM budget '" + text + "': the minimum is 2 GiB");
+  return RamBudgetRange{2ull << 30, 5ull << 30, 8ull << 30};
+}
+
 EngineStats FakeService::Stats() const {
   EngineStats stats;
   stats.model = "fake model";

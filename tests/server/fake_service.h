@@ -40,6 +40,8 @@ class FakeService final : public GenerationService {
   std::string TokenBytes(int32_t token) const override;
   Result<std::function<void()>> Submit(GenerationRequest request) override;
   EngineStats Stats() const override;
+  // "5GiB" is the one budget that is accepted.
+  Result<RamBudgetRange> SetRamBudget(const std::string& text) override;
 
   void set_ready(bool ready);
   // Lets every [hold] and [prefill] of now and later go on.

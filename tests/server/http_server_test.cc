@@ -593,5 +593,62 @@ TEST_F(HttpServerTest, StartNamesAnAddressInUse) {
   EXPECT_EQ(HttpServer::Start(second, &service_).status().code(), StatusCode::kInvalidArgument);
 }
 
+TEST_F(HttpServerTest, TheBudgetIsChangedByPostWhenAdministrationIsOn) {
+  options_.api.admin = true;
+  Start();
+  RawClient client(port());
+  client.Post("/admin/ram-budget", R"({"ram_budget":"5GiB"})");
+  auto response = client.ReadResponse();
+  EXPECT_EQ(response.status, 200);
+  EXPECT_EQ(ordered_json::parse(response.body),
+            ordered_json({{"ram_budget_bytes", 5ull << 30},
+                          {"minimum_bytes", 2ull << 30},
+                          {"maximum_bytes", 8ull << 30}}));
+  for (const auto& [body, message] :
+       {std::pair(R"({"ram_budget":"1GiB"})", "the minimum is 2 GiB"),
+        std::pair(R"({"ram_budget":5})", "expected a string"), std::pair("{}", "expected a size")}) {
+    client.Post("/admin/ram-budget", body);
+    response = client.ReadResponse();
+    EXPECT_EQ(response.status, 400) << body;
+    EXPECT_NE(response.body.find(message), std::string::npos) << response.body;
+  }
+  client.Get("/admin/ram-budget");
+  EXPECT_EQ(client.ReadResponse().status, 405);
+  service_.set_ready(false);
+  client.Post("/admin/ram-budget", R"({"ram_budget":"5GiB"})");
+  EXPECT_EQ(client.ReadResponse().status, 503);
+}
+
+TEST_F(HttpServerTest, WithoutAdministrationTheRouteDoesNotExist) {
+  Start();
+  RawClient client(port());
+  client.Post("/admin/ram-budget", R"({"ram_budget":"5GiB"})");
+  const auto response = client.ReadResponse();
+  EXPECT_EQ(response.status, 404);
+  EXPECT_EQ(ErrorCode(response), "not_found");
+}
+
+// The peer's address decides, and only where there is no key.
+TEST(ApiHandlerTest, AdministrationFromAfarNeedsAKey) {
+  FakeService service;
+  for (const bool key : {false, true}) {
+    ApiHandlerOptions options;
+    options.admin = true;
+    if (key) options.access.api_key = "secret";
+    const ApiHandler handler(options, &service);
+    RequestHead head;
+    head.method = "POST";
+    head.target = "/admin/ram-budget";
+    head.fields = {{"host", "localhost"}, {"content-type", "application/json"}};
+    if (key) head.fields.push_back({"authorization", "Bearer secret"});
+    Route route = Route::kNone;
+    const auto refusal = handler.CheckHead(head, &route);
+    EXPECT_EQ(refusal.has_value(), !key);
+    if (refusal) EXPECT_EQ(refusal->status, 403);
+    head.from_loopback = true;
+    EXPECT_FALSE(handler.CheckHead(head, &route).has_value());
+  }
+}
+
 }  // namespace
 }  // namespace moraine
