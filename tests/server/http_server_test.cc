@@ -598,7 +598,7 @@ TEST_F(HttpServerTest, TheBudgetIsChangedByPostWhenAdministrationIsOn) {
   Start();
   RawClient client(port());
   client.Post("/admin/ram-budget", R"({"ram_budget":"5GiB"})");
-  auto response = client.ReadResponse();
+  auto response = client.Read();
   EXPECT_EQ(response.status, 200);
   EXPECT_EQ(ordered_json::parse(response.body),
             ordered_json({{"ram_budget_bytes", 5ull << 30},
@@ -608,22 +608,22 @@ TEST_F(HttpServerTest, TheBudgetIsChangedByPostWhenAdministrationIsOn) {
        {std::pair(R"({"ram_budget":"1GiB"})", "the minimum is 2 GiB"),
         std::pair(R"({"ram_budget":5})", "expected a string"), std::pair("{}", "expected a size")}) {
     client.Post("/admin/ram-budget", body);
-    response = client.ReadResponse();
+    response = client.Read();
     EXPECT_EQ(response.status, 400) << body;
     EXPECT_NE(response.body.find(message), std::string::npos) << response.body;
   }
   client.Get("/admin/ram-budget");
-  EXPECT_EQ(client.ReadResponse().status, 405);
+  EXPECT_EQ(client.Read().status, 405);
   service_.set_ready(false);
   client.Post("/admin/ram-budget", R"({"ram_budget":"5GiB"})");
-  EXPECT_EQ(client.ReadResponse().status, 503);
+  EXPECT_EQ(client.Read().status, 503);
 }
 
 TEST_F(HttpServerTest, WithoutAdministrationTheRouteDoesNotExist) {
   Start();
   RawClient client(port());
   client.Post("/admin/ram-budget", R"({"ram_budget":"5GiB"})");
-  const auto response = client.ReadResponse();
+  const auto response = client.Read();
   EXPECT_EQ(response.status, 404);
   EXPECT_EQ(ErrorCode(response), "not_found");
 }
