@@ -43,6 +43,9 @@ EngineStats Filled() {
   stats.residency.bytes_read = 46;
   stats.residency.slot_count = 47;
   stats.residency.ring_slots = 48;
+  stats.residency.slot_target = 147;
+  stats.residency.closing_slots = 148;
+  stats.residency.moved = 149;
   stats.residency.resident = 49;
   stats.residency.slot_bytes = 2 * kMiB;
   stats.reads = {.demand_bytes = 3'000'000'000, .speculative_bytes = 1'000'000'000,
