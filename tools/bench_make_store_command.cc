@@ -21,6 +21,7 @@ struct MakeStoreArguments {
   uint32_t layers = 0;
   double skew = SyntheticModelOptions().skew;
   uint64_t seed = 1;
+  StripeArguments stripe;
   int threads = 0;
   bool quiet = false, json = false;
 };
@@ -74,6 +75,7 @@ Status MakeStore(const MakeStoreArguments& a) {
   model_options.skew = a.skew;
   model_options.seed = a.seed;
   ASSIGN_OR_RETURN(const SyntheticModel model, MakeSyntheticModel(model_options));
+  ASSIGN_OR_RETURN(const DriveSet drives, FinishStripeOptions(a.stripe));
   ImportProgress last;
   Status status;
   {
@@ -81,6 +83,7 @@ Status MakeStore(const MakeStoreArguments& a) {
     ImportOptions options;
     options.store_directory = a.store_directory;
     options.thread_count = a.threads;
+    options.drives = drives;
     options.on_progress = [&](const ImportProgress& progress) {
       last = progress;
       display.Update(progress.done_bytes, progress.total_bytes, progress.resumed_bytes,
@@ -128,6 +131,7 @@ void RegisterBenchMakeStoreCommand(CLI::App& bench, int* exit_code) {
       ->capture_default_str();
   command->add_option("--threads", a->threads, "writing threads (default: one per CPU)")
       ->check(CLI::Range(0, 1024));
+  AddStripeArguments(command, &a->stripe);
   command->add_flag("--quiet", a->quiet, "neither progress nor summary");
   command->add_flag("--json", a->json, "the summary as one JSON object on stdout");
   command->callback([a, exit_code] {

@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cstdio>
+#include <filesystem>
 
 namespace moraine {
 namespace {
@@ -68,6 +69,33 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
                     "do not read ahead what the next layer's router probably wants");
   command->add_option("--profile", a->options.heat_profile,
                       "named heat profile to start from and to save");
+}
+
+void AddStripeArguments(CLI::App* command, StripeArguments* a) {
+  command
+      ->add_option("--stripe", a->directories,
+                   "spread the experts over these directories, one a drive: /nvme1/x,/nvme2/x")
+      ->delimiter(',');
+  command
+      ->add_option("--weights", a->weights,
+                   "share of each --stripe directory, as its drive's bandwidth: 2,1 (default: alike)")
+      ->delimiter(',');
+}
+
+Result<DriveSet> FinishStripeOptions(const StripeArguments& a) {
+  if (!a.weights.empty() && a.weights.size() != a.directories.size()) {
+    return InvalidArgument("--weights has " + std::to_string(a.weights.size()) +
+                           " numbers, expected one for each of the " +
+                           std::to_string(a.directories.size()) + " directories of --stripe");
+  }
+  DriveSet drives;
+  for (size_t i = 0; i < a.directories.size(); ++i) {
+    // Absolute, so that the store can be opened from anywhere.
+    drives.stripes.push_back({std::filesystem::absolute(a.directories[i]).lexically_normal(),
+                              a.weights.empty() ? 1 : a.weights[i]});
+  }
+  RETURN_IF_ERROR(drives.Check());
+  return drives;
 }
 
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments) {

@@ -5,8 +5,10 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "engine/runner.h"
+#include "store/drive_set.h"
 
 namespace moraine {
 
@@ -20,6 +22,15 @@ struct RunnerArguments {
 
 // Adds STORE and the options. `arguments` must outlive the parse.
 void AddRunnerArguments(CLI::App* command, RunnerArguments* arguments);
+// --stripe and --weights of import and make-store.
+struct StripeArguments {
+  std::vector<std::string> directories;
+  std::vector<uint32_t> weights;
+};
+void AddStripeArguments(CLI::App* command, StripeArguments* arguments);
+// kInvalidArgument naming the option.
+Result<DriveSet> FinishStripeOptions(const StripeArguments& arguments);
+
 // Parses the budget; errors name the option.
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments);
 

@@ -21,6 +21,7 @@ namespace {
 struct ImportArguments {
   std::string checkpoint_directory, store_directory;
   std::string experts = "bf16", dense;
+  StripeArguments stripe;
   int threads = 0;
   bool quiet = false, json = false;
 };
@@ -78,6 +79,7 @@ Status RunImport(const ImportArguments& a) {
   ASSIGN_OR_RETURN(const std::unique_ptr<ImportPlan> plan,
                    MakeImportPlan(*checkpoint, plan_options));
   WarnIfTextIsUnusable(a, plan->manifest());
+  ASSIGN_OR_RETURN(const DriveSet drives, FinishStripeOptions(a.stripe));
   ImportProgress last;
   Status status;
   {
@@ -85,6 +87,7 @@ Status RunImport(const ImportArguments& a) {
     ImportOptions options;
     options.store_directory = a.store_directory;
     options.thread_count = a.threads;
+    options.drives = drives;
     options.on_progress = [&](const ImportProgress& progress) {
       last = progress;
       display.Update(progress.done_bytes, progress.total_bytes, progress.resumed_bytes,
@@ -118,6 +121,7 @@ void RegisterImportCommand(CLI::App& app, int* exit_code) {
       ->check(CLI::IsMember({"f32", "bf16", "q8", "q4"}));
   command->add_option("--threads", a->threads, "encoding threads (default: one per CPU)")
       ->check(CLI::Range(0, 1024));
+  AddStripeArguments(command, &a->stripe);
   command->add_flag("--quiet", a->quiet, "neither progress nor summary");
   command->add_flag("--json", a->json, "the summary as one JSON object on stdout");
   command->callback([a, exit_code] {

@@ -13,10 +13,13 @@ namespace {
 
 // A store is identified by what went into it. Not random: two imports of one source with one set of
 // options give the same bytes, header pages included.
-std::string MakeUuid(Manifest manifest, uint64_t pack_limit_bytes) {
+std::string MakeUuid(Manifest manifest, uint64_t pack_limit_bytes, const DriveSet& drives) {
   manifest.store_uuid.clear();
   manifest.source.description.clear();  // the same source may have been moved
-  const std::string identity = manifest.ToJson() + std::to_string(pack_limit_bytes);
+  std::string identity = manifest.ToJson() + std::to_string(pack_limit_bytes);
+  for (const DriveSet::Stripe& stripe : drives.stripes) {
+    identity += " " + std::to_string(stripe.weight);
+  }
   const XXH128_hash_t digest = XXH3_128bits(identity.data(), identity.size());
   const unsigned long long high = digest.high64, low = digest.low64;
   char text[37];
@@ -51,36 +54,46 @@ void PlaceDense(const ImportPlan& plan, ImportLayout* layout) {
   layout->file_bytes.push_back(offset);
 }
 
-void PlaceExperts(uint64_t pack_limit_bytes, ImportLayout* layout) {
+// Pack n belongs to stripe n mod stripes; each stripe fills its packs one after the other.
+void PlaceExperts(uint64_t pack_limit_bytes, const DriveSet& drives, ImportLayout* layout) {
   const std::vector<LayerManifest>& layers = layout->manifest.layers;
-  uint64_t offset = kPackAlignment;
+  const uint32_t stripes = drives.stripe_count();
+  std::vector<uint32_t> next_pack(stripes), pack(stripes);
+  std::vector<uint64_t> offset(stripes, 0);  // 0: no pack begun
+  for (uint32_t s = 0; s < stripes; ++s) next_pack[s] = s;
+  StripeDealer dealer(drives);
   for (uint32_t layer = 0; layer < layers.size(); ++layer) {
     const uint64_t bytes = layers[layer].record_bytes;
     CHECK(bytes % kPackAlignment == 0, "record_bytes is not a multiple of 4096");
     for (uint32_t expert = 0; expert < layers[layer].expert_count; ++expert) {
-      const bool full = offset > kPackAlignment && offset + bytes > pack_limit_bytes;
-      if (layout->expert_pack_count == 0 || full) {
-        ++layout->expert_pack_count;
-        layout->file_bytes.push_back(kPackAlignment);
-        offset = kPackAlignment;
+      const uint32_t s = dealer.Next();
+      const bool full = offset[s] > kPackAlignment && offset[s] + bytes > pack_limit_bytes;
+      if (offset[s] == 0 || full) {
+        pack[s] = next_pack[s];
+        next_pack[s] += stripes;
+        // Packs of other stripes with lower numbers may still be to come, or, at the end, be empty.
+        layout->expert_pack_count = std::max(layout->expert_pack_count, pack[s] + 1);
+        layout->file_bytes.resize(1 + layout->expert_pack_count, kPackAlignment);
+        offset[s] = kPackAlignment;
       }
-      AddUnit({.is_expert = true, .first = layer, .second = expert,
-               .file = layout->expert_pack_count, .offset = offset, .bytes = bytes},
+      AddUnit({.is_expert = true, .first = layer, .second = expert, .file = 1 + pack[s],
+               .offset = offset[s], .bytes = bytes},
               layout);
-      offset += bytes;
-      layout->file_bytes.back() = offset;
+      offset[s] += bytes;
+      layout->file_bytes[1 + pack[s]] = offset[s];
     }
   }
 }
 
 }  // namespace
 
-ImportLayout MakeImportLayout(const ImportPlan& plan, uint64_t pack_limit_bytes) {
+ImportLayout MakeImportLayout(const ImportPlan& plan, uint64_t pack_limit_bytes,
+                              const DriveSet& drives) {
   ImportLayout layout;
   layout.manifest = plan.manifest();
-  layout.manifest.store_uuid = MakeUuid(layout.manifest, pack_limit_bytes);
+  layout.manifest.store_uuid = MakeUuid(layout.manifest, pack_limit_bytes, drives);
   PlaceDense(plan, &layout);
-  PlaceExperts(pack_limit_bytes, &layout);
+  PlaceExperts(pack_limit_bytes, drives, &layout);
   return layout;
 }
 
@@ -124,7 +137,7 @@ std::string DescribePlanDifference(const Manifest& begun, const Manifest& now) {
     }
     if (before.bytes != after.bytes) return "the size of " + after.name;
   }
-  if (begun.store_uuid != now.store_uuid) return "the config, tokenizer files or the pack limit";
+  if (begun.store_uuid != now.store_uuid) return "the config, tokenizer files, stripes or the pack limit";
   return "";
 }
 

@@ -1,6 +1,6 @@
 // ImportLayout: where every byte of a store-to-be goes, computed from the plan before the first byte
-// is read. The layout depends on nothing but the plan and the pack limit, so a resumed import comes
-// to the same places, and units may be finished in any order.
+// is read. The layout depends on nothing but the plan, the pack limit and the stripes' weights, so a
+// resumed import comes to the same places, and units may be finished in any order.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,8 @@ struct ImportLayout {
   uint64_t max_unit_bytes = 0;
 };
 
-ImportLayout MakeImportLayout(const ImportPlan& plan, uint64_t pack_limit_bytes);
+ImportLayout MakeImportLayout(const ImportPlan& plan, uint64_t pack_limit_bytes,
+                              const DriveSet& drives);
 
 // What differs between the plan that an import began with and a new one ("experts of layer 3: q4,
 // now q8"); empty if a resume would produce the same bytes.

@@ -1,6 +1,7 @@
 #include "store/importer.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <xxhash.h>
 
@@ -10,6 +11,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -55,7 +57,11 @@ class ImportSession {
  private:
   Status CheckEarlierImport();
   Status LoadDoneUnits();
+  Status PrepareDrives();
   Status CheckFreeSpace() const;
+  Status CheckDrive(dev_t device, const std::string& directory, uint64_t needed) const;
+  std::string PathOf(uint32_t file) const;
+  Result<PosixFile> OpenPack(const std::string& path, const PackHeader& header) const;
   Status RecordPlan();
   Status OpenPacks();
   Status ChecksumDenseTensors();
@@ -93,16 +99,18 @@ class ImportSession {
 };
 
 Status ImportSession::Prepare() {
+  RETURN_IF_ERROR(options_.drives.Check());
   RETURN_IF_ERROR(CreateStoreDirectory(options_.store_directory));
   ASSIGN_OR_RETURN(lock_, LockStoreForWriting(options_.store_directory));
   ASSIGN_OR_RETURN(catalogue_, Catalogue::Open(CatalogueDirectory(options_.store_directory),
                                                Catalogue::Mode::kCreate));
-  layout_ = MakeImportLayout(plan_, options_.pack_limit_bytes);
+  layout_ = MakeImportLayout(plan_, options_.pack_limit_bytes, options_.drives);
   checksums_.resize(layout_.units.size());
   RETURN_IF_ERROR(CheckEarlierImport());
   if (finished_earlier_) return OkStatus();
   RETURN_IF_ERROR(LoadDoneUnits());
   RETURN_IF_ERROR(CheckFreeSpace());
+  RETURN_IF_ERROR(PrepareDrives());
   RETURN_IF_ERROR(RecordPlan());
   return OpenPacks();
 }
@@ -145,10 +153,7 @@ Status ImportSession::LoadDoneUnits() {
   std::vector<uint64_t> sizes;
   for (uint32_t file = 0; file < layout_.file_bytes.size(); ++file) {
     std::error_code error;
-    const uint64_t size = std::filesystem::file_size(
-        file == 0 ? DensePackPath(options_.store_directory)
-                  : ExpertPackPath(options_.store_directory, file - 1),
-        error);
+    const uint64_t size = std::filesystem::file_size(PathOf(file), error);
     sizes.push_back(error ? 0 : size);
   }
   for (size_t i = 0; i < layout_.units.size(); ++i) {
@@ -169,42 +174,100 @@ Status ImportSession::LoadDoneUnits() {
   return OkStatus();
 }
 
+std::string ImportSession::PathOf(uint32_t file) const {
+  return file == 0 ? DensePackPath(options_.store_directory)
+                   : options_.drives.ExpertPackPath(options_.store_directory, file - 1);
+}
+
+// The directories, and where the store will look for them.
+Status ImportSession::PrepareDrives() {
+  for (const std::string& directory :
+       options_.drives.PackDirectories(options_.store_directory)) {
+    std::error_code error;
+    std::filesystem::create_directories(directory, error);
+    if (error) return IoError("create directory " + directory + ": " + error.message());
+  }
+  return options_.drives.Write(options_.store_directory);
+}
+
+// What each file system still has to take; several directories may be on one.
 Status ImportSession::CheckFreeSpace() const {
-  uint64_t needed = kCatalogueBytes;
-  for (const size_t i : todo_) {
-    // Saturates: a plan may be absurd, and then the answer must not wrap round to "enough".
-    if (__builtin_add_overflow(needed, layout_.units[i].bytes + kCatalogueBytesPerUnit, &needed)) {
-      needed = UINT64_MAX;
-      break;
+  std::map<dev_t, std::pair<std::string, uint64_t>> needed;  // a directory on it, bytes
+  const auto add = [&](const std::string& path, uint64_t bytes) -> Status {
+    // Nothing has been created yet: the nearest directory that is there is on the same drive.
+    std::filesystem::path place = std::filesystem::path(path).parent_path();
+    struct stat info;
+    while (stat(place.c_str(), &info) != 0) {
+      if (errno != ENOENT || place == place.parent_path()) {
+        return IoErrorFromErrno("stat " + place.string(), errno);
+      }
+      place = place.parent_path();
     }
+    const std::string directory = place.string();
+    auto& [where, sum] = needed.try_emplace(info.st_dev, directory, 0).first->second;
+    // Saturates: a plan may be absurd, and then the answer must not wrap round to "enough".
+    if (__builtin_add_overflow(sum, bytes, &sum)) sum = UINT64_MAX;
+    return OkStatus();
+  };
+  std::vector<uint64_t> file_bytes(layout_.file_bytes.size());
+  for (const size_t i : todo_) {
+    uint64_t& bytes = file_bytes[layout_.units[i].file];
+    if (__builtin_add_overflow(bytes, layout_.units[i].bytes, &bytes)) bytes = UINT64_MAX;
   }
+  RETURN_IF_ERROR(add(CatalogueDirectory(options_.store_directory),
+                      kCatalogueBytes + todo_.size() * kCatalogueBytesPerUnit));
+  for (uint32_t file = 0; file < file_bytes.size(); ++file) {
+    RETURN_IF_ERROR(add(PathOf(file), file_bytes[file]));
+  }
+  for (const auto& [device, drive] : needed) {
+    RETURN_IF_ERROR(CheckDrive(device, drive.first, drive.second));
+  }
+  return OkStatus();
+}
+
+Status ImportSession::CheckDrive(dev_t device, const std::string& directory,
+                                 uint64_t needed) const {
+  struct stat store;
+  const bool is_store = stat(options_.store_directory.c_str(), &store) == 0 &&
+                        store.st_dev == device;
+  const std::string& name = is_store ? options_.store_directory : directory;
   struct statvfs info;
-  if (statvfs(options_.store_directory.c_str(), &info) != 0) {
-    return IoErrorFromErrno("statvfs " + options_.store_directory, errno);
-  }
+  if (statvfs(name.c_str(), &info) != 0) return IoErrorFromErrno("statvfs " + name, errno);
   const uint64_t free = uint64_t{info.f_bavail} * info.f_frsize;
   if (needed <= free) return OkStatus();
-  return ResourceExhausted(options_.store_directory + ": the import needs " +
-                           FormatByteSize(needed) + " (" + std::to_string(needed) +
-                           " bytes), but the disk has " + FormatByteSize(free) + " (" +
-                           std::to_string(free) + " bytes) free");
+  return ResourceExhausted(name + ": the import needs " + FormatByteSize(needed) + " (" +
+                           std::to_string(needed) + " bytes), but the disk has " +
+                           FormatByteSize(free) + " (" + std::to_string(free) + " bytes) free");
+}
+
+Result<PosixFile> ImportSession::OpenPack(const std::string& path,
+                                          const PackHeader& header) const {
+  ASSIGN_OR_RETURN(PosixFile pack, PosixFile::Open(path, O_RDWR | O_CREAT));
+  // A directory outside the store may belong to another one.
+  ASSIGN_OR_RETURN(const uint64_t size, pack.Size());
+  PackHeader::Page page{};
+  if (size >= page.size()) RETURN_IF_ERROR(pack.ReadAt(0, page));
+  if (page != PackHeader::Page{}) {
+    const Status ours = header.CheckPage(page, path);
+    if (!ours.ok()) {
+      return FailedPrecondition(ours.message() + "; choose an empty directory");
+    }
+  }
+  RETURN_IF_ERROR(pack.WriteAt(0, header.ToPage()));
+  return pack;
 }
 
 Status ImportSession::OpenPacks() {
-  const std::string packs = PacksDirectory(options_.store_directory);
-  std::error_code error;
-  std::filesystem::create_directory(packs, error);
-  if (error) return IoError("create directory " + packs + ": " + error.message());
   for (uint32_t file = 0; file < layout_.file_bytes.size(); ++file) {
-    const std::string path = file == 0 ? DensePackPath(options_.store_directory)
-                                       : ExpertPackPath(options_.store_directory, file - 1);
-    ASSIGN_OR_RETURN(PosixFile pack, PosixFile::Open(path, O_RDWR | O_CREAT));
     const PackHeader header = {file == 0 ? PackKind::kDense : PackKind::kExperts,
                                file == 0 ? 0 : file - 1, layout_.manifest.store_uuid};
-    RETURN_IF_ERROR(pack.WriteAt(0, header.ToPage()));
+    ASSIGN_OR_RETURN(PosixFile pack, OpenPack(PathOf(file), header));
     files_.push_back(std::move(pack));
   }
-  RETURN_IF_ERROR(SyncDirectory(packs));
+  for (const std::string& directory :
+       options_.drives.PackDirectories(options_.store_directory)) {
+    RETURN_IF_ERROR(SyncDirectory(directory));
+  }
   return SyncDirectory(options_.store_directory);
 }
 

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "store/checkpoint.h"
+#include "store/drive_set.h"
 #include "store/manifest.h"
 
 namespace moraine {
@@ -56,6 +57,9 @@ struct ImportOptions {
   // seconds). A kill costs at most three such batches, and no more are ever dirty in the page cache;
   // smaller ones only cost more fdatasync calls.
   uint64_t commit_bytes = 128ull << 20;
+  // Where expert packs go. A resume may name other directories: what is not there is written again.
+  // Other weights, or another number of stripes, are another layout: kFailedPrecondition.
+  DriveSet drives;
   std::function<void(const ImportProgress&)> on_progress;  // about 5 times a second, any thread
 };
 

@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "store/catalogue.h"
 #include "store/checksum_mismatch.h"
+#include "store/drive_set.h"
 #include "store/pack_header.h"
 #include "store/posix_file.h"
 #include "store/store_directory.h"
@@ -45,6 +46,7 @@ class Store::Impl {
   std::string directory;
   StoreMode mode = StoreMode::kReadOnly;
   Manifest manifest;
+  DriveSet drives;
   std::vector<std::string> expert_packs;
   std::string dense_pack;
   PosixFile dense_file;
@@ -152,7 +154,10 @@ Status Store::Impl::CheckPack(const PackHeader& header, const std::string& path,
   Result<PosixFile> file = PosixFile::Open(path, O_RDONLY);
   if (!file.ok()) {
     if (file.status().code() != StatusCode::kNotFound) return file.status();
-    return Corruption(path + ": the pack is missing");
+    return Corruption(path + ": the pack is missing" +
+                      (path.starts_with(PacksDirectory(directory))
+                           ? ""
+                           : " (" + directory + "/DRIVES says that it is there)"));
   }
   ASSIGN_OR_RETURN(const uint64_t size, file->Size());
   if (size < needed_bytes) {
@@ -176,21 +181,26 @@ Status Store::Impl::CheckPacks() {
   RETURN_IF_ERROR(CheckPack({PackKind::kDense, 0, manifest.store_uuid}, dense_pack,
                             manifest.dense_pack_bytes));
   ASSIGN_OR_RETURN(dense_file, PosixFile::Open(dense_pack, O_RDONLY));
+  ASSIGN_OR_RETURN(drives, DriveSet::Read(directory));
+  const uint32_t stripes = drives.stripe_count();
+  std::vector<uint32_t> begun(stripes);  // packs of each stripe
   std::vector<uint64_t> needed;
   for (const RecordLocation& record : records) {
-    // Packs are filled one after the other, so a number that leaves a gap is wrong, not far.
-    if (record.pack > needed.size()) {
+    // A stripe's packs are filled one after the other, so a number that leaves a gap is wrong, not far.
+    uint32_t& count = begun[record.pack % stripes];
+    if (record.pack / stripes > count) {
       return Corruption(CatalogueDirectory(directory) + ": record index: pack " +
                         std::to_string(record.pack) + " follows pack " +
                         std::to_string(needed.size()));
     }
-    if (record.pack == needed.size()) needed.push_back(0);
+    count = std::max(count, record.pack / stripes + 1);
+    if (record.pack >= needed.size()) needed.resize(record.pack + 1, kPackAlignment);
     needed[record.pack] = std::max(needed[record.pack], record.offset + record.bytes);
   }
   for (uint32_t pack = 0; pack < needed.size(); ++pack) {
-    expert_packs.push_back(ExpertPackPath(directory, pack));
-    RETURN_IF_ERROR(CheckPack({PackKind::kExperts, pack, manifest.store_uuid},
-                              expert_packs.back(), needed[pack]));
+    const PackHeader header = {PackKind::kExperts, pack, manifest.store_uuid};
+    expert_packs.push_back(drives.ExpertPackPath(directory, pack));
+    RETURN_IF_ERROR(CheckPack(header, expert_packs.back(), needed[pack]));
   }
   return OkStatus();
 }

@@ -4,6 +4,7 @@
 //     STORE_FORMAT             "moraine store, format 1": a foreign directory is told from a store
 //     catalogue/               RocksDB: manifest, record index, import progress, heat, warm sets
 //     packs/dense-000.pack     dense tensors, each at a 4 KiB-aligned offset
+//     DRIVES                   only if the expert packs are elsewhere: store/drive_set.h
 //     packs/experts-NNN.pack   4 KiB header page (magic, format, store uuid, pack number), then
 //                              records one behind the other, layer by layer, expert by expert
 //

@@ -38,11 +38,6 @@ Result<bool> IsVacant(const std::string& store) {
 std::string CatalogueDirectory(const std::string& store) { return store + "/catalogue"; }
 std::string PacksDirectory(const std::string& store) { return store + "/packs"; }
 std::string DensePackPath(const std::string& store) { return store + "/packs/dense-000.pack"; }
-std::string ExpertPackPath(const std::string& store, uint32_t number) {
-  char name[32];
-  std::snprintf(name, sizeof(name), "/packs/experts-%03u.pack", number);
-  return store + name;
-}
 
 Status CreateStoreDirectory(const std::string& store) {
   std::error_code error;

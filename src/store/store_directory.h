@@ -13,7 +13,6 @@ namespace moraine {
 std::string CatalogueDirectory(const std::string& store);
 std::string PacksDirectory(const std::string& store);
 std::string DensePackPath(const std::string& store);
-std::string ExpertPackPath(const std::string& store, uint32_t number);
 
 // Makes the directory a store of this format unless it is one, durably. kFailedPrecondition if there
 // is something else in it.

@@ -93,6 +93,20 @@ class CommandsTest(unittest.TestCase):
         self.expect(FAILED, ["--layers 3", "no experts"], "bench", "make-store", store + "2",
                     "--shape", "deepseek-v3", "--layers", "3")
 
+    def test_a_striped_store_runs_like_any_other_and_names_a_missing_drive(self):
+        store, a, b = (os.path.join(self.scratch.name, name) for name in ("striped", "a", "b"))
+        for arguments, words in [(("--stripe", a), ["at least two"]),
+                                 (("--stripe", f"{a},{b}", "--weights", "1"), ["--weights", "2"])]:
+            self.expect(FAILED, words, "import", DEMO, store, "--experts", "q4", *arguments)
+        self.expect(OK, [], "import", DEMO, store, "--experts", "q4", "--stripe", f"{a},{b}",
+                    "--weights", "2,1", "--quiet")
+        self.assertTrue(os.path.exists(os.path.join(b, "experts-001.pack")))
+        result = self.expect(OK, [], "run", store, "What is 247 + 6?", "--temperature", "0",
+                             "--ram-budget", "25%", "--json", "--quiet")
+        self.assertEqual(json.loads(result.stdout)["text"], "247 + 6 = 253.")
+        os.rename(b, b + "-away")
+        self.expect(FAILED, [os.path.join(b, "experts-001.pack"), "missing"], "verify", store)
+
     def test_a_full_disk_behind_stdout_is_an_error(self):
         with open("/dev/full", "w") as full:
             self.expect(FAILED, ["standard output"], "inspect", self.store, stdout=full)
