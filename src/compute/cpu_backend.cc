@@ -121,6 +121,20 @@ void CpuBackend::SetExpertInput(const float* x, size_t x_stride, uint32_t token_
 
 void CpuBackend::RunExperts(std::span<const ExpertTask> tasks) { impl_->experts_.Run(tasks); }
 
+void CpuBackend::CombineExperts(const ExpertCombination& c) {
+  const size_t hidden = c.hidden;
+  pool().ParallelFor(c.token_count, [&](uint32_t t, uint32_t) {
+    float* sum = c.out + t * hidden;
+    std::fill(sum, sum + hidden, 0.0f);
+    for (uint32_t rank = 0; rank < c.top_k; ++rank) {
+      const size_t i = size_t{t} * c.top_k + rank;
+      const float weight = c.weights[i];
+      const float* y = c.outputs + c.rows[i] * hidden;
+      for (size_t k = 0; k < hidden; ++k) sum[k] += weight * y[k];
+    }
+  });
+}
+
 void CpuBackend::RmsNorm(const float* x, size_t x_stride, const float* weight, float epsilon,
                          uint32_t rows, uint32_t cols, float* out, size_t out_stride) {
   impl_->ForRows(rows, cols, [&](uint32_t row) {

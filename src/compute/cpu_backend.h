@@ -16,6 +16,7 @@
 #include <span>
 
 #include "compute/encoding.h"
+#include "compute/expert_kernels.h"
 #include "compute/thread_pool.h"
 
 namespace moraine {
@@ -27,27 +28,18 @@ const char* IsaName(Isa isa);
 // is an error naming the missing feature).
 Result<Isa> ChooseIsa(std::string_view override_name = "");
 
-// One routed (or shared) expert's work on some tokens of a batch:
-// output[i] = down(silu(gate(x[t_i])) * up(x[t_i])), t_i = token_rows[i].
-struct ExpertTask {
-  ExpertView weights;
-  const uint32_t* token_rows = nullptr;  // rows of the input, token_count of them
-  uint32_t token_count = 0;
-  float* output = nullptr;               // token_count x hidden floats, row-major, overwritten
-};
-
 struct AttentionShape {
   uint32_t query_heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 0;              // multiplies q.k, normally 1/sqrt(head_dim)
   uint32_t sliding_window = 0;  // 0: full causal
 };
 
-class CpuBackend {
+class CpuBackend final : public ExpertKernels {
  public:
   // max_tokens: the largest token_count of any call; sizes the scratch, after which no call
   // allocates. The pool must outlive the backend.
   CpuBackend(Isa isa, ThreadPool& pool, uint32_t max_tokens, uint32_t max_cols);
-  ~CpuBackend();
+  ~CpuBackend() override;
 
   Isa isa() const;
   ThreadPool& pool();
@@ -64,13 +56,11 @@ class CpuBackend {
   void MatMulMany(std::span<const MatMulTarget> targets, const float* x, size_t x_stride,
                   uint32_t token_count);
 
-  // Hands the MoE input of a batch over: x is token_count x hidden, row-major with x_stride; it is
-  // quantised once if `encoding` needs it. RunExperts then refers to these rows. x must stay.
+  // Parallel over experts and row panels.
   void SetExpertInput(const float* x, size_t x_stride, uint32_t token_count, uint32_t hidden,
-                      Encoding encoding);
-  // Runs the tasks together: parallel over experts and row panels. Calling it several times with
-  // parts of the tasks gives the same bits as calling it once.
-  void RunExperts(std::span<const ExpertTask> tasks);
+                      Encoding encoding) override;
+  void RunExperts(std::span<const ExpertTask> tasks) override;
+  void CombineExperts(const ExpertCombination& combination) override;
 
   // out[t] = x[t] * weight / sqrt(mean(x[t]^2) + epsilon), cols values a row, in float32 (the mean in
   // double is not needed: sums run in 16 lanes). x == out is allowed.

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace moraine {
 
@@ -11,12 +12,12 @@ uint64_t ExpertExecutor::ScratchBytes(const ModelConfig& config, uint32_t max_to
 }
 
 ExpertExecutor::ExpertExecutor(const ModelConfig& config, std::vector<ExpertLayout> layouts,
-                               ResidencyManager& residency, CpuBackend& backend,
+                               ResidencyManager& residency, ExpertKernels& kernels,
                                uint32_t max_tokens, const Clock& clock)
     : hidden_(config.hidden),
       layouts_(std::move(layouts)),
       residency_(residency),
-      backend_(backend),
+      kernels_(kernels),
       clock_(clock),
       layer_stall_ns_(config.layers.size()) {
   const size_t rows = size_t{max_tokens} * config.top_k;
@@ -27,6 +28,8 @@ ExpertExecutor::ExpertExecutor(const ModelConfig& config, std::vector<ExpertLayo
   tasks_.reserve(experts);
   task_expert_.reserve(experts);
   lookahead_.reserve(config.top_k);
+  stream_.reserve(config.expert_count);
+  streamed_.resize(config.expert_count);
   for (const uint32_t count : config.experts_per_layer()) expert_total_ += count;
   first_row_.resize(config.expert_count);
   row_count_.resize(config.expert_count);
@@ -40,14 +43,16 @@ Status ExpertExecutor::RunExperts(LayerId layer, const RoutingDecision& routing,
   const int64_t begin = clock_.NowNs();
   const int64_t stall_before = times_.stall_ns;
   GroupByExpert(routing);
+  CollectArrivals();
   OrderByResidency(layer);
-  backend_.SetExpertInput(x, hidden_, routing.token_count, hidden_,
+  kernels_.SetExpertInput(x, hidden_, routing.token_count, hidden_,
                           layouts_[layer.value()].gate_up);
   const Status status = ComputeAll(layer, routing);
   for (size_t i = 0; i < experts_.size(); ++i) leases_[i].Release();
   if (status.ok()) {
     const int64_t sum_begin = clock_.NowNs();
-    SumInRouterOrder(routing, out);
+    kernels_.CombineExperts({outputs_.data(), output_row_.data(), routing.weights, routing.token_count,
+                             routing.top_k, hidden_, out});
     times_.kernel_ns += clock_.NowNs() - sum_begin;
   }
   layer_stall_ns_[layer.value()] += times_.stall_ns - stall_before;
@@ -77,75 +82,142 @@ void ExpertExecutor::GroupByExpert(const RoutingDecision& routing) {
   }
 }
 
-// Experts that are in memory come first: leasing them pins them before a miss can evict them.
+// Experts that are in memory come first: leasing them pins them before a miss can evict them. Then those
+// that are on their way. The misses of a prompt in file order.
 void ExpertExecutor::OrderByResidency(LayerId layer) {
-  const auto resident = [&](ExpertId expert) {
+  const auto rank = [&](ExpertId expert) {
     const ExpertState state = residency_.state({layer, expert});
-    return state == ExpertState::kReady || state == ExpertState::kLeased;
+    if (state == ExpertState::kReady || state == ExpertState::kLeased) return 0;
+    return state == ExpertState::kReading ? 1 : 2;
   };
   // A stable partition without its scratch buffer: at most a few hundred experts.
   size_t kept = 0;
-  for (size_t i = 0; i < experts_.size(); ++i) {
-    if (!resident(experts_[i])) continue;
-    std::rotate(experts_.begin() + static_cast<ptrdiff_t>(kept),
-                experts_.begin() + static_cast<ptrdiff_t>(i),
-                experts_.begin() + static_cast<ptrdiff_t>(i) + 1);
-    ++kept;
+  for (int wanted = 0; wanted < 2; ++wanted) {
+    for (size_t i = kept; i < experts_.size(); ++i) {
+      if (rank(experts_[i]) != wanted) continue;
+      std::rotate(experts_.begin() + static_cast<ptrdiff_t>(kept),
+                  experts_.begin() + static_cast<ptrdiff_t>(i),
+                  experts_.begin() + static_cast<ptrdiff_t>(i) + 1);
+      ++kept;
+    }
+  }
+  if (mode_ == AcquireMode::kTransient) {
+    std::sort(experts_.begin() + static_cast<ptrdiff_t>(kept), experts_.end());
   }
   for (const ExpertId expert : experts_) {
     expert_weights_.push_back(static_cast<float>(row_count_[expert.value()]));
   }
 }
 
-void ExpertExecutor::BeginStep(AcquireMode mode) {
-  mode_ = mode;
-  if (mode != AcquireMode::kCached) {
-    // What was read ahead for a decode that has ended would only delay the prompt's reads.
-    residency_.CancelPrefetches();
-    return;
+// Adds the time of its life to a sum, that of checksums to theirs.
+class ExpertExecutor::PollTimer {
+ public:
+  PollTimer(ExpertExecutor& executor, int64_t* sum_ns)
+      : executor_(executor),
+        sum_ns_(sum_ns),
+        begin_ns_(executor.clock_.NowNs()),
+        verify_before_ns_(executor.residency_.stats().verify_ns) {}
+  ~PollTimer() {
+    const int64_t verify_ns = executor_.residency_.stats().verify_ns - verify_before_ns_;
+    executor_.times_.verify_ns += verify_ns;
+    *sum_ns_ += executor_.clock_.NowNs() - begin_ns_ - verify_ns;
   }
+
+ private:
+  ExpertExecutor& executor_;
+  int64_t* const sum_ns_;
+  const int64_t begin_ns_, verify_before_ns_;
+};
+
+void ExpertExecutor::BeginStep(AcquireMode mode) {
+  // What was read ahead for a decode that has ended would only delay the prompt's reads, and what was
+  // streamed for a prompt that was given up holds ring slots.
+  if (mode != mode_ || mode == AcquireMode::kTransient) residency_.CancelPrefetches();
+  mode_ = mode;
+  if (mode != AcquireMode::kCached) return;
   watchdog_.OnStep(residency_.stats().prefetch_issued, residency_.stats().prefetch_used);
 }
 
-bool ExpertExecutor::WantsLookahead() const {
-  return lookahead_allowed_ && !watchdog_.paused() && mode_ == AcquireMode::kCached &&
-         residency_.stats().resident < expert_total_;
+uint32_t ExpertExecutor::LookaheadDepth() const {
+  if (!lookahead_allowed_ || residency_.stats().resident == expert_total_) return 0;
+  if (mode_ == AcquireMode::kTransient) return 1;
+  return watchdog_.paused() ? 0 : 1;
 }
 
+// One layer ahead only: two layers ahead the reads came too early for what they were worth, and lost 1 to
+// 5 % in simulation at every cache size (docs/overlap.md).
 void ExpertExecutor::Speculate(const RoutingDecision& routing) {
-  if (routing.lookahead.empty()) return;
+  if (routing.lookaheads.empty()) return;
+  const RouterLookahead& ahead = routing.lookaheads.front();
   lookahead_.clear();
-  for (const uint32_t expert : routing.lookahead) lookahead_.emplace_back(expert);
-  residency_.Prefetch(routing.lookahead_layer, lookahead_, PrefetchReason::kLookahead);
+  for (uint32_t i = 0; i < routing.top_k; ++i) lookahead_.emplace_back(ahead.experts[i]);
+  residency_.Prefetch(ahead.layer, lookahead_, PrefetchReason::kLookahead);
+}
+
+// A chunk of many tokens wants most of a layer; what its lookahead names is nearly all of that.
+void ExpertExecutor::PlanStream(const RoutingDecision& routing) {
+  stream_.clear();
+  stream_next_ = 0;
+  if (routing.lookaheads.empty()) return;
+  const RouterLookahead& ahead = routing.lookaheads[0];
+  stream_layer_ = ahead.layer;
+  std::fill(streamed_.begin(), streamed_.end(), false);
+  for (size_t i = 0; i < size_t{routing.token_count} * routing.top_k; ++i) {
+    streamed_[ahead.experts[i]] = true;
+  }
+  for (uint32_t e = 0; e < streamed_.size(); ++e) {
+    if (streamed_[e]) stream_.emplace_back(e);
+  }
+}
+
+// As far as there are slots. Called again as they come free.
+void ExpertExecutor::Stream() {
+  if (stream_next_ == stream_.size()) return;
+  stream_next_ += residency_.Stream(stream_layer_, std::span(stream_).subspan(stream_next_));
+}
+
+// What was read ahead and has arrived counts as present at the lookups that follow.
+void ExpertExecutor::CollectArrivals() {
+  const PollTimer timer(*this, &times_.residency_ns);
+  residency_.Collect();
+}
+
+size_t ExpertExecutor::Poll(int64_t wait_ns) {
+  const PollTimer timer(*this, wait_ns == 0 ? &times_.residency_ns : &times_.stall_ns);
+  return residency_.Poll(wait_ns);
 }
 
 Status ExpertExecutor::ComputeAll(LayerId layer, const RoutingDecision& routing) {
   bool speculated = false;
   size_t acquired = 0, done = 0;
+  if (mode_ == AcquireMode::kTransient) PlanStream(routing);
   while (done < experts_.size()) {
     if (acquired < experts_.size()) {
+      const PollTimer timer(*this, &times_.residency_ns);
       const std::span<const ExpertId> rest = std::span(experts_).subspan(acquired);
       acquired += residency_.Acquire(layer, rest, std::span(expert_weights_).subspan(acquired),
                                      mode_, std::span(leases_).subspan(acquired, rest.size()));
     }
-    residency_.Poll(0);
-    // Only into idle time: issued beside this layer's own reads it cost a drive-bound model 7 %.
-    if (!speculated && acquired == experts_.size() && residency_.drive_idle()) {
-      Speculate(routing);
-      speculated = true;
+    size_t decided = Poll(0);
+    if (acquired == experts_.size()) {
+      const PollTimer timer(*this, &times_.residency_ns);
+      if (mode_ == AcquireMode::kTransient) {
+        Stream();
+      } else if (!std::exchange(speculated, true)) {
+        Speculate(routing);
+      }
     }
     const size_t done_before = done;
     RETURN_IF_ERROR(ComputeReady(layer, acquired, &done));
     if (done > done_before || done == experts_.size()) continue;
-    const int64_t wait_begin = clock_.NowNs();
-    const size_t decided = residency_.Poll(-1);
-    times_.stall_ns += clock_.NowNs() - wait_begin;
+    if (decided == 0 || acquired == experts_.size()) decided += Poll(-1);
     if (decided == 0 && done == acquired) {
       return ResourceExhausted(fmt::format(
           "no slot for expert {} of layer {}: all are held by reads that have not returned",
           experts_[acquired].value(), layer.value()));
     }
   }
+  if (mode_ == AcquireMode::kTransient) Stream();  // the last ones' slots are free now
   return OkStatus();
 }
 
@@ -163,25 +235,11 @@ Status ExpertExecutor::ComputeReady(LayerId layer, size_t acquired, size_t* done
   }
   if (tasks_.empty()) return OkStatus();
   const int64_t begin = clock_.NowNs();
-  backend_.RunExperts(tasks_);
+  kernels_.RunExperts(tasks_);
   times_.kernel_ns += clock_.NowNs() - begin;
   for (const uint32_t i : task_expert_) leases_[i].Release();
   *done += tasks_.size();
   return OkStatus();
-}
-
-void ExpertExecutor::SumInRouterOrder(const RoutingDecision& routing, float* out) {
-  const size_t hidden = hidden_;
-  backend_.pool().ParallelFor(routing.token_count, [&](uint32_t t, uint32_t) {
-    float* sum = out + t * hidden;
-    std::fill(sum, sum + hidden, 0.0f);
-    for (uint32_t rank = 0; rank < routing.top_k; ++rank) {
-      const size_t i = size_t{t} * routing.top_k + rank;
-      const float weight = routing.weights[i];
-      const float* y = &outputs_[output_row_[i] * hidden];
-      for (size_t c = 0; c < hidden; ++c) sum[c] += weight * y[c];
-    }
-  });
 }
 
 }  // namespace moraine

@@ -1,11 +1,11 @@
 // ExpertExecutor: the routed experts of one layer, wherever they are.
 //
 // Decode: leases for all experts of the token, misses submitted in one batch; the resident ones are
-// computed while the misses land, each missing one as it arrives. Behind them the drive reads what the
-// next layer's router probably wants (its answer to this layer's hidden state), which changes when bytes
-// arrive and never what is computed. Prefill: the same over all experts
-// that the chunk routes to, each read once, through the ring. Outputs are kept per (token, rank) and
-// summed in router order at the end, so arrival order does not change a bit.
+// computed while the misses land, each missing one as it arrives. Prefill: the same over all experts that
+// the chunk routes to, each read once, through the ring. Behind them the drive reads what the next
+// layers' routers probably want (their answer to this layer's hidden state), which changes when bytes
+// arrive and never what is computed. Outputs are kept per (token, rank) and summed in router order at
+// the end, so arrival order does not change a bit.
 //
 // Threads: the engine thread's. No allocation in RunExperts.
 #pragma once
@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "compute/cpu_backend.h"
+#include "compute/expert_kernels.h"
 #include "engine/speculation_watchdog.h"
 #include "model/decoder_model.h"
 #include "residency/residency_manager.h"
@@ -24,6 +24,8 @@ namespace moraine {
 struct ExecutorTimes {
   int64_t kernel_ns = 0;  // expert kernels and the final sum
   int64_t stall_ns = 0;   // waiting for reads with nothing to compute
+  int64_t verify_ns = 0;  // checksums of what arrived
+  int64_t residency_ns = 0;  // lookups, evictions, submitting and reaping reads
   int64_t total_ns = 0;   // all of RunExperts
 };
 
@@ -31,7 +33,7 @@ class ExpertExecutor final : public MoeExecutor {
  public:
   // layouts: one per layer (unused for dense layers). All must outlive the executor.
   ExpertExecutor(const ModelConfig& config, std::vector<ExpertLayout> layouts,
-                 ResidencyManager& residency, CpuBackend& backend, uint32_t max_tokens,
+                 ResidencyManager& residency, ExpertKernels& kernels, uint32_t max_tokens,
                  const Clock& clock = RealClock());
 
   static uint64_t ScratchBytes(const ModelConfig& config, uint32_t max_tokens);
@@ -40,7 +42,7 @@ class ExpertExecutor final : public MoeExecutor {
   void BeginStep(AcquireMode mode);
   Status RunExperts(LayerId layer, const RoutingDecision& routing, const float* x,
                     float* out) override;
-  bool WantsLookahead() const override;
+  uint32_t LookaheadDepth() const override;
   // Off: only what routers have asked for is read. On by default.
   void set_lookahead(bool on) { lookahead_allowed_ = on; }
 
@@ -52,13 +54,17 @@ class ExpertExecutor final : public MoeExecutor {
   void OrderByResidency(LayerId layer);
   Status ComputeAll(LayerId layer, const RoutingDecision& routing);
   void Speculate(const RoutingDecision& routing);
+  void PlanStream(const RoutingDecision& routing);
+  void Stream();
+  class PollTimer;
+  void CollectArrivals();
+  size_t Poll(int64_t wait_ns);
   Status ComputeReady(LayerId layer, size_t acquired, size_t* done);
-  void SumInRouterOrder(const RoutingDecision& routing, float* out);
 
   const uint32_t hidden_;
   const std::vector<ExpertLayout> layouts_;
   ResidencyManager& residency_;
-  CpuBackend& backend_;
+  ExpertKernels& kernels_;
   const Clock& clock_;
   AcquireMode mode_ = AcquireMode::kCached;
   bool lookahead_allowed_ = true;
@@ -79,6 +85,11 @@ class ExpertExecutor final : public MoeExecutor {
   std::vector<ExpertTask> tasks_;
   std::vector<uint32_t> task_expert_;  // index into experts_ of each task
   std::vector<ExpertId> lookahead_;
+  // Prefill: what the next layer will want, in file order, and how much of it has been dealt with.
+  LayerId stream_layer_;
+  std::vector<ExpertId> stream_;
+  std::vector<uint8_t> streamed_;  // by expert id: named in stream_
+  size_t stream_next_ = 0;
 };
 
 }  // namespace moraine

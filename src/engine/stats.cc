@@ -21,6 +21,8 @@ void VisitPhase(S& s, Visitor&& f) {
   f("attention_ns", s.attention_ns);
   f("expert_ns", s.expert_ns);
   f("stall_ns", s.stall_ns);
+  f("verify_ns", s.verify_ns);
+  f("residency_ns", s.residency_ns);
   f("bytes_read", s.bytes_read);
 }
 
@@ -39,8 +41,13 @@ void VisitResidency(S& s, Visitor&& f) {
   f("failed_reads", s.failed_reads);
   f("prefetch_issued", s.prefetch_issued);
   f("prefetch_used", s.prefetch_used);
+  f("prefetch_late", s.prefetch_late);
   f("prefetch_wasted", s.prefetch_wasted);
+  f("prefetch_useful_bytes", s.prefetch_useful_bytes);
+  f("prefetch_late_bytes", s.prefetch_late_bytes);
+  f("prefetch_wasted_bytes", s.prefetch_wasted_bytes);
   f("bytes_read", s.bytes_read);
+  f("verify_ns", s.verify_ns);
   f("slot_count", s.slot_count);
   f("ring_slots", s.ring_slots);
   f("resident", s.resident);
@@ -226,7 +233,8 @@ std::string PhaseText(const char* name, const PhaseStats& phase, const LookupCou
                        100 * Ratio(time, wall));
   };
   out += "  time  " + part("attention", phase.attention_ns) + part("experts", phase.expert_ns) +
-         part("stall", phase.stall_ns) + part("other", phase.other_ns()) + "\n";
+         part("stall", phase.stall_ns) + part("checksums", phase.verify_ns) +
+         part("residency", phase.residency_ns) + part("other", phase.other_ns()) + "\n";
   const double total = static_cast<double>(Total(lookups));
   const auto share = [&](const char* what, uint64_t count) {
     return fmt::format("  {} {} ({:.1f} %)", what, count,
@@ -307,6 +315,8 @@ void PhaseMetrics(const EngineStats& stats, PrometheusText* text) {
     const std::pair<const char*, int64_t> parts[] = {{"attention", phase->attention_ns},
                                                      {"experts", phase->expert_ns},
                                                      {"stall", phase->stall_ns},
+                                                     {"checksums", phase->verify_ns},
+                                                     {"residency", phase->residency_ns},
                                                      {"other", phase->other_ns()}};
     for (const auto& [part, ns] : parts) {
       text->Sample(fmt::format("{{phase=\"{}\",part=\"{}\"}}", name, part),
@@ -340,6 +350,10 @@ void ResidencyMetrics(const EngineStats& stats, PrometheusText* text) {
   text->Sample("{outcome=\"issued\"}", r.prefetch_issued);
   text->Sample("{outcome=\"used\"}", r.prefetch_used);
   text->Sample("{outcome=\"wasted\"}", r.prefetch_wasted);
+  text->Family("moraine_prefetch_bytes_total", "counter", "Bytes read ahead by outcome.");
+  text->Sample("{outcome=\"useful\"}", r.prefetch_useful_bytes);
+  text->Sample("{outcome=\"late\"}", r.prefetch_late_bytes);
+  text->Sample("{outcome=\"wasted\"}", r.prefetch_wasted_bytes);
   text->Single("moraine_experts_resident", "gauge", "Experts in memory.", r.resident);
   text->Single("moraine_experts", "gauge", "Experts of the store.", stats.expert_count);
   text->Single("moraine_expert_slots", "gauge", "Slots for experts.", r.slot_count);

@@ -1,9 +1,8 @@
 // EngineStats: where time and bytes went. One struct, one JSON form (`moraine stats --json`, /stats,
 // the end of `moraine run`), so that every figure means the same everywhere.
 //
-// A step's wall time is split into compute, stall and other: compute is time inside kernels, stall is
-// time the engine thread waited for reads with nothing to compute, other is the rest by difference, so
-// the parts sum to the wall time.
+// A step's wall time is split into what was measured (kernels, stall, checksums, residency) and other, the
+// rest by difference, so the parts sum to the wall time.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +19,12 @@ struct PhaseStats {
   int64_t wall_ns = 0;
   int64_t attention_ns = 0;  // attention blocks, norms, router, dense matrices, logits
   int64_t expert_ns = 0;     // routed expert kernels
-  int64_t stall_ns = 0;      // waiting for expert reads
-  int64_t other_ns() const { return wall_ns - attention_ns - expert_ns - stall_ns; }
+  int64_t stall_ns = 0;      // waiting for expert reads with nothing to compute
+  int64_t verify_ns = 0;     // checksums of records that arrived
+  int64_t residency_ns = 0;  // lookups, evictions, submitting and reaping reads
+  int64_t other_ns() const {
+    return wall_ns - attention_ns - expert_ns - stall_ns - verify_ns - residency_ns;
+  }
   uint64_t bytes_read = 0;   // expert records that landed
 };
 

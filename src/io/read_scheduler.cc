@@ -33,7 +33,9 @@ struct Record {
   uint32_t chunk_bytes = 0;
   uint64_t issued_bytes = 0;  // chunks were made of the bytes before this
   uint64_t done_bytes = 0;    // of completed chunks
+  uint64_t delivered_bytes = 0;  // by the device, used or not
   uint32_t live_chunks = 0;   // in flight or waiting to be reissued
+  uint64_t live_bytes = 0;    // of these chunks
   uint32_t in_flight_chunks = 0;
   int64_t enqueued_ns = 0, finished_ns = 0;
   // Of the chunk that used up its attempts.
@@ -63,9 +65,10 @@ class ReadScheduler::Impl {
 
   ReadId Enqueue(const RecordRead& read);
   void Flush();
-  void Promote(ReadId id);
+  void Promote(ReadId id, int64_t deadline_ns);
   void Cancel(ReadId id);
   size_t Poll(std::vector<ReadOutcome>* outcomes, int64_t wait_ns);
+  size_t Collect(std::vector<ReadOutcome>* outcomes);
 
   BlockReader& reader() { return *reader_; }
   bool idle() const { return active_count_ == 0; }
@@ -126,6 +129,7 @@ class ReadScheduler::Impl {
   uint32_t active_count_ = 0;
   uint32_t demand_count_ = 0, speculative_count_ = 0;  // undecided records
   uint32_t speculative_chunks_ = 0;                    // live chunks of speculative records
+  uint64_t speculative_bytes_ = 0;                     // theirs
   int64_t next_deadline_ns_ = std::numeric_limits<int64_t>::max();  // a lower bound
   int64_t busy_since_ns_ = 0;  // start of the unaccounted busy time, while was_busy_
   bool was_busy_ = false;
@@ -251,7 +255,10 @@ void ReadScheduler::Impl::IssueWaiting(ReadPriority priority, uint32_t* room) {
 void ReadScheduler::Impl::IssueQueued(ListName list, uint32_t* room) {
   const bool speculative = list == kSpeculativeQueue;
   while (lists_[list].head != kNone && *room > 0 && !free_chunks_.empty()) {
-    if (speculative && speculative_chunks_ >= options_.speculative_depth) return;
+    if (speculative && (speculative_chunks_ >= options_.speculative_depth ||
+                        speculative_bytes_ >= options_.speculative_bytes)) {
+      return;
+    }
     const uint32_t record_index = lists_[list].head;
     Record& record = records_[record_index];
     const uint32_t chunk_index = free_chunks_.back();
@@ -264,7 +271,11 @@ void ReadScheduler::Impl::IssueQueued(ListName list, uint32_t* room) {
         std::min<uint64_t>(record.chunk_bytes, record.read.length - record.issued_bytes));
     record.issued_bytes += chunk.length;
     ++record.live_chunks;
-    if (speculative) ++speculative_chunks_;
+    record.live_bytes += chunk.length;
+    if (speculative) {
+      ++speculative_chunks_;
+      speculative_bytes_ += chunk.length;
+    }
     IssueChunk(chunk_index);
     --*room;
     if (record.issued_bytes == record.read.length) Unlink(record_index);
@@ -276,7 +287,9 @@ void ReadScheduler::Impl::Flush() {
   uint32_t room = reader_->capacity() - reader_->in_flight();
   IssueWaiting(ReadPriority::kDemand, &room);
   IssueQueued(kDemandQueue, &room);
-  if (lists_[kDemandQueue].head == kNone && !HasWaiting(ReadPriority::kDemand)) {
+  const size_t demand_chunks = chunks_.size() - free_chunks_.size() - speculative_chunks_;
+  if (lists_[kDemandQueue].head == kNone && !HasWaiting(ReadPriority::kDemand) &&
+      demand_chunks <= options_.demand_beside_speculation) {
     IssueWaiting(ReadPriority::kSpeculative, &room);
     IssueQueued(kSpeculativeQueue, &room);
   }
@@ -289,13 +302,16 @@ void ReadScheduler::Impl::Flush() {
   reader_->Submit(batch_);
 }
 
-void ReadScheduler::Impl::Promote(ReadId id) {
+void ReadScheduler::Impl::Promote(ReadId id, int64_t deadline_ns) {
   const uint32_t index = IndexOf(id);
   if (index == kNone) return;
   Record& record = records_[index];
   if (!IsSpeculative(record) || record.decided || record.fate == Fate::kCancelled) return;
   record.read.priority = ReadPriority::kDemand;
+  record.read.deadline_ns = deadline_ns;
+  if (deadline_ns != 0) next_deadline_ns_ = std::min(next_deadline_ns_, deadline_ns);
   speculative_chunks_ -= record.live_chunks;
+  speculative_bytes_ -= record.live_bytes;
   --speculative_count_;
   ++demand_count_;
   if (record.list == kSpeculativeQueue) {
@@ -324,7 +340,11 @@ void ReadScheduler::Impl::CancelInFlight(uint32_t record_index) {
 void ReadScheduler::Impl::FreeChunk(uint32_t chunk_index) {
   Record& record = records_[chunks_[chunk_index].record];
   --record.live_chunks;
-  if (IsSpeculative(record)) --speculative_chunks_;
+  record.live_bytes -= chunks_[chunk_index].length;
+  if (IsSpeculative(record)) {
+    --speculative_chunks_;
+    speculative_bytes_ -= chunks_[chunk_index].length;
+  }
   free_chunks_.push_back(chunk_index);
 }
 
@@ -364,8 +384,9 @@ void ReadScheduler::Impl::Land(const BlockCompletion& completion) {
   Record& record = records_[record_index];
   --record.in_flight_chunks;
   if (completion.result > 0) {
-    (IsSpeculative(record) ? stats_.speculative_bytes : stats_.demand_bytes) +=
-        static_cast<uint32_t>(completion.result);
+    const auto bytes = static_cast<uint32_t>(completion.result);
+    (IsSpeculative(record) ? stats_.speculative_bytes : stats_.demand_bytes) += bytes;
+    record.delivered_bytes += bytes;
   }
   if (record.fate != Fate::kReading && record.fate != Fate::kTruncated) {
     FreeChunk(chunk_index);
@@ -504,7 +525,8 @@ void ReadScheduler::Impl::EmitFinished(std::vector<ReadOutcome>* outcomes) {
     CHECK(record.live_chunks == 0, "a finished record with chunks");
     if (!record.decided) Leave(&record);
     outcomes->push_back({static_cast<uint64_t>(record.generation) << 32 | index, StatusOf(record),
-                         /*buffer_released=*/true, record.finished_ns - record.enqueued_ns});
+                         /*buffer_released=*/true, record.finished_ns - record.enqueued_ns,
+                         record.delivered_bytes});
     record.active = false;
     --active_count_;
     free_records_.push_back(index);
@@ -557,6 +579,13 @@ size_t ReadScheduler::Impl::Poll(std::vector<ReadOutcome>* outcomes, int64_t wai
   return outcomes->size() - before;
 }
 
+size_t ReadScheduler::Impl::Collect(std::vector<ReadOutcome>* outcomes) {
+  const size_t before = outcomes->size();
+  ReapOnce(/*wait_ns=*/0);
+  EmitFinished(outcomes);
+  return outcomes->size() - before;
+}
+
 ReadScheduler::ReadScheduler(std::unique_ptr<BlockReader> reader,
                              const ReadSchedulerOptions& options, const Clock& clock)
     : impl_(std::make_unique<Impl>(std::move(reader), options, clock)) {}
@@ -565,10 +594,15 @@ ReadScheduler::~ReadScheduler() = default;
 BlockReader& ReadScheduler::reader() { return impl_->reader(); }
 ReadId ReadScheduler::Enqueue(const RecordRead& read) { return impl_->Enqueue(read); }
 void ReadScheduler::Flush() { impl_->Flush(); }
-void ReadScheduler::Promote(ReadId id) { impl_->Promote(id); }
+void ReadScheduler::Promote(ReadId id, int64_t deadline_ns) {
+  impl_->Promote(id, deadline_ns);
+}
 void ReadScheduler::Cancel(ReadId id) { impl_->Cancel(id); }
 size_t ReadScheduler::Poll(std::vector<ReadOutcome>* outcomes, int64_t wait_ns) {
   return impl_->Poll(outcomes, wait_ns);
+}
+size_t ReadScheduler::Collect(std::vector<ReadOutcome>* outcomes) {
+  return impl_->Collect(outcomes);
 }
 bool ReadScheduler::idle() const { return impl_->idle(); }
 uint32_t ReadScheduler::demand_in_flight() const { return impl_->demand_in_flight(); }

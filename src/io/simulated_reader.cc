@@ -83,6 +83,7 @@ class SimulatedReader final : public BlockReader {
   Random random_;
   std::vector<File> files_;
   std::vector<Pending> pending_;
+  int64_t free_at_ns_ = 0;  // when the device has moved all that was asked of it
 };
 
 Result<FileId> SimulatedReader::OpenFile(const std::string& path) {
@@ -115,6 +116,12 @@ void SimulatedReader::RollTheDice(Pending* pending) {
   const int64_t span_ns = std::max<int64_t>(0, faults.max_latency_ns - faults.min_latency_ns);
   pending->due_ns = NowNs() + faults.min_latency_ns +
                     static_cast<int64_t>(random_.Below(static_cast<uint64_t>(span_ns) + 1));
+  if (faults.bytes_per_second > 0) {
+    free_at_ns_ = std::max(pending->due_ns, free_at_ns_) +
+                  static_cast<int64_t>(1e9 * static_cast<double>(read.length) /
+                                       static_cast<double>(faults.bytes_per_second));
+    pending->due_ns = free_at_ns_;
+  }
   pending->length = read.length;
 
   const int32_t scripted = faults.script ? faults.script(read) : kLetTheDiceDecide;

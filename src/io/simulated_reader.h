@@ -18,6 +18,8 @@ struct SimulatedFaults {
   double short_read_probability = 0;               // fewer bytes, aligned down
   double corruption_probability = 0;               // one bit flipped
   int64_t min_latency_ns = 0, max_latency_ns = 0;  // uniform
+  // The device moves one read after another at this rate, behind their latencies; 0: no limit.
+  uint64_t bytes_per_second = 0;
   // Called for each read before the dice; returns a result to force (bytes or -errno), or 1 << 30
   // to let the dice decide. For scripted faults: "EIO for ever at this offset".
   std::function<int32_t(const BlockRead&)> script;

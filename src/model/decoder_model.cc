@@ -11,6 +11,8 @@ namespace {
 // Rows of logits that are computed at a time when all positions are asked for: the vocabulary is
 // large, so this bounds the scratch (32 x 151,936 floats are 19 MB).
 constexpr uint32_t kLogitRows = 32;
+// Tokens whose lookahead is computed at a time, which bounds its scratch.
+constexpr uint32_t kLookaheadRows = 32;
 
 void AddBias(float* x, size_t stride, std::span<const float> bias, uint32_t rows) {
   if (bias.empty()) return;
@@ -59,8 +61,10 @@ uint64_t DecoderModel::ScratchBytes(const ModelConfig& c, uint32_t max_tokens) {
     }
   }
   const uint64_t q = uint64_t{c.query_heads} * c.head_dim;
-  const uint64_t row = 3 * c.hidden + 2 * q + 2 * dense + c.head_dim + c.expert_count + 2 * c.top_k;
-  return sizeof(float) * (row * max_tokens +
+  const uint64_t row = 3 * c.hidden + 2 * q + 2 * dense + c.head_dim + c.expert_count +
+                       (2 + kMaxLookahead) * c.top_k;
+  const uint64_t lookahead_row = c.hidden + c.expert_count + c.top_k;
+  return sizeof(float) * (row * max_tokens + lookahead_row * std::min(max_tokens, kLookaheadRows) +
                           uint64_t{c.vocab_size} * std::min(max_tokens, kLogitRows));
 }
 
@@ -117,9 +121,11 @@ DecoderModel::DecoderModel(const ModelConfig& config, const DenseSource& weights
   router_logits_.resize(n * config.expert_count);
   routing_weights_.resize(n * config.top_k);
   routing_experts_.resize(n * config.top_k);
-  lookahead_normed_.resize(config.hidden);
+  const size_t lookahead_rows = std::min<size_t>(n, kLookaheadRows);
+  lookahead_normed_.resize(lookahead_rows * config.hidden);
+  lookahead_logits_.resize(lookahead_rows * config.expert_count);
   lookahead_weights_.resize(config.top_k);
-  lookahead_experts_.resize(config.top_k);
+  lookahead_experts_.resize(kMaxLookahead * n * config.top_k);
   logits_.resize(size_t{config.vocab_size} * std::min<size_t>(n, kLogitRows));
 }
 
@@ -213,7 +219,7 @@ Status DecoderModel::RunFeedForward(const Layer& layer, uint32_t index, uint32_t
     routing.top_k = config_.top_k;
     routing.experts = routing_experts_.data();
     routing.weights = routing_weights_.data();
-    if (token_count == 1 && executor.WantsLookahead()) LookAhead(index, &routing);
+    LookAhead(index, std::min(executor.LookaheadDepth(), kMaxLookahead), &routing);
     RETURN_IF_ERROR(
         executor.RunExperts(LayerId(index), routing, normed_.data(), block_out_.data()));
   } else {
@@ -238,24 +244,33 @@ void DecoderModel::Route(const MatrixView& router, uint32_t token_count) {
   }
 }
 
-// The residual stream changes little from layer to layer, so the next router, with its own norm, can be
-// asked before this layer's experts have run.
-void DecoderModel::LookAhead(uint32_t index, RoutingDecision* routing) {
-  uint32_t next = index + 1;
-  while (next < layers_.size() &&
-         config_.layers[next].feed_forward != FeedForwardKind::kMoe) {
-    ++next;
+// The residual stream changes little from layer to layer, so the next routers, with their own norms, can
+// be asked before this layer's experts have run.
+void DecoderModel::LookAhead(uint32_t index, uint32_t depth, RoutingDecision* routing) {
+  uint32_t found = 0;
+  for (uint32_t layer = index + 1; layer < layers_.size() && found < depth; ++layer) {
+    if (config_.layers[layer].feed_forward != FeedForwardKind::kMoe) continue;
+    uint32_t* const experts =
+        &lookahead_experts_[found * lookahead_experts_.size() / kMaxLookahead];
+    LookAheadTo(layer, routing->token_count, experts);
+    lookaheads_[found++] = {LayerId(layer), experts};
   }
-  if (next == layers_.size()) return;
-  const uint32_t hidden = config_.hidden;
-  backend_.RmsNorm(hidden_.data(), hidden, layers_[next].mlp_norm.data(),
-                   config_.rms_norm_epsilon, 1, hidden, lookahead_normed_.data(), hidden);
-  backend_.MatMul(layers_[next].router, lookahead_normed_.data(), hidden, 1,
-                  router_logits_.data(), config_.expert_count);
-  RouteToken(router_logits_.data(), config_.expert_count, config_.top_k, false,
-             lookahead_experts_.data(), lookahead_weights_.data());
-  routing->lookahead_layer = LayerId(next);
-  routing->lookahead = lookahead_experts_;
+  routing->lookaheads = {lookaheads_, found};
+}
+
+void DecoderModel::LookAheadTo(uint32_t layer, uint32_t token_count, uint32_t* experts) {
+  const uint32_t hidden = config_.hidden, top_k = config_.top_k;
+  for (uint32_t t = 0; t < token_count; t += kLookaheadRows) {
+    const uint32_t rows = std::min(kLookaheadRows, token_count - t);
+    backend_.RmsNorm(&hidden_[size_t{t} * hidden], hidden, layers_[layer].mlp_norm.data(),
+                     config_.rms_norm_epsilon, rows, hidden, lookahead_normed_.data(), hidden);
+    backend_.MatMul(layers_[layer].router, lookahead_normed_.data(), hidden, rows,
+                    lookahead_logits_.data(), config_.expert_count);
+    for (uint32_t i = 0; i < rows; ++i) {
+      RouteToken(&lookahead_logits_[size_t{i} * config_.expert_count], config_.expert_count, top_k,
+                 /*normalize=*/false, &experts[size_t{t + i} * top_k], lookahead_weights_.data());
+    }
+  }
 }
 
 void DecoderModel::EmitLogits(uint32_t first_position, uint32_t token_count,

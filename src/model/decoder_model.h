@@ -25,15 +25,22 @@
 
 namespace moraine {
 
+inline constexpr uint32_t kMaxLookahead = 2;
+
+struct RouterLookahead {
+  LayerId layer;
+  const uint32_t* experts = nullptr;  // token_count x top_k, best first
+};
+
 // What the router of one layer decided for a chunk.
 struct RoutingDecision {
   uint32_t token_count = 0, top_k = 0;
   const uint32_t* experts = nullptr;  // token_count x top_k, best first, distinct per token
   const float* weights = nullptr;     // token_count x top_k
-  // Decode only: what the router of `lookahead_layer` makes of this layer's hidden state, best first.
-  // A guess at what that layer will need, right 70 to 90 times in 100; empty if not asked for.
-  LayerId lookahead_layer;
-  std::span<const uint32_t> lookahead;
+  // What the routers of the next MoE layers make of this layer's hidden state, nearest first: guesses at
+  // what those layers will need, right 70 to 90 times in 100 one layer ahead. As many as the executor
+  // wants and the model has.
+  std::span<const RouterLookahead> lookaheads;
 };
 
 // Computes the routed experts of one layer. Implemented by the engine.
@@ -44,8 +51,9 @@ class MoeExecutor {
   // hidden floats each, row-major, overwritten.
   virtual Status RunExperts(LayerId layer, const RoutingDecision& routing, const float* x,
                             float* out) = 0;
-  // Would a lookahead be used now? It costs the model a router's matrix a layer.
-  virtual bool WantsLookahead() const { return false; }
+  // How many layers ahead the routers shall be asked now, at most kMaxLookahead. Each costs the model a
+  // router's matrix a layer.
+  virtual uint32_t LookaheadDepth() const { return 0; }
 };
 
 class DecoderModel {
@@ -86,7 +94,8 @@ class DecoderModel {
   Status RunFeedForward(const Layer& layer, uint32_t index, uint32_t token_count,
                         MoeExecutor& executor);
   void Route(const MatrixView& router, uint32_t token_count);
-  void LookAhead(uint32_t index, RoutingDecision* routing);
+  void LookAhead(uint32_t index, uint32_t depth, RoutingDecision* routing);
+  void LookAheadTo(uint32_t layer, uint32_t token_count, uint32_t* experts);
   void EmitLogits(uint32_t first_position, uint32_t token_count, const ForwardOptions& options);
 
   const ModelConfig config_;
@@ -99,9 +108,9 @@ class DecoderModel {
   std::vector<float> hidden_, normed_, q_, attention_out_, block_out_, gate_, up_;
   std::vector<float> cos_, sin_, router_logits_, routing_weights_, logits_;
   std::vector<uint32_t> routing_experts_;
-  // One token each.
-  std::vector<float> lookahead_normed_, lookahead_weights_;
-  std::vector<uint32_t> lookahead_experts_;
+  std::vector<float> lookahead_normed_, lookahead_logits_, lookahead_weights_;  // kLookaheadRows
+  std::vector<uint32_t> lookahead_experts_;  // kMaxLookahead x max_tokens
+  RouterLookahead lookaheads_[kMaxLookahead];
 };
 
 // Softmax over all experts, then the top k, best first (lower index first on a tie), renormalised to

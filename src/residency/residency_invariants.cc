@@ -9,7 +9,7 @@ namespace moraine {
 //  3. ready: no lease; leased: some. Neither is under DMA nor failed; reading and draining are under
 //     DMA; draining has failed. Nothing is reserved or evicting.
 //  4. The policy knows the ready and leased experts in cache slots, and no others; no unleased expert
-//     sits in the ring.
+//     sits in the ring but those streamed there ahead of their layer.
 //  5. Only reading and ready experts without leases count as speculative; every prefetch is used,
 //     wasted or still speculative.
 //  6. Slots of unmapped segments are retired, of mapped ones open, of closing ones not open.
@@ -18,12 +18,13 @@ void ResidencyManager::Impl::CheckInvariants() const {
   slots_.CheckInvariants();
   CheckSegments();
   CHECK(reserved_.empty(), "a reserved expert between calls");
-  uint64_t resident = 0, speculative = 0, leases = 0, in_slots = 0;
+  uint64_t resident = 0, speculative = 0, leases = 0, in_slots = 0, streamed = 0;
   LookupCounters sum;
   for (const Expert& expert : experts_) {
     CheckExpert(expert);
     resident += expert.state == ExpertState::kReady || expert.state == ExpertState::kLeased;
     speculative += expert.speculative;
+    streamed += expert.state == ExpertState::kReady && slots_[expert.slot].role == SlotRole::kRing;
     in_slots += expert.slot != kNoSlot;
     sum.hit += expert.counters.hit;
     sum.cold_miss += expert.counters.cold_miss;
@@ -36,6 +37,7 @@ void ResidencyManager::Impl::CheckInvariants() const {
   }
   CHECK(in_slots == 0, "a slot's expert is elsewhere");
   CHECK(resident == stats_.resident, "the resident count is wrong");
+  CHECK(streamed == streamed_, "the count of streamed experts is wrong");
   CHECK(leases == slot_leases_, "the lease count is wrong");
   CHECK(stats_.prefetch_issued == stats_.prefetch_used + stats_.prefetch_wasted + speculative,
         "a prefetch is neither used, wasted nor open");
@@ -92,8 +94,8 @@ void ResidencyManager::Impl::CheckExpert(const Expert& expert) const {
         "of experts with a slot only those draining have failed");
   CHECK(expert.in_policy == (resident && slot.role == SlotRole::kCache),
         "the policy knows what it should not, or does not know what it should");
-  CHECK(expert.state != ExpertState::kReady || slot.role == SlotRole::kCache,
-        "an unleased expert stays in the ring");
+  CHECK(expert.state != ExpertState::kReady || slot.role == SlotRole::kCache || expert.speculative,
+        "an unleased expert stays in the ring that was not streamed there");
   CHECK(!expert.speculative ||
             (slot.lease_count == 0 && expert.state != ExpertState::kDraining),
         "a demanded expert counts as speculative");

@@ -79,6 +79,7 @@ size_t ResidencyManager::Impl::Acquire(LayerId layer, std::span<const ExpertId> 
   CHECK(leases.size() >= ids.size(), "one lease for each expert");
   visiting_ = layer;
   NameInCall(layer, ids);
+  GiveUpUnwanted(layer);
   LookupCounters& totals = mode == AcquireMode::kCached ? stats_.decode : stats_.prefill;
   size_t given = 0;
   for (; given < ids.size(); ++given) {
@@ -100,21 +101,35 @@ size_t ResidencyManager::Impl::Acquire(LayerId layer, std::span<const ExpertId> 
     }
     leases[given] = std::move(lease);
   }
-  GiveUpUnwanted(layer);
   FlushReads();
   return given;
 }
 
-// The router has spoken: what its lookahead guessed wrongly and has not landed is given up.
+// The router has spoken: what its lookahead guessed wrongly and has not landed is given up, and what was
+// streamed for nothing leaves the ring.
 void ResidencyManager::Impl::GiveUpUnwanted(LayerId layer) {
-  if (scheduler_.speculative_pending() == 0) return;
-  for (const SlotIndex index : slots_.in_flight()) {
-    if (slots_[index].expert == kNoExpert) continue;
-    const Expert& expert = experts_[slots_[index].expert];
-    if (expert.speculative && expert.key.layer == layer && expert.call != call_) {
-      scheduler_.Cancel(slots_[index].read);
+  if (scheduler_.speculative_pending() > 0) {
+    for (const SlotIndex index : slots_.in_flight()) {
+      if (slots_[index].expert == kNoExpert) continue;
+      const Expert& expert = experts_[slots_[index].expert];
+      if (expert.speculative && expert.key.layer == layer && expert.call != call_) {
+        scheduler_.Cancel(slots_[index].read);
+      }
     }
   }
+  for (uint32_t i = first_expert_[layer.value()]; streamed_ > 0 && i < first_expert_[layer.value() + 1];
+       ++i) {
+    if (experts_[i].call != call_) DropStreamed(&experts_[i]);
+  }
+}
+
+bool ResidencyManager::Impl::DropStreamed(Expert* expert) {
+  const bool waits_in_ring = expert->state == ExpertState::kReady &&
+                             slots_[expert->slot].role == SlotRole::kRing;
+  if (!waits_in_ring) return false;
+  --streamed_;
+  RetireFromRing(expert);
+  return true;
 }
 
 // Makes the expert's slot count one more lease, starting a read if there is none. False if there is
@@ -126,6 +141,10 @@ bool ResidencyManager::Impl::Hold(Expert* expert, AcquireMode mode,
     case ExpertState::kReady:
       *kind = expert->speculative ? &LookupCounters::prefetch_hit : &LookupCounters::hit;
       Transition(&expert->state, ExpertState::kLeased);
+      streamed_ -= slots_[expert->slot].role == SlotRole::kRing;
+      if (expert->speculative) {
+        NoLongerSpeculative(expert, Speculation::kUseful, expert->location.bytes);
+      }
       break;
     case ExpertState::kLeased:
       *kind = &LookupCounters::hit;
@@ -134,7 +153,10 @@ bool ResidencyManager::Impl::Hold(Expert* expert, AcquireMode mode,
       *kind = &LookupCounters::in_flight_miss;
       // No effect on a demand read, nor on one that is being cancelled: that is read again when the
       // device has let go.
-      scheduler_.Promote(slots_[expert->slot].read);
+      scheduler_.Promote(slots_[expert->slot].read, DemandDeadline());
+      if (expert->speculative) {
+        NoLongerSpeculative(expert, Speculation::kLate, expert->location.bytes);
+      }
       break;
     case ExpertState::kAbsent: {
       const SlotIndex slot = TakeSlot(IndexOf(expert->key), mode);
@@ -150,7 +172,6 @@ bool ResidencyManager::Impl::Hold(Expert* expert, AcquireMode mode,
     case ExpertState::kEvicting:
       CHECK(false, "reserved and evicting do not outlast a call");
   }
-  if (expert->speculative) NoLongerSpeculative(expert, /*used=*/true);
   ++slots_[expert->slot].lease_count;
   ++slot_leases_;
   return true;
@@ -176,6 +197,12 @@ SlotIndex ResidencyManager::Impl::TakeSlot(uint32_t expert_index, AcquireMode mo
   }
   // In decode only when every cache slot is leased or under DMA.
   if (slot == kNoSlot) slot = slots_.Take(SlotRole::kRing, expert_index);
+  // Demand before speculation: what was streamed for another layer (or for a step that was given up, and
+  // landed before its cancellation) makes room.
+  for (size_t i = 0; slot == kNoSlot && streamed_ > 0 && i < experts_.size(); ++i) {
+    if (experts_[i].call == call_ || !DropStreamed(&experts_[i])) continue;
+    slot = slots_.Take(SlotRole::kRing, expert_index);
+  }
   return slot;
 }
 
@@ -183,8 +210,6 @@ size_t ResidencyManager::Impl::Prefetch(LayerId layer, std::span<const ExpertId>
                                         PrefetchReason reason) {
   NameInCall(layer, ids);
   size_t queued = 0;
-  // Reads that nobody has leased cannot be evicted; one layer's worth of slots stays out of them, so
-  // that the next Acquire never finds all slots under DMA.
   uint32_t unleased_reads = UnleasedCacheReads();
   for (ExpertId id : ids) {
     if (unleased_reads + top_k_ >= slots_.open_count(SlotRole::kCache)) break;
@@ -192,14 +217,38 @@ size_t ResidencyManager::Impl::Prefetch(LayerId layer, std::span<const ExpertId>
     if (expert.state != ExpertState::kAbsent) continue;
     const SlotIndex slot = TakeSlotForSpeculation(IndexOf(expert.key), reason);
     if (slot == kNoSlot) continue;
-    StartRead(&expert, slot, ReadPriority::kSpeculative);
-    expert.speculative = true;
-    ++stats_.prefetch_issued;
+    StartSpeculation(&expert, slot);
     ++unleased_reads;
     ++queued;
   }
   FlushReads();
   return queued;
+}
+
+size_t ResidencyManager::Impl::Stream(LayerId layer, std::span<const ExpertId> ids) {
+  NameInCall(layer, ids);
+  size_t dealt_with = 0;
+  uint32_t unleased_reads = UnleasedCacheReads();
+  for (; dealt_with < ids.size(); ++dealt_with) {
+    Expert& expert = experts_[IndexOf({layer, ids[dealt_with]})];
+    if (expert.state != ExpertState::kAbsent) continue;
+    SlotIndex slot = kNoSlot;
+    if (unleased_reads + top_k_ < cache_slots_) {
+      slot = slots_.Take(SlotRole::kCache, IndexOf(expert.key));
+      unleased_reads += slot != kNoSlot;
+    }
+    if (slot == kNoSlot) slot = slots_.Take(SlotRole::kRing, IndexOf(expert.key));
+    if (slot == kNoSlot) break;
+    StartSpeculation(&expert, slot);
+  }
+  FlushReads();
+  return dealt_with;
+}
+
+void ResidencyManager::Impl::StartSpeculation(Expert* expert, SlotIndex slot) {
+  StartRead(expert, slot, ReadPriority::kSpeculative);
+  expert->speculative = true;
+  ++stats_.prefetch_issued;
 }
 
 SlotIndex ResidencyManager::Impl::TakeSlotForSpeculation(uint32_t expert_index,
@@ -217,6 +266,8 @@ SlotIndex ResidencyManager::Impl::TakeSlotForSpeculation(uint32_t expert_index,
   return slots_.Take(SlotRole::kCache, expert_index);
 }
 
+// Reads that nobody has leased cannot be evicted; speculation leaves one layer's worth of slots out of
+// them, so that the next Acquire never finds all slots under DMA.
 uint32_t ResidencyManager::Impl::UnleasedCacheReads() const {
   uint32_t count = 0;
   for (SlotIndex index : slots_.in_flight()) {
@@ -240,12 +291,13 @@ void ResidencyManager::Impl::ReadInto(const Expert& expert, ReadPriority priorit
   read.length = expert.location.bytes;
   read.buffer = slots_[expert.slot].data;
   read.priority = priority;
-  // Speculation waits for an idle drive, however long; the scheduler learns a deadline only here, so
-  // a promoted read has none.
-  if (priority == ReadPriority::kDemand && read_deadline_ns_ > 0) {
-    read.deadline_ns = clock_.NowNs() + read_deadline_ns_;
-  }
+  // Speculation waits for an idle drive, however long; its deadline comes with the demand.
+  if (priority == ReadPriority::kDemand) read.deadline_ns = DemandDeadline();
   slots_.BeginDma(expert.slot, scheduler_.Enqueue(read));
+}
+
+int64_t ResidencyManager::Impl::DemandDeadline() const {
+  return read_deadline_ns_ > 0 ? clock_.NowNs() + read_deadline_ns_ : 0;
 }
 
 void ResidencyManager::Impl::FlushReads() {
@@ -257,6 +309,10 @@ void ResidencyManager::Impl::FlushReads() {
 void ResidencyManager::Impl::CancelPrefetches() {
   for (SlotIndex index : slots_.in_flight()) {
     if (experts_[slots_[index].expert].speculative) scheduler_.Cancel(slots_[index].read);
+  }
+  for (Expert& expert : experts_) {
+    if (streamed_ == 0) break;
+    DropStreamed(&expert);
   }
 }
 
@@ -273,6 +329,12 @@ size_t ResidencyManager::Impl::Poll(int64_t wait_ns) {
   }
 }
 
+void ResidencyManager::Impl::Collect() {
+  outcomes_.clear();
+  scheduler_.Collect(&outcomes_);
+  for (const ReadOutcome& outcome : outcomes_) Decide(outcome);
+}
+
 // Returns what Poll counts: the leases that waited; 1 for a read that nobody waited for and for a
 // slot that has drained; 0 if the record is read again.
 size_t ResidencyManager::Impl::Decide(const ReadOutcome& outcome) {
@@ -282,7 +344,7 @@ size_t ResidencyManager::Impl::Decide(const ReadOutcome& outcome) {
   Expert& expert = experts_[slot.expert];
   const size_t waiting = std::max(slot.lease_count, 1u);
   if (!outcome.buffer_released) {
-    Fail(&expert, outcome.status, ExpertState::kDraining);
+    Fail(&expert, outcome.status, ExpertState::kDraining, outcome.delivered_bytes);
     return waiting;
   }
   slots_.EndDma(index);
@@ -296,7 +358,7 @@ size_t ResidencyManager::Impl::Decide(const ReadOutcome& outcome) {
     ReadAgain(&expert);  // demanded after it was given up
     return 0;
   }
-  Fail(&expert, outcome.status, ExpertState::kAbsent);
+  Fail(&expert, outcome.status, ExpertState::kAbsent, outcome.delivered_bytes);
   return waiting;
 }
 
@@ -304,8 +366,10 @@ size_t ResidencyManager::Impl::Decide(const ReadOutcome& outcome) {
 size_t ResidencyManager::Impl::DecideRead(SlotIndex index, Expert* expert) {
   const size_t waiting = std::max(slots_[index].lease_count, 1u);
   stats_.bytes_read += expert->location.bytes;
+  const int64_t verify_begin_ns = clock_.NowNs();
   const Status verified =
       source_.Verify(expert->key, {slots_[index].data, expert->location.bytes});
+  stats_.verify_ns += clock_.NowNs() - verify_begin_ns;
   if (verified.ok()) {
     Ready(expert);
   } else if (!expert->reread) {
@@ -315,7 +379,7 @@ size_t ResidencyManager::Impl::DecideRead(SlotIndex index, Expert* expert) {
   } else {
     quarantine_.emplace(IndexOf(expert->key), verified);
     ++stats_.quarantined;
-    Fail(expert, verified, ExpertState::kQuarantined);
+    Fail(expert, verified, ExpertState::kQuarantined, expert->location.bytes);
   }
   return waiting;
 }
@@ -333,7 +397,11 @@ void ResidencyManager::Impl::Ready(Expert* expert) {
   if (slot.lease_count > 0) {
     Transition(&expert->state, ExpertState::kLeased);
   } else if (slot.role == SlotRole::kRing) {
-    RetireFromRing(expert);  // its leases were released while it was read
+    if (expert->speculative) {
+      ++streamed_;
+    } else {
+      RetireFromRing(expert);  // its leases were released while it was read
+    }
   }
 }
 
@@ -345,14 +413,17 @@ Status ResidencyManager::Impl::Describe(const Expert& expert, const Status& stat
 
 // The leases that wait have failed. next: absent or quarantined (the slot is theirs until they are
 // released), or draining (the slot stays the expert's until the device lets go).
-void ResidencyManager::Impl::Fail(Expert* expert, const Status& status, ExpertState next) {
+void ResidencyManager::Impl::Fail(Expert* expert, const Status& status, ExpertState next,
+                                  uint64_t delivered_bytes) {
   Slot& slot = slots_[expert->slot];
   if (slot.lease_count > 0 || next == ExpertState::kDraining) {
     // Verify's message names the record already.
     slot.failure = next == ExpertState::kQuarantined ? status : Describe(*expert, status);
   }
   stats_.failed_reads += status.code() != StatusCode::kCancelled;
-  if (expert->speculative) NoLongerSpeculative(expert, /*used=*/false);
+  if (expert->speculative) {
+    NoLongerSpeculative(expert, Speculation::kWasted, delivered_bytes);
+  }
   Transition(&expert->state, next);
   if (next != ExpertState::kDraining) Detach(expert);
 }
@@ -368,7 +439,9 @@ void ResidencyManager::Impl::Detach(Expert* expert) {
 void ResidencyManager::Impl::Evict(Expert* expert) {
   Transition(&expert->state, ExpertState::kEvicting);
   --stats_.resident;
-  if (expert->speculative) NoLongerSpeculative(expert, /*used=*/false);
+  if (expert->speculative) {
+    NoLongerSpeculative(expert, Speculation::kWasted, expert->location.bytes);
+  }
   if (std::exchange(expert->in_policy, false)) policy_->OnEvict(expert->key);
   Transition(&expert->state, ExpertState::kAbsent);
   Detach(expert);
@@ -398,9 +471,15 @@ void ResidencyManager::Impl::RetireFromRing(Expert* expert) {
   EnterPolicy(expert);
 }
 
-void ResidencyManager::Impl::NoLongerSpeculative(Expert* expert, bool used) {
+void ResidencyManager::Impl::NoLongerSpeculative(Expert* expert, Speculation outcome,
+                                                 uint64_t bytes) {
   expert->speculative = false;
-  ++(used ? stats_.prefetch_used : stats_.prefetch_wasted);
+  stats_.prefetch_used += outcome != Speculation::kWasted;
+  stats_.prefetch_late += outcome == Speculation::kLate;
+  stats_.prefetch_wasted += outcome == Speculation::kWasted;
+  (outcome == Speculation::kUseful ? stats_.prefetch_useful_bytes
+   : outcome == Speculation::kLate ? stats_.prefetch_late_bytes
+                                   : stats_.prefetch_wasted_bytes) += bytes;
 }
 
 // --- Leases -------------------------------------------------------------------------------------
@@ -492,14 +571,18 @@ size_t ResidencyManager::Prefetch(LayerId layer, std::span<const ExpertId> exper
                                   PrefetchReason reason) {
   return impl_->Prefetch(layer, experts, reason);
 }
-bool ResidencyManager::drive_idle() const { return impl_->drive_idle(); }
+size_t ResidencyManager::Stream(LayerId layer, std::span<const ExpertId> experts) {
+  return impl_->Stream(layer, experts);
+}
 void ResidencyManager::CancelPrefetches() { impl_->CancelPrefetches(); }
 size_t ResidencyManager::Poll(int64_t wait_ns) { return impl_->Poll(wait_ns); }
 Status ResidencyManager::SetSlotTarget(uint32_t slots) { return impl_->SetSlotTarget(slots); }
 bool ResidencyManager::AdvanceResize(uint64_t work_bytes) {
   return impl_->AdvanceResize(work_bytes);
 }
+void ResidencyManager::Collect() { impl_->Collect(); }
 ExpertState ResidencyManager::state(ExpertKey key) const { return impl_->At(key).state; }
+uint64_t ResidencyManager::leases() const { return impl_->leases(); }
 const ResidencyStats& ResidencyManager::stats() const { return impl_->stats(); }
 const LookupCounters& ResidencyManager::counters(ExpertKey key) const {
   return impl_->At(key).counters;

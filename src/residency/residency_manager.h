@@ -109,8 +109,13 @@ struct LookupCounters {
 struct ResidencyStats {
   LookupCounters decode, prefill;  // kCached and kTransient lookups
   uint64_t evictions = 0, quarantined = 0, failed_reads = 0;
-  uint64_t prefetch_issued = 0, prefetch_used = 0, prefetch_wasted = 0;  // experts
+  // Experts read ahead. Each becomes used or wasted: used are those that a lookup named, either when
+  // they were ready (useful) or while they were still being read (late).
+  uint64_t prefetch_issued = 0, prefetch_used = 0, prefetch_late = 0, prefetch_wasted = 0;
+  // Their records' bytes; of reads given up, what the drive had delivered by then.
+  uint64_t prefetch_useful_bytes = 0, prefetch_late_bytes = 0, prefetch_wasted_bytes = 0;
   uint64_t bytes_read = 0;
+  int64_t verify_ns = 0;  // checksums, within Poll
   uint32_t slot_count = 0, ring_slots = 0, resident = 0;
   // What SetSlotTarget asked for; slots that no longer count and whose memory was still held after
   // the last AdvanceResize.
@@ -137,18 +142,24 @@ class ResidencyManager {
   // lease held, it is always all of them, slots still draining aside.
   size_t Acquire(LayerId layer, std::span<const ExpertId> experts, std::span<const float> weights,
                  AcquireMode mode, std::span<Lease> leases);
-  // Speculation: reads absent experts at low priority, into free slots or over other layers' experts:
+  // Speculation: reads absent experts at low priority. Into free slots or over other layers' experts:
   // from heat alone those that the policy does not prefer to them, from a lookahead those that are not
   // hot. Returns how many reads were queued. Reads that a layer's Acquire then does not
   // name, and that have not landed, are given up.
   size_t Prefetch(LayerId layer, std::span<const ExpertId> experts, PrefetchReason reason);
-  // No demand read is queued or in flight: the drive has time for speculation.
-  bool drive_idle() const;
-  // Gives up speculation that has not landed (a new request, another routing).
+  // Speculation of a prefill: as Prefetch, but into free slots only, the ring's included, where the
+  // experts stay until their layer's Acquire. Returns how many of `experts`, from the first on, are
+  // present or being read: fewer than all when there is no free slot now.
+  size_t Stream(LayerId layer, std::span<const ExpertId> experts);
+  // Gives up speculation that has not landed, and streamed experts that nobody asked for (a new request,
+  // another routing).
   void CancelPrefetches();
   // Drives the reads. wait_ns as in ReadScheduler::Poll; returns the number of leases and prefetches
   // decided.
   size_t Poll(int64_t wait_ns);
+  // Takes in what has arrived and issues nothing: before the lookups of a layer, whose misses must not
+  // queue behind speculation that was issued a moment earlier.
+  void Collect();
 
   // How many slots there shall be; takes effect by AdvanceResize. kInvalidArgument naming the limit
   // below the minimum and above max_slot_count.
@@ -160,6 +171,7 @@ class ResidencyManager {
   bool AdvanceResize(uint64_t work_bytes);
 
   ExpertState state(ExpertKey key) const;
+  uint64_t leases() const;  // held now
   const ResidencyStats& stats() const;
   const LookupCounters& counters(ExpertKey key) const;  // decode and prefill together
   EvictionPolicy& policy();

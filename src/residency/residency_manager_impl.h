@@ -43,9 +43,10 @@ class ResidencyManager::Impl {
   size_t Acquire(LayerId layer, std::span<const ExpertId> ids, std::span<const float> weights,
                  AcquireMode mode, std::span<Lease> leases, ResidencyManager* manager);
   size_t Prefetch(LayerId layer, std::span<const ExpertId> ids, PrefetchReason reason);
-  bool drive_idle() const { return scheduler_.demand_in_flight() == 0; }
+  size_t Stream(LayerId layer, std::span<const ExpertId> ids);
   void CancelPrefetches();
   size_t Poll(int64_t wait_ns);
+  void Collect();
 
   Lease::State LeaseState(SlotIndex slot, uint32_t generation) const;
   const std::byte* LeaseData(SlotIndex slot, uint32_t generation) const;
@@ -54,6 +55,7 @@ class ResidencyManager::Impl {
 
   const Expert& At(ExpertKey key) const { return experts_[IndexOf(key)]; }
   const ResidencyStats& stats() const { return stats_; }
+  uint64_t leases() const { return slot_leases_ + quarantine_leases_; }
   EvictionPolicy& policy() { return *policy_; }
   void CheckInvariants() const;
 
@@ -104,9 +106,11 @@ class ResidencyManager::Impl {
   bool Hold(Expert* expert, AcquireMode mode, uint64_t LookupCounters::** kind);
   SlotIndex TakeSlot(uint32_t expert_index, AcquireMode mode);
   SlotIndex TakeSlotForSpeculation(uint32_t expert_index, PrefetchReason reason);
+  void StartSpeculation(Expert* expert, SlotIndex slot);
   void GiveUpUnwanted(LayerId layer);
   void StartRead(Expert* expert, SlotIndex slot, ReadPriority priority);
   void ReadInto(const Expert& expert, ReadPriority priority);
+  int64_t DemandDeadline() const;
   void FlushReads();
   // Poll.
   size_t Decide(const ReadOutcome& outcome);
@@ -114,12 +118,14 @@ class ResidencyManager::Impl {
   void ReadAgain(Expert* expert);
   void Ready(Expert* expert);
   Status Describe(const Expert& expert, const Status& status) const;
-  void Fail(Expert* expert, const Status& status, ExpertState next);
+  void Fail(Expert* expert, const Status& status, ExpertState next, uint64_t delivered_bytes);
   // Leaving.
   void Detach(Expert* expert);
   void Evict(Expert* expert);
   void RetireFromRing(Expert* expert);
-  void NoLongerSpeculative(Expert* expert, bool used);
+  enum class Speculation : uint8_t { kUseful, kLate, kWasted };
+  void NoLongerSpeculative(Expert* expert, Speculation outcome, uint64_t bytes);
+  bool DropStreamed(Expert* expert);
   void EnterPolicy(Expert* expert);
   uint32_t UnleasedCacheReads() const;
   // Resizing.
@@ -161,6 +167,7 @@ class ResidencyManager::Impl {
   // Leases that hold no slot: of experts that were in quarantine at lookup.
   uint64_t quarantine_leases_ = 0;
   uint64_t slot_leases_ = 0;
+  uint32_t streamed_ = 0;  // experts that wait in the ring for their layer's Acquire
   std::unordered_map<uint32_t, Status> quarantine_;  // by expert index; grows only by failures
 };
 

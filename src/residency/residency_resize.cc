@@ -223,6 +223,7 @@ bool ResidencyManager::Impl::EvictColdest(bool closing_too) {
 // Copies a ready expert into an open slot, over what the policy would rather lose; if that is this
 // expert, it goes.
 void ResidencyManager::Impl::Vacate(Expert* expert, uint64_t* work_bytes) {
+  if (DropStreamed(expert)) return;
   while (slots_.free_count(SlotRole::kCache) == 0) {
     CHECK(EvictColdest(/*closing_too=*/true), "a ready expert is no victim");
     if (expert->state == ExpertState::kAbsent) return;

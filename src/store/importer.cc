@@ -22,6 +22,7 @@
 #include "store/import_layout.h"
 #include "store/pack_header.h"
 #include "store/posix_file.h"
+#include "store/record_checksum.h"
 #include "store/store_directory.h"
 
 namespace moraine {
@@ -279,7 +280,7 @@ Status ImportSession::EncodeAndWrite(const ImportUnit& unit, std::byte* buffer,
   } else {
     RETURN_IF_ERROR(plan_.EncodeDenseStrip(checkpoint_, unit.first, unit.second, bytes));
   }
-  *checksum = XXH3_64bits(bytes.data(), bytes.size());
+  *checksum = unit.is_expert ? RecordChecksum(bytes) : XXH3_64bits(bytes.data(), bytes.size());
   const PosixFile& file = files_[unit.file];
   RETURN_IF_ERROR(file.WriteAt(unit.offset, bytes));
   file.StartWriteback(unit.offset, unit.bytes);

@@ -15,7 +15,7 @@
 namespace moraine {
 
 // Bumped whenever a reader of the previous version would misread a store.
-inline constexpr uint32_t kStoreFormatVersion = 1;
+inline constexpr uint32_t kStoreFormatVersion = 2;
 
 // All experts of one layer have one layout. Layers without routed experts have expert_count 0.
 struct LayerManifest {

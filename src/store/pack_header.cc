@@ -46,12 +46,12 @@ Status PackHeader::CheckPage(std::span<const std::byte, kPackAlignment> page,
   if (std::memcmp(raw.magic, kMagic, sizeof(kMagic)) != 0) {
     return Corruption(path + ": no pack header at offset 0");
   }
+  if (raw.checksum != XXH3_64bits(&raw, offsetof(RawHeader, checksum))) {
+    return Corruption(path + ": the pack header does not match its checksum");
+  }
   if (raw.format != kStoreFormatVersion) {
     return Unsupported(path + ": pack format " + std::to_string(raw.format) +
                        ", but this program reads format " + std::to_string(kStoreFormatVersion));
-  }
-  if (raw.checksum != XXH3_64bits(&raw, offsetof(RawHeader, checksum))) {
-    return Corruption(path + ": the pack header does not match its checksum");
   }
   const std::string uuid(raw.uuid, kUuidBytes);
   if (uuid != store_uuid) {

@@ -12,6 +12,7 @@
 #include "store/drive_set.h"
 #include "store/pack_header.h"
 #include "store/posix_file.h"
+#include "store/record_checksum.h"
 #include "store/store_directory.h"
 
 namespace moraine {
@@ -251,9 +252,12 @@ const std::string& Store::dense_pack_path() const { return impl_->dense_pack; }
 const RecordLocation& Store::Locate(ExpertKey key) const { return impl_->Locate(key); }
 
 Status Store::VerifyRecord(ExpertKey key, std::span<const std::byte> bytes) const {
+  CHECK(bytes.size() == impl_->Locate(key).bytes, "a record is verified whole");
+  return CheckRecordChecksum(key, RecordChecksum(bytes));
+}
+
+Status Store::CheckRecordChecksum(ExpertKey key, uint64_t checksum) const {
   const RecordLocation& location = impl_->Locate(key);
-  CHECK(bytes.size() == location.bytes, "a record is verified whole");
-  const uint64_t checksum = XXH3_64bits(bytes.data(), bytes.size());
   if (checksum == location.checksum) return OkStatus();
   return ChecksumMismatch(impl_->expert_packs[location.pack], location.offset, Describe(key),
                           location.checksum, checksum);

@@ -1,7 +1,7 @@
 // Store: an imported model on disk.
 //
 //   STORE/
-//     STORE_FORMAT             "moraine store, format 1": a foreign directory is told from a store
+//     STORE_FORMAT             "moraine store, format 2": a foreign directory is told from a store
 //     catalogue/               RocksDB: manifest, record index, import progress, heat, warm sets
 //     packs/dense-000.pack     dense tensors, each at a 4 KiB-aligned offset
 //     DRIVES                   only if the expert packs are elsewhere: store/drive_set.h
@@ -37,7 +37,7 @@ struct RecordLocation {
   uint32_t pack = 0;      // index into expert_pack_paths()
   uint64_t offset = 0;    // multiple of 4096
   uint64_t bytes = 0;     // multiple of 4096
-  uint64_t checksum = 0;  // XXH3-64 of the bytes, padding included
+  uint64_t checksum = 0;  // RecordChecksum of the bytes, padding included
 };
 
 class Store {
@@ -60,6 +60,8 @@ class Store {
   // kCorruption if the bytes do not have the record's checksum; the message names pack file, offset,
   // layer and expert, both checksums.
   Status VerifyRecord(ExpertKey key, std::span<const std::byte> bytes) const;
+  // The same for a caller that has computed the checksum itself (on several threads).
+  Status CheckRecordChecksum(ExpertKey key, uint64_t checksum) const;
 
   // Reads a dense tensor's bytes and verifies its checksum. `destination` has tensor.bytes.
   Status ReadDense(const DenseTensor& tensor, std::span<std::byte> destination) const;

@@ -29,9 +29,11 @@ EngineStats Filled() {
   stats.queue_length = 14;
   stats.uptime_ns = 15'000'000'000;
   stats.prefill = {.steps = 21, .tokens = 512, .wall_ns = 2'000'000'000, .attention_ns = 500'000'000,
-                   .expert_ns = 700'000'000, .stall_ns = 600'000'000, .bytes_read = 64 * kMiB};
+                   .expert_ns = 700'000'000, .stall_ns = 600'000'000, .verify_ns = 20'000'000,
+                   .residency_ns = 10'000'000, .bytes_read = 64 * kMiB};
   stats.decode = {.steps = 100, .tokens = 100, .wall_ns = 1'000'000'000, .attention_ns = 250'000'000,
-                  .expert_ns = 400'000'000, .stall_ns = 300'000'000, .bytes_read = 200 * kMiB};
+                  .expert_ns = 400'000'000, .stall_ns = 270'000'000, .verify_ns = 20'000'000,
+                  .residency_ns = 10'000'000, .bytes_read = 200 * kMiB};
   stats.residency.decode = {.hit = 700, .cold_miss = 200, .in_flight_miss = 60, .prefetch_hit = 40};
   stats.residency.prefill = {.hit = 31, .cold_miss = 32, .in_flight_miss = 33, .prefetch_hit = 34};
   stats.residency.evictions = 41;
@@ -40,6 +42,11 @@ EngineStats Filled() {
   stats.residency.prefetch_issued = 43;
   stats.residency.prefetch_used = 44;
   stats.residency.prefetch_wasted = 45;
+  stats.residency.prefetch_late = 14;
+  stats.residency.prefetch_useful_bytes = 4501;
+  stats.residency.prefetch_late_bytes = 4502;
+  stats.residency.prefetch_wasted_bytes = 4503;
+  stats.residency.verify_ns = 4504;
   stats.residency.bytes_read = 46;
   stats.residency.slot_count = 47;
   stats.residency.ring_slots = 48;
@@ -73,7 +80,7 @@ TEST(EngineStatsTest, JsonRoundTripKeepsEveryField) {
   EXPECT_EQ(parsed->ToJson(), json);
   // Spot checks against the struct, since a field that both directions forget would round-trip.
   EXPECT_EQ(parsed->model, "demo \"quoted\"");
-  EXPECT_EQ(parsed->decode.stall_ns, 300'000'000);
+  EXPECT_EQ(parsed->decode.stall_ns, 270'000'000);
   EXPECT_EQ(parsed->residency.prefill.in_flight_miss, 33u);
   EXPECT_EQ(parsed->reads.submit_calls, 60u);
   EXPECT_EQ(parsed->memory.peak_resident_set_bytes, 7 * kGiB);
@@ -126,7 +133,8 @@ TEST(EngineStatsTest, TextSaysWhereTheTimeWent) {
   const std::string text = Filled().ToText(false);
   EXPECT_NE(text.find("decode   100 tokens in 1.00 s: 100.00 tok/s, 10.00 ms/token\n"
                       "  time    attention 2.500 ms (25.0 %)  experts 4.000 ms (40.0 %)"
-                      "  stall 3.000 ms (30.0 %)  other 0.500 ms (5.0 %)\n"
+                      "  stall 2.700 ms (27.0 %)  checksums 0.200 ms (2.0 %)  residency 0.100 ms (1.0 %)"
+                      "  other 0.500 ms (5.0 %)\n"
                       "  lookup  hit 700 (70.0 %)  cold 200 (20.0 %)  in flight 60 (6.0 %)"
                       "  prefetched 40 (4.0 %)\n"
                       "  read    2.00 MiB/token, 200.0 MiB in all\n"),

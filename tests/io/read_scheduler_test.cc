@@ -95,6 +95,49 @@ TEST_F(ReadSchedulerTest, SpeculationNeverTakesMoreThanItsDepth) {
   EXPECT_EQ(scheduler_->speculative_pending(), 0u);
 }
 
+TEST_F(ReadSchedulerTest, SpeculationNeverTakesMoreThanItsBytesAndOneChunk) {
+  faults_.min_latency_ns = faults_.max_latency_ns = 1000;
+  Start({.chunk_bytes = 2 * kBlock, .speculative_depth = 8, .speculative_bytes = 3 * kBlock});
+  for (uint64_t i = 0; i < 5; ++i) EnqueueSpeculative(i * 10 * kBlock, 2 * kBlock);
+  EXPECT_EQ(PollUntilIdle().size(), 5u);
+  EXPECT_EQ(log_.max_in_flight, 2u);
+}
+
+TEST_F(ReadSchedulerTest, SpeculationIsIssuedWhenFewDemandChunksAreLeft) {
+  faults_.min_latency_ns = faults_.max_latency_ns = 1000;
+  Start({.chunk_bytes = kBlock, .speculative_depth = 8, .demand_beside_speculation = 1});
+  EnqueueSpeculative(100 * kBlock, kBlock);
+  Enqueue(0, 2 * kBlock);
+  scheduler_->Flush();
+  EXPECT_THAT(IssuedOffsets(), ElementsAre(0, kBlock));
+  PollUntilIdle();
+  EXPECT_THAT(IssuedOffsets(), ElementsAre(0, kBlock, 100 * kBlock));
+}
+
+TEST_F(ReadSchedulerTest, CollectTakesWhatHasArrivedAndIssuesNothing) {
+  Start({.chunk_bytes = kBlock, .speculative_depth = 1});
+  EnqueueSpeculative(0, kBlock);
+  EnqueueSpeculative(10 * kBlock, kBlock);
+  scheduler_->Flush();
+  std::vector<ReadOutcome> outcomes;
+  EXPECT_EQ(scheduler_->Collect(&outcomes), 1u);
+  ASSERT_EQ(outcomes.size(), 1u);
+  EXPECT_EQ(outcomes[0].delivered_bytes, kBlock);
+  EXPECT_THAT(IssuedOffsets(), ElementsAre(0));
+  EXPECT_EQ(PollUntilIdle().size(), 1u);
+}
+
+TEST_F(ReadSchedulerTest, APromotedReadHasTheDeadlineOfItsDemand) {
+  faults_.min_latency_ns = faults_.max_latency_ns = 1'000'000;
+  Start({.chunk_bytes = kBlock});
+  const ReadId id = EnqueueSpeculative(0, kBlock);
+  scheduler_->Flush();
+  scheduler_->Promote(id, clock_.NowNs() + 1000);
+  const auto outcomes = PollUntilIdle();
+  ASSERT_FALSE(outcomes.empty());
+  EXPECT_EQ(outcomes[0].status.code(), StatusCode::kDeadlineExceeded);
+}
+
 TEST_F(ReadSchedulerTest, AtDepthZeroSpeculationWaitsForPromotionAndPollDoesNotHang) {
   Start({.chunk_bytes = kBlock, .speculative_depth = 0});
   const ReadId id = EnqueueSpeculative(0, kBlock);

@@ -436,6 +436,71 @@ TEST(ResidencyManagerTest, AnUnusedPrefetchThatIsEvictedIsWasted) {
   EXPECT_EQ(world.manager().stats().prefetch_wasted, 1u);
 }
 
+TEST(ResidencyManagerTest, PrefetchedBytesAreUsefulLateOrWasted) {
+  World world({.slot_count = 16});
+  ASSERT_EQ(world.Prefetch(1, {0, 1}), 2u);
+  world.Drain();
+  ASSERT_EQ(world.Prefetch(1, {2}), 1u);
+  const auto leases = world.Acquire(1, {0, 2});
+  world.Drain();
+  ASSERT_EQ(world.Prefetch(2, {0}), 1u);
+  world.Drain();
+  for (uint32_t layer : {0u, 3u}) {
+    for (uint32_t e = 0; e < 8; e += 2) world.Use(layer, {e, e + 1});
+  }
+  const ResidencyStats& stats = world.manager().stats();
+  EXPECT_EQ(stats.prefetch_useful_bytes, kRecordBytes);
+  EXPECT_EQ(stats.prefetch_late_bytes, kRecordBytes);
+  EXPECT_EQ(stats.prefetch_wasted_bytes, kRecordBytes * stats.prefetch_wasted);
+  EXPECT_GT(stats.prefetch_wasted, 0u) << "1/1 and 2/0 were never asked for";
+  world.manager().CheckInvariants();
+}
+
+// --- Streaming ----------------------------------------------------------------------------------
+
+TEST(ResidencyManagerTest, AStreamFillsTheRingAndWaitsThereForItsLayer) {
+  World world({.slot_count = 8, .ring_slots = 4});
+  world.Use(0, {0, 1});
+  world.Use(0, {2, 3});
+  EXPECT_EQ(world.Stream(1, {0, 1, 2, 3, 4, 5}), 4u) << "the cache is full, the ring has four slots";
+  world.Drain();
+  world.manager().CheckInvariants();
+  EXPECT_EQ(world.StateOf(1, 3), kReady);
+  EXPECT_EQ(world.StateOf(0, 0), kReady) << "a stream displaces nothing";
+  EXPECT_EQ(world.Stream(1, {0, 1, 2, 3, 4, 5}), 4u) << "what is there is dealt with";
+  {
+    auto leases = world.Acquire(1, {0, 1, 2, 3}, AcquireMode::kTransient);
+    ASSERT_EQ(leases.size(), 4u);
+    for (const Lease& lease : leases) EXPECT_EQ(lease.state(), State::kReady);
+  }
+  EXPECT_EQ(world.manager().stats().prefill.prefetch_hit, 4u);
+  world.manager().CheckInvariants();
+}
+
+TEST(ResidencyManagerTest, WhatWasStreamedForNothingLeavesWithItsLayersLookup) {
+  World world({.slot_count = 8, .ring_slots = 4});
+  world.Use(0, {0, 1});
+  world.Use(0, {2, 3});
+  ASSERT_EQ(world.Stream(1, {0, 1, 2, 3}), 4u);
+  world.Drain();
+  auto leases = world.Acquire(1, {4, 5, 6}, AcquireMode::kTransient);
+  EXPECT_EQ(leases.size(), 3u) << "the ring is free again";
+  world.Drain();
+  EXPECT_GE(world.manager().stats().prefetch_wasted, 3u) << "all but what the policy kept";
+  world.manager().CheckInvariants();
+}
+
+TEST(ResidencyManagerTest, CancellingDropsAStreamThatHasLanded) {
+  World world({.slot_count = 8, .ring_slots = 4});
+  world.Use(0, {0, 1});
+  world.Use(0, {2, 3});
+  ASSERT_EQ(world.Stream(1, {0, 1}), 2u);
+  world.Drain();
+  world.manager().CancelPrefetches();
+  EXPECT_EQ(world.StateOf(1, 0), kAbsent);
+  world.manager().CheckInvariants();
+}
+
 // --- Lifetimes ----------------------------------------------------------------------------------
 
 TEST(ResidencyManagerTest, ShutdownWaitsForReadsInFlight) {

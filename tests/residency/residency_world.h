@@ -132,6 +132,11 @@ class World final : public RecordSource {
     for (uint32_t id : ids) experts.push_back(ExpertId(id));
     return manager().Prefetch(LayerId(layer), experts, reason);
   }
+  size_t Stream(uint32_t layer, const std::vector<uint32_t>& ids) {
+    std::vector<ExpertId> experts;
+    for (uint32_t id : ids) experts.push_back(ExpertId(id));
+    return manager().Stream(LayerId(layer), experts);
+  }
   // Until nothing is being read any more.
   void Drain() {
     while (!scheduler_->idle()) manager().Poll(-1);

@@ -2,48 +2,23 @@
 // simulated device on a manual clock. After every step the manager's invariants are checked, and
 // every ready lease must hold exactly its expert's bytes for as long as it is held.
 //
-//   residency_sim_test                        200 seeds, as in the tests
-//   residency_sim_test --seed 17              replays one, with the same steps
-//   residency_sim_test --seeds 100000 --steps 400
-//
-// A failing seed is named even when a CHECK aborts the process.
+//   residency_sim_test --seed 17      replays one seed (simulation_main.h)
 #include <algorithm>
-#include <csignal>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <string>
-#include <unistd.h>
 
 #include "residency_world.h"
+#include "simulation_main.h"
 
 namespace moraine {
 namespace {
-
-volatile uint64_t running_seed = 0;
-
-// Async-signal-safe: a CHECK ends in abort().
-void NameSeed(int) {
-  char digits[20];
-  size_t count = 0;
-  for (uint64_t rest = running_seed; count == 0 || rest > 0; rest /= 10) {
-    digits[count++] = static_cast<char>('0' + rest % 10);
-  }
-  std::reverse(digits, digits + count);
-  constexpr char kText[] = "\nreplay with: residency_sim_test --seed ";
-  (void)!write(STDERR_FILENO, kText, sizeof(kText) - 1);
-  (void)!write(STDERR_FILENO, digits, count);
-  (void)!write(STDERR_FILENO, "\n", 1);
-  std::signal(SIGABRT, SIG_DFL);
-  std::abort();
-}
 
 // What all seeds together have seen; a simulation that never meets a fault proves nothing.
 struct Coverage {
   uint64_t ready = 0, io_errors = 0, corruptions = 0, deadlines = 0, fewer = 0, quarantined = 0,
            evictions = 0, prefetch_used = 0, prefetch_wasted = 0, in_flight_misses = 0,
-           short_reads = 0, transient = 0, resizes = 0, moved = 0, short_memory = 0;
+           short_reads = 0, transient = 0, resizes = 0, moved = 0, short_memory = 0, streams = 0;
 };
 
 WorldOptions RandomOptions(Random& random, uint64_t seed) {
@@ -242,6 +217,12 @@ class Simulation {
   }
   void Speculate() {
     const uint32_t layer = PickLayer();
+    if (random_.Chance(0.3)) {
+      world_.Stream(layer, PickExperts(layer, 1 + random_.Below(8)));
+      ++coverage_.streams;
+      world_.manager().CheckInvariants();
+      return;
+    }
     world_.Prefetch(layer, PickExperts(layer, 1 + random_.Below(4)),
                     random_.Chance(0.5) ? PrefetchReason::kLookahead : PrefetchReason::kHeat);
     world_.manager().CheckInvariants();
@@ -283,57 +264,32 @@ class Simulation {
   std::deque<Lease> held_;  // destroyed before the world
 };
 
-int Run(uint64_t first_seed, uint64_t seeds, int steps) {
-  std::signal(SIGABRT, NameSeed);
-  Coverage all;
-  for (uint64_t seed = first_seed; seed < first_seed + seeds; ++seed) {
-    running_seed = seed;
-    Simulation(seed, &all).Run(steps);
-  }
-  const std::pair<const char*, uint64_t> seen[] = {
-      {"ready leases", all.ready},           {"I/O errors", all.io_errors},
-      {"corruptions", all.corruptions},      {"missed deadlines", all.deadlines},
-      {"quarantined", all.quarantined},      {"fewer leases than asked", all.fewer},
-      {"evictions", all.evictions},          {"prefetches used", all.prefetch_used},
-      {"prefetches wasted", all.prefetch_wasted}, {"in-flight misses", all.in_flight_misses},
-      {"short reads", all.short_reads},      {"transient lookups", all.transient},
-      {"changes of budget", all.resizes},    {"experts moved", all.moved},
-      {"growth without memory", all.short_memory}};
-  bool complete = true;
-  for (const auto& [what, count] : seen) {
-    std::printf("%-24s %llu\n", what, static_cast<unsigned long long>(count));
-    complete &= count > 0;
-  }
-  std::printf("seeds %llu to %llu passed, %d steps each\n",
-              static_cast<unsigned long long>(first_seed),
-              static_cast<unsigned long long>(first_seed + seeds - 1), steps);
-  if (seeds >= 100 && !complete) {
-    std::fprintf(stderr, "something above never happened: the simulation has lost its grip\n");
-    return 1;
-  }
-  return 0;
-}
-
 }  // namespace
 }  // namespace moraine
 
 int main(int argc, char** argv) {
-  uint64_t first_seed = 1, seeds = 200;
-  int steps = 120;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string flag = argv[i];
-    const uint64_t value = i + 1 < argc ? std::strtoull(argv[i + 1], nullptr, 10) : 0;
-    if (flag == "--seed" && value > 0) {
-      first_seed = value;
-      seeds = 1;
-    } else if (flag == "--seeds" && value > 0) {
-      seeds = value;
-    } else if (flag == "--steps" && value > 0) {
-      steps = static_cast<int>(value);
-    } else {
-      std::fprintf(stderr, "usage: residency_sim_test [--seed N] [--seeds N] [--steps N]\n");
-      return 2;
-    }
-  }
-  return moraine::Run(first_seed, seeds, steps);
+  using namespace moraine;
+  Coverage all;
+  return SimulationMain(
+      argc, argv, "residency_sim_test", {.seeds = 200, .steps = 120},
+      [&](uint64_t seed, int steps) { Simulation(seed, &all).Run(steps); },
+      [&] {
+        return std::vector<std::pair<const char*, uint64_t>>{
+            {"ready leases", all.ready},
+            {"I/O errors", all.io_errors},
+            {"corruptions", all.corruptions},
+            {"missed deadlines", all.deadlines},
+            {"quarantined", all.quarantined},
+            {"fewer leases than asked", all.fewer},
+            {"evictions", all.evictions},
+            {"prefetches used", all.prefetch_used},
+            {"prefetches wasted", all.prefetch_wasted},
+            {"in-flight misses", all.in_flight_misses},
+            {"short reads", all.short_reads},
+            {"transient lookups", all.transient},
+            {"changes of budget", all.resizes},
+            {"experts moved", all.moved},
+            {"growth without memory", all.short_memory},
+            {"streams", all.streams}};
+      });
 }

@@ -40,10 +40,10 @@ TEST_F(StoreTest, TellsForeignMissingAndOtherVersionsApart) {
   EXPECT_EQ(foreign.status().code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(foreign.status().message(), HasSubstr("not a moraine store"));
 
-  WriteText(path() + "/STORE_FORMAT", "moraine store, format 2\n");
+  WriteText(path() + "/STORE_FORMAT", "moraine store, format 3\n");
   EXPECT_EQ(OpenError().code(), StatusCode::kUnsupported);
   EXPECT_THAT(OpenError().message(),
-              AllOf(HasSubstr("format 2"), HasSubstr("format 1"), HasSubstr("newer")));
+              AllOf(HasSubstr("format 3"), HasSubstr("format 2"), HasSubstr("newer")));
   EXPECT_EQ(ImportCopy(directory_ / "source", path(), shape_).code(), StatusCode::kUnsupported);
   WriteText(path() + "/STORE_FORMAT", "something else");
   EXPECT_EQ(OpenError().code(), StatusCode::kFailedPrecondition);
