@@ -197,11 +197,13 @@ SlotIndex ResidencyManager::Impl::TakeSlot(uint32_t expert_index, AcquireMode mo
   }
   // In decode only when every cache slot is leased or under DMA.
   if (slot == kNoSlot) slot = slots_.Take(SlotRole::kRing, expert_index);
-  // Demand before speculation: what was streamed for another layer (or for a step that was given up, and
-  // landed before its cancellation) makes room.
-  for (size_t i = 0; slot == kNoSlot && streamed_ > 0 && i < experts_.size(); ++i) {
-    if (experts_[i].call == call_ || !DropStreamed(&experts_[i])) continue;
-    slot = slots_.Take(SlotRole::kRing, expert_index);
+  // Demand before speculation: what was streamed and has not been asked for makes room; if need be, even
+  // what this call names later.
+  for (const bool named : {false, true}) {
+    for (size_t i = 0; slot == kNoSlot && streamed_ > 0 && i < experts_.size(); ++i) {
+      if ((experts_[i].call == call_) != named || !DropStreamed(&experts_[i])) continue;
+      slot = slots_.Take(SlotRole::kRing, expert_index);
+    }
   }
   return slot;
 }
@@ -233,7 +235,7 @@ size_t ResidencyManager::Impl::Stream(LayerId layer, std::span<const ExpertId> i
     Expert& expert = experts_[IndexOf({layer, ids[dealt_with]})];
     if (expert.state != ExpertState::kAbsent) continue;
     SlotIndex slot = kNoSlot;
-    if (unleased_reads + top_k_ < cache_slots_) {
+    if (unleased_reads + top_k_ < slots_.open_count(SlotRole::kCache)) {
       slot = slots_.Take(SlotRole::kCache, IndexOf(expert.key));
       unleased_reads += slot != kNoSlot;
     }
