@@ -49,9 +49,9 @@ TEST(Manifest, CountsOnlyLayersWithExperts) {
 
 TEST(Manifest, NamesBothVersionsOfAnotherFormat) {
   const auto parsed = Manifest::FromJson(
-      Replaced(Example().ToJson(), "\"format_version\":1", "\"format_version\":7"));
+      Replaced(Example().ToJson(), "\"format_version\":2", "\"format_version\":7"));
   EXPECT_EQ(parsed.status().code(), StatusCode::kUnsupported);
-  EXPECT_THAT(parsed.status().message(), AllOf(HasSubstr("format 7"), HasSubstr("format 1")));
+  EXPECT_THAT(parsed.status().message(), AllOf(HasSubstr("format 7"), HasSubstr("format 2")));
 }
 
 TEST(Manifest, NamesTheFieldThatIsMissingOrOfAnotherType) {
