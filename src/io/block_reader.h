@@ -82,6 +82,24 @@ class BlockReader {
   virtual size_t Reap(std::vector<BlockCompletion>* completions, int64_t wait_ns) = 0;
 
   virtual const char* name() const = 0;  // "io_uring", "pread", "simulated"
+  // What is in effect after all fallbacks, for reports: "io_uring, deferred task runs, registered
+  // buffers, registered files". Complete after the first Submit.
+  virtual std::string configuration() const { return name(); }
+};
+
+// How io_uring is driven. The defaults are what `moraine bench io --ablation` chose (docs/io.md);
+// the rest exists so that this can be measured again on another drive or kernel. What the kernel or
+// the drive refuses falls back with a log line.
+struct IoUringTuning {
+  // When completions are processed: kDeferred, when we ask for them (SINGLE_ISSUER, DEFER_TASKRUN,
+  // Linux 6.1); kCooperative, at any system call of this thread (COOP_TASKRUN, Linux 5.19);
+  // kInterrupt, by interrupting it.
+  enum class TaskRun : uint8_t { kDeferred, kCooperative, kInterrupt };
+  TaskRun task_run = TaskRun::kDeferred;
+  bool registered_buffers = true;  // pinned once instead of at every read
+  bool registered_files = true;    // no reference count a read
+  bool submission_thread = false;  // SQPOLL: a kernel thread that spins submits
+  bool poll_completions = false;   // IOPOLL: this thread spins for completions; O_DIRECT only
 };
 
 struct BlockReaderOptions {
@@ -92,6 +110,7 @@ struct BlockReaderOptions {
   bool direct = true;            // O_DIRECT
   uint32_t pread_threads = 16;   // a thread is a unit of queue depth: see capacity
   uint64_t simulation_seed = 1;  // simulated: reorders the completions of real reads
+  IoUringTuning uring = {};
 };
 
 // "auto" takes io_uring and falls back to pread with a log line that says why (no such system call,

@@ -25,24 +25,60 @@ constexpr uint32_t kBufferTableSize = 4096;
 // capacity.
 constexpr uint64_t kCancelUserData = ~0ull;
 
-// Best first. The task-run flags are refused with EINVAL by kernels that do not know them.
-constexpr unsigned kSetupFlags[] = {
-    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN |
-        IORING_SETUP_TASKRUN_FLAG,                          // Linux 6.1
-    IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,  // Linux 5.19
-    0,
-};
+using TaskRun = IoUringTuning::TaskRun;
+
+unsigned TaskRunFlags(TaskRun task_run) {
+  switch (task_run) {
+    case TaskRun::kDeferred:
+      return IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN |
+             IORING_SETUP_TASKRUN_FLAG;
+    case TaskRun::kCooperative:
+      return IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+    case TaskRun::kInterrupt:
+      break;
+  }
+  return 0;
+}
+
+// What to ask the kernel for, best first: flags that it does not know or does not grant are refused
+// with an error. Without SQPOLL and IOPOLL (which only a caller's tuning asks for) these are the
+// task-run flags from the wanted ones downwards; a submission thread has no task runs to place.
+std::vector<unsigned> SetupCandidates(const IoUringTuning& tuning) {
+  std::vector<unsigned> candidates;
+  const unsigned poll = tuning.poll_completions ? IORING_SETUP_IOPOLL : 0;
+  if (tuning.submission_thread) candidates.push_back(IORING_SETUP_SQPOLL | poll);
+  if (tuning.submission_thread && poll != 0) candidates.push_back(IORING_SETUP_SQPOLL);
+  for (const unsigned with_poll : {poll, 0u}) {
+    for (TaskRun task_run : {TaskRun::kDeferred, TaskRun::kCooperative, TaskRun::kInterrupt}) {
+      if (task_run >= tuning.task_run) candidates.push_back(TaskRunFlags(task_run) | with_poll);
+    }
+    if (poll == 0) break;
+  }
+  return candidates;
+}
+
+std::string DescribeFlags(unsigned flags) {
+  std::string text = (flags & IORING_SETUP_SQPOLL)          ? "submission thread"
+                     : (flags & IORING_SETUP_DEFER_TASKRUN) ? "deferred task runs"
+                     : (flags & IORING_SETUP_COOP_TASKRUN)  ? "cooperative task runs"
+                                                            : "interrupting task runs";
+  if (flags & IORING_SETUP_IOPOLL) text += ", polled completions";
+  return text;
+}
 
 class IoUringReader final : public BlockReader {
  public:
-  explicit IoUringReader(const BlockReaderOptions& options)
-      : direct_(options.direct), slots_(options.capacity) {
+  IoUringReader(const BlockReaderOptions& options, RingSetup setup)
+      : direct_(options.direct),
+        tuning_(options.uring),
+        setup_(std::move(setup)),
+        slots_(options.capacity) {
     free_slots_.reserve(options.capacity);
     for (uint32_t i = options.capacity; i-- > 0;) free_slots_.push_back(i);
   }
   ~IoUringReader() override;
 
-  Status SetUpRing(const RingSetup& setup);
+  Status SetUpRing();
 
   Result<FileId> OpenFile(const std::string& path) override { return files_.Open(path, direct_); }
   IoAlignment alignment(FileId file) const override { return files_.alignment(file); }
@@ -57,6 +93,7 @@ class IoUringReader final : public BlockReader {
   void Cancel(uint64_t tag) override;
   size_t Reap(std::vector<BlockCompletion>* completions, int64_t wait_ns) override;
   const char* name() const override { return "io_uring"; }
+  std::string configuration() const override;
 
  private:
   struct Slot {
@@ -70,6 +107,9 @@ class IoUringReader final : public BlockReader {
   };
 
   void EnableRing();
+  void RegisterFiles();
+  bool PollingIsRefused();
+  void ReplacePollingRing();
   void MakeBufferTable();
   // The first piece that begins behind the address.
   std::vector<RegisteredPiece>::const_iterator After(const std::byte* address) const;
@@ -80,7 +120,10 @@ class IoUringReader final : public BlockReader {
   size_t TakeCompletions(std::vector<BlockCompletion>* completions);
 
   const bool direct_;
+  IoUringTuning tuning_;  // poll_completions is cleared when a drive refuses it
+  const RingSetup setup_;
   io_uring ring_ = {};
+  unsigned flags_ = 0;  // of the ring: what was granted
   bool ring_exists_ = false;
   bool ring_enabled_ = false;
   OpenFileTable files_;
@@ -100,30 +143,46 @@ IoUringReader::~IoUringReader() {
   io_uring_queue_exit(&ring_);
 }
 
-Status IoUringReader::SetUpRing(const RingSetup& setup) {
-  int result = -EINVAL;
-  for (unsigned flags : kSetupFlags) {
+Status IoUringReader::SetUpRing() {
+  const std::vector<unsigned> candidates = SetupCandidates(tuning_);
+  int result = -EINVAL, first_result = 0;
+  for (const unsigned flags : candidates) {
     io_uring_params params = {};
     // Disabled until the first Submit: see the header.
     params.flags = flags | IORING_SETUP_R_DISABLED | IORING_SETUP_CLAMP;
     // Twice the capacity: a cancellation for every read in flight needs an entry as well. The
     // completion ring is twice that again by default.
-    result = setup(2 * capacity(), &ring_, &params);
+    result = setup_(2 * capacity(), &ring_, &params);
     if (result == 0) {
       ring_exists_ = true;
+      flags_ = flags;
       // Linux 5.11: waiting with a time-out without a request of its own.
       if ((params.features & IORING_FEAT_EXT_ARG) == 0) {
         return Unsupported("io_uring: this kernel lacks IORING_FEAT_EXT_ARG (Linux 5.11)");
       }
+      if (flags != candidates.front()) {
+        LOG_WARN("io_uring: {} refused ({}); reads go on with {}",
+                 DescribeFlags(candidates.front()), std::strerror(-first_result),
+                 DescribeFlags(flags));
+      }
       return OkStatus();
     }
-    if (result != -EINVAL) break;
+    if (first_result == 0) first_result = result;
+    // Polling may be refused for lack of rights or memory; the plain ring only for its flags.
+    if (result != -EINVAL && (flags & (IORING_SETUP_SQPOLL | IORING_SETUP_IOPOLL)) == 0) break;
   }
   std::string message = std::string("io_uring_setup: ") + std::strerror(-result);
   if (result == -EPERM || result == -EACCES) {
     message += " (kernel.io_uring_disabled, or a container's seccomp filter)";
   }
   return Unsupported(std::move(message));
+}
+
+std::string IoUringReader::configuration() const {
+  std::string text = "io_uring, " + DescribeFlags(flags_);
+  text += registered_.empty() ? ", plain buffers" : ", registered buffers";
+  text += registered_file_count_ == 0 ? ", plain files" : ", registered files";
+  return text;
 }
 
 // The table is made with room for buffers to come: a table that is full cannot grow, and giving the
@@ -141,6 +200,7 @@ void IoUringReader::MakeBufferTable() {
 }
 
 Status IoUringReader::RegisterBuffers(std::span<const std::span<std::byte>> buffers) {
+  if (!tuning_.registered_buffers) return OkStatus();
   MakeBufferTable();
   for (std::span<std::byte> buffer : buffers) {
     for (uint64_t offset = 0; offset < buffer.size(); offset += kMaxRegisteredBytes) {
@@ -200,7 +260,8 @@ int IoUringReader::RegisteredIndex(const std::byte* buffer, uint32_t length) con
   return static_cast<int>(piece.index);
 }
 
-void IoUringReader::EnableRing() {
+void IoUringReader::RegisterFiles() {
+  if (!tuning_.registered_files) return;
   std::vector<int> descriptors;
   for (uint32_t i = 0; i < files_.count(); ++i) descriptors.push_back(files_.descriptor(FileId(i)));
   const int registered = io_uring_register_files(&ring_, descriptors.data(),
@@ -211,19 +272,73 @@ void IoUringReader::EnableRing() {
     LOG_WARN("io_uring: registering {} files: {}; reads go on with plain descriptors",
              descriptors.size(), std::strerror(-registered));
   }
+}
+
+void IoUringReader::EnableRing() {
+  RegisterFiles();
   // By hand: liburing 2.3 declares io_uring_enable_rings, but its shared library does not export
   // it.
   const long enabled =
       syscall(__NR_io_uring_register, ring_.ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
   CHECK(enabled >= 0, std::string("enabling the io_uring: ") + std::strerror(errno));
   ring_enabled_ = true;
+  if ((flags_ & IORING_SETUP_IOPOLL) && PollingIsRefused()) ReplacePollingRing();
+}
+
+// Whether a polled read of any file fails. Only a read tells: the file system and each layer of the
+// drive below it may refuse.
+bool IoUringReader::PollingIsRefused() {
+  alignas(4096) static thread_local std::byte block[4096];
+  for (uint32_t i = 0; i < files_.count(); ++i) {
+    io_uring_sqe* entry = NextEntry();
+    io_uring_prep_read(entry, files_.descriptor(FileId(i)), block, sizeof(block), 0);
+    SubmitPrepared();
+    io_uring_cqe* completion = nullptr;
+    int result = 0;
+    do {
+      result = io_uring_wait_cqe(&ring_, &completion);
+    } while (result == -EINTR || result == -EAGAIN);
+    CHECK(result == 0, std::string("waiting for a polled read: ") + std::strerror(-result));
+    result = completion->res;
+    io_uring_cqe_seen(&ring_, completion);
+    if (result >= 0) continue;
+    LOG_WARN("io_uring: {}: polled completions refused ({}: the drive has no polled queues, or the "
+             "read is buffered); reads go on with interrupts",
+             files_.path(FileId(i)), std::strerror(-result));
+    return true;
+  }
+  return false;
+}
+
+void IoUringReader::ReplacePollingRing() {
+  tuning_.poll_completions = false;
+  io_uring_queue_exit(&ring_);
+  ring_ = {};
+  ring_exists_ = ring_enabled_ = false;
+  registered_file_count_ = 0;
+  // The same call succeeded with more flags a moment ago.
+  const Status status = SetUpRing();
+  CHECK(status.ok(), status.message());
+  // The table went with the ring.
+  table_made_ = false;
+  free_buffers_.clear();
+  std::vector<std::span<std::byte>> buffers;
+  for (const RegisteredPiece& piece : registered_) {
+    buffers.emplace_back(static_cast<std::byte*>(piece.memory.iov_base), piece.memory.iov_len);
+  }
+  registered_.clear();
+  const Status again = RegisterBuffers(buffers);
+  CHECK(again.ok(), again.message());
+  EnableRing();
 }
 
 io_uring_sqe* IoUringReader::NextEntry() {
   io_uring_sqe* entry = io_uring_get_sqe(&ring_);
-  // CLAMP may have made the ring smaller than asked for (above 32768 entries).
+  // CLAMP may have made the ring smaller than asked for (above 32768 entries); a submission thread
+  // may not have taken the entries yet.
   if (entry == nullptr) {
     SubmitPrepared();
+    if (flags_ & IORING_SETUP_SQPOLL) io_uring_sqring_wait(&ring_);
     entry = io_uring_get_sqe(&ring_);
     CHECK(entry != nullptr, "no submission entry after a submit");
   }
@@ -235,6 +350,8 @@ void IoUringReader::SubmitPrepared() {
   // completion then carries the error.
   while (io_uring_sq_ready(&ring_) > 0) {
     const int submitted = io_uring_submit(&ring_);
+    // A submission thread takes the entries when it gets to them.
+    if (submitted >= 0 && (flags_ & IORING_SETUP_SQPOLL)) return;
     if (submitted >= 0 || submitted == -EINTR) continue;
     if (submitted == -EAGAIN || submitted == -EBUSY || submitted == -ENOMEM) {
       // The kernel is short of memory or wants completions taken: let it post them and try again.
@@ -284,6 +401,8 @@ void IoUringReader::Cancel(uint64_t tag) {
 size_t IoUringReader::TakeCompletions(std::vector<BlockCompletion>* completions) {
   io_uring_cqe* entries[64];
   size_t count = 0;
+  // Nobody else looks whether a polled read is done.
+  if (flags_ & IORING_SETUP_IOPOLL) io_uring_get_events(&ring_);
   while (true) {
     // Also enters the kernel when it says that it has completions to post (TASKRUN, overflow).
     const unsigned seen = io_uring_peek_batch_cqe(&ring_, entries, std::size(entries));
@@ -330,8 +449,8 @@ RingSetup KernelRingSetup() {
 Result<std::unique_ptr<BlockReader>> CreateIoUringReader(const BlockReaderOptions& options,
                                                          const RingSetup& setup) {
   if (options.capacity == 0) return InvalidArgument("io_uring needs a capacity of at least 1");
-  auto reader = std::make_unique<IoUringReader>(options);
-  RETURN_IF_ERROR(reader->SetUpRing(setup));
+  auto reader = std::make_unique<IoUringReader>(options, setup);
+  RETURN_IF_ERROR(reader->SetUpRing());
   return Result<std::unique_ptr<BlockReader>>(std::move(reader));
 }
 

@@ -2,16 +2,15 @@
 // seen in shared memory, and neither costs a context switch.
 //
 // - Registered buffers save the pinning of a record's 768 pages at every read; registered files
-// save
-//   a reference count. Both are optimisations: where the kernel refuses them, plain reads go on.
+//   save a reference count. Both are optimisations: where the kernel refuses them, plain reads go
+//   on.
 // - SINGLE_ISSUER | DEFER_TASKRUN (Linux 6.1): completions are processed when this thread asks for
 //   them, not by interrupting its kernels. Older kernels get COOP_TASKRUN, or no flag.
 // - The ring is created disabled and enabled by the first Submit, which makes that thread the
-// single
-//   issuer: start-up may happen on another one.
-//
-// Not used: SQPOLL (a core that spins for the price of one system call a layer) and IOPOLL (needs
-// polled queues, which few drivers have switched on).
+//   single issuer: start-up may happen on another one.
+// - Off unless IoUringTuning asks: SQPOLL (a core that spins for the price of one system call a
+//   layer) and IOPOLL (needs polled queues, which few drivers have switched on; the first Submit
+//   tries one read of each file, and makes the ring anew without it where that is refused).
 #pragma once
 
 #include <functional>

@@ -8,6 +8,7 @@
 #include <limits>
 #include <sstream>
 
+#include "memory/mount_table.h"
 #include "memory/topology.h"
 
 namespace moraine {
@@ -42,27 +43,6 @@ std::optional<uint64_t> FieldOf(const std::string& text, std::string_view key) {
   return std::nullopt;
 }
 
-// One line of mountinfo: where a (part of a) cgroup hierarchy is visible.
-struct CgroupMount {
-  std::string mount_root;  // the cgroup that is seen at mount_point
-  std::string mount_point;
-};
-
-// mountinfo writes space, tab, newline and backslash as three octal digits.
-std::string UnescapeMountPath(const std::string& text) {
-  std::string path;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '\\' && i + 3 < text.size()) {
-      path += static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 +
-                                (text[i + 3] - '0'));
-      i += 3;
-    } else {
-      path += text[i];
-    }
-  }
-  return path;
-}
-
 bool HasListItem(const std::string& list, std::string_view wanted) {
   std::istringstream items(list);
   for (std::string item; std::getline(items, item, ',');) {
@@ -71,20 +51,13 @@ bool HasListItem(const std::string& list, std::string_view wanted) {
   return false;
 }
 
-// version: 1 finds the hierarchy of the memory controller, 2 the unified one.
-std::optional<CgroupMount> FindCgroupMount(const std::string& mountinfo, int version) {
-  std::istringstream lines(mountinfo);
-  for (std::string line; std::getline(lines, line);) {
-    // id parent major:minor root mount_point options [optional fields] - type source super_options
-    const size_t separator = line.find(" - ");
-    if (separator == std::string::npos) continue;
-    std::istringstream before(line.substr(0, separator)), after(line.substr(separator + 3));
-    std::string skipped, mount_root, mount_point, type, source, super_options;
-    before >> skipped >> skipped >> skipped >> mount_root >> mount_point;
-    after >> type >> source >> super_options;
-    const bool matches =
-        version == 2 ? type == "cgroup2" : type == "cgroup" && HasListItem(super_options, "memory");
-    if (matches) return CgroupMount{UnescapeMountPath(mount_root), UnescapeMountPath(mount_point)};
+// Where a (part of a) cgroup hierarchy is visible. version: 1 finds the hierarchy of the memory
+// controller, 2 the unified one.
+std::optional<Mount> FindCgroupMount(const std::string& mountinfo, int version) {
+  for (const Mount& mount : ParseMountTable(mountinfo)) {
+    const bool matches = version == 2 ? mount.filesystem == "cgroup2"
+                                      : mount.filesystem == "cgroup" && mount.HasOption("memory");
+    if (matches) return mount;
   }
   return std::nullopt;
 }
@@ -149,7 +122,7 @@ void ApplyCgroupLimits(const std::string& root, int version, MemoryLimit* limit)
   if (!cgroup_path || !mount) return;
 
   const char* const limit_file = version == 2 ? "memory.max" : "memory.limit_in_bytes";
-  std::string path = PathBelowMount(*cgroup_path, mount->mount_root);
+  std::string path = PathBelowMount(*cgroup_path, mount->root);
   while (true) {
     const std::string directory = root + mount->mount_point + path;
     const auto text = ReadFile(directory + "/" + limit_file);
