@@ -11,6 +11,7 @@ packages=(
   python3 python3-jinja2           # oracle of the chat template tests
   clang libclang-rt-14-dev         # libFuzzer
   curl
+  fio                              # the yardstick of `moraine bench io`, which does without if it is absent
 )
 # Node.js and npm run the official openai client in a test; any version from 18 on will do.
 command -v node >/dev/null || packages+=(nodejs)

@@ -7,6 +7,7 @@ void RegisterBenchCommand(CLI::App& app, int* exit_code) {
   CLI::App* bench = app.add_subcommand("bench", "Measure the parts of this machine that decide");
   bench->require_subcommand(1);
   RegisterBenchMakeStoreCommand(*bench, exit_code);
+  RegisterBenchIoCommand(*bench, exit_code);
 }
 
 }  // namespace moraine

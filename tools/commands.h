@@ -17,9 +17,11 @@ void RegisterServeCommand(CLI::App& app, int* exit_code);
 void RegisterStatsCommand(CLI::App& app, int* exit_code);
 void RegisterEvalCommand(CLI::App& app, int* exit_code);
 void RegisterWarmCommand(CLI::App& app, int* exit_code);
+void RegisterDoctorCommand(CLI::App& app, int* exit_code);
 
 // `moraine bench`, which holds those below.
 void RegisterBenchCommand(CLI::App& app, int* exit_code);
+void RegisterBenchIoCommand(CLI::App& bench, int* exit_code);
 void RegisterBenchMakeStoreCommand(CLI::App& bench, int* exit_code);
 
 }  // namespace moraine

@@ -6,6 +6,7 @@
 
 #include "commands.h"
 #include "common_options.h"
+#include "drive_note.h"
 #include "engine/stats.h"
 #include "server/http_get.h"
 #include "store/store.h"
@@ -42,12 +43,28 @@ Result<std::string> ReadFromStore(const std::string& directory) {
   return note;
 }
 
+// How much of the drive's measured speed the run used while it read; nothing where it never was
+// measured (moraine bench io --save, moraine doctor --save).
+void PrintShareOfDrive(const std::string& directory, const EngineStats& stats) {
+  const auto store = Store::Open(directory, StoreMode::kReadOnly);
+  if (!store.ok() || stats.reads.busy_ns == 0) return;
+  const Result<std::string> text = (*store)->GetNote(kDriveNoteKey);
+  if (!text.ok()) return;
+  const Result<DriveNote> note = ParseDriveNote(*text);
+  if (!note.ok() || note->gb_per_s <= 0) return;
+  const auto bytes = stats.reads.demand_bytes + stats.reads.speculative_bytes;
+  const double gb_per_s = static_cast<double>(bytes) / static_cast<double>(stats.reads.busy_ns);
+  std::printf("drive    %.0f %% of the drive's measured %.2f GB/s while busy\n",
+              100 * gb_per_s / note->gb_per_s, note->gb_per_s);
+}
+
 Status PrintOnce(const StatsArguments& a) {
   ASSIGN_OR_RETURN(const std::string json, a.store.empty() ? FetchFromServer(a) : ReadFromStore(a.store));
   ASSIGN_OR_RETURN(EngineStats stats, ParseEngineStats(json));
   if (!a.layers) stats.layers.clear();
   const std::string text = a.json ? stats.ToJson() + "\n" : stats.ToText(a.layers);
   std::fwrite(text.data(), 1, text.size(), stdout);
+  if (!a.store.empty() && !a.json) PrintShareOfDrive(a.store, stats);
   std::fflush(stdout);
   return OkStatus();
 }

@@ -107,6 +107,54 @@ class CommandsTest(unittest.TestCase):
         os.rename(b, b + "-away")
         self.expect(FAILED, [os.path.join(b, "experts-001.pack"), "missing"], "verify", store)
 
+    def test_bench_io_reads_the_store_and_stats_compare_a_run_with_it(self):
+        self.expect(USAGE, ["subcommand"], "bench")
+        self.expect(FAILED, ["/absent"], "bench", "io", "/absent")
+        self.expect(FAILED, ["--chunk 5KB", "4 KiB"], "bench", "io", self.store, "--chunk", "5KB")
+        result = self.expect(OK, [], "bench", "io", self.store, "--json", "--seconds", "0.1",
+                             "--rounds", "2", "--no-fio", "--depth", "1,4", "--chunk", "8KiB,0",
+                             "--verify", "--ablation", "--save")
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertEqual(len(lines), 4 * 10)
+        self.assertEqual({line["depth"] for line in lines}, {1, 4})
+        self.assertEqual(len({line["request_bytes"] for line in lines}), 2)
+        for line in lines:
+            self.assertGreater(line["gb_per_s"], 0)
+            self.assertGreaterEqual(line["record_p99_us"], line["record_p50_us"])
+            self.assertIsNone(line["fio"])
+        self.expect(OK, [], "run", self.store, "What is 2 + 2?", "--ram-budget", "10%", "--quiet")
+        stats = self.expect(OK, [], "stats", "--store", self.store)
+        self.assertIn("% of the drive's measured", stats.stdout)
+
+    def test_doctor_looks_at_a_store_or_a_directory_and_leaves_nothing_behind(self):
+        result = moraine("doctor", self.store, "--json", "--seconds", "0.3")
+        diagnosis = json.loads(result.stdout)
+        self.assertEqual(result.returncode, OK if diagnosis["ok"] else FAILED)
+        self.assertTrue(diagnosis["store"])
+        self.assertEqual(len(diagnosis["curve"]), 16)
+        checks = {check["check"]: check for check in diagnosis["checks"]}
+        for name in ("filesystem", "direct_io", "free_space", "io_uring", "memlock", "memory",
+                     "governor", "huge_pages", "numa", "simd", "swap", "drive_speed"):
+            self.assertIn(checks[name]["status"], ("ok", "warning", "problem", "unknown"))
+        self.assertEqual(diagnosis["ok"],
+                         all(check["status"] != "problem" for check in checks.values()))
+        directory = os.path.join(self.scratch.name, "empty")
+        os.mkdir(directory)
+        looked = moraine("doctor", directory, "--no-measure")
+        self.assertIn("filesystem", looked.stdout)
+        self.assertEqual(os.listdir(directory), [])
+        self.expect(FAILED, ["--save needs a store"], "doctor", directory, "--save")
+        self.expect(FAILED, ["/absent"], "doctor", "/absent")
+
+    def test_doctor_calls_memory_a_problem(self):
+        if not os.path.isdir("/dev/shm"):
+            self.skipTest("no tmpfs at /dev/shm")
+        result = moraine("doctor", "/dev/shm", "--no-measure", "--json")
+        self.assertEqual(result.returncode, FAILED)
+        problems = [check["check"] for check in json.loads(result.stdout)["checks"]
+                    if check["status"] == "problem"]
+        self.assertIn("filesystem", problems)
+
     def test_a_full_disk_behind_stdout_is_an_error(self):
         with open("/dev/full", "w") as full:
             self.expect(FAILED, ["standard output"], "inspect", self.store, stdout=full)
