@@ -67,6 +67,14 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
       ->capture_default_str();
   command->add_flag("!--no-lookahead", a->options.lookahead,
                     "do not read ahead what the next layer's router probably wants");
+  command
+      ->add_option("--lossy-defer", a->options.defer_experts,
+                   "LOSSY: so many absent experts of a layer, the least weighty, join one layer later")
+      ->check(WholeNumber(64));
+  command
+      ->add_option("--lossy-prefer-resident", a->options.prefer_resident,
+                   "LOSSY: routers lean to experts in memory, by this share of their logits' span")
+      ->check(CLI::Range(0.0, 1.0));
   command->add_option("--profile", a->options.heat_profile,
                       "named heat profile to start from and to save");
 }

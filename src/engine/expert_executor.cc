@@ -19,6 +19,8 @@ ExpertExecutor::ExpertExecutor(const ModelConfig& config, std::vector<ExpertLayo
       residency_(residency),
       kernels_(kernels),
       clock_(clock),
+      config_(config),
+      deferral_(config, residency),
       layer_stall_ns_(config.layers.size()) {
   const size_t rows = size_t{max_tokens} * config.top_k;
   const size_t experts = std::min<size_t>(config.expert_count, rows);
@@ -31,6 +33,12 @@ ExpertExecutor::ExpertExecutor(const ModelConfig& config, std::vector<ExpertLayo
   stream_.reserve(config.expert_count);
   streamed_.resize(config.expert_count);
   for (const uint32_t count : config.experts_per_layer()) expert_total_ += count;
+  uint32_t first = 0;
+  while (first + 1 < config.layers.size() &&
+         config.layers[first].feed_forward != FeedForwardKind::kMoe) {
+    ++first;
+  }
+  first_moe_layer_ = LayerId(first);
   first_row_.resize(config.expert_count);
   row_count_.resize(config.expert_count);
   token_rows_.resize(rows);
@@ -44,20 +52,55 @@ Status ExpertExecutor::RunExperts(LayerId layer, const RoutingDecision& routing,
   const int64_t stall_before = times_.stall_ns;
   GroupByExpert(routing);
   CollectArrivals();
+  const bool defers = Defers();
+  if (defers) deferral_.Choose(layer, routing, x, &experts_);
+  LearnTokens(layer, routing);
   OrderByResidency(layer);
   kernels_.SetExpertInput(x, hidden_, routing.token_count, hidden_,
                           layouts_[layer.value()].gate_up);
-  const Status status = ComputeAll(layer, routing);
+  Status status = ComputeAll(layer, routing);
   for (size_t i = 0; i < experts_.size(); ++i) leases_[i].Release();
   if (status.ok()) {
     const int64_t sum_begin = clock_.NowNs();
-    kernels_.CombineExperts({outputs_.data(), output_row_.data(), routing.weights, routing.token_count,
+    if (defers) SkipDeferredRows(routing);
+    kernels_.CombineExperts({outputs_.data(), output_row_.data(),
+                             defers ? deferral_.weights() : routing.weights, routing.token_count,
                              routing.top_k, hidden_, out});
     times_.kernel_ns += clock_.NowNs() - sum_begin;
+    if (defers) status = deferral_.Finish(layouts_, kernels_, [this] { return Poll(-1); }, out);
   }
   layer_stall_ns_[layer.value()] += times_.stall_ns - stall_before;
   times_.total_ns += clock_.NowNs() - begin;
   return status;
+}
+
+bool ExpertExecutor::Defers() const {
+  // This layer's experts, those deferred by the layer before and those deferred now hold slots together.
+  return deferral_.on() && mode_ == AcquireMode::kCached &&
+         residency_.stats().slot_count >= 3 * config_.top_k;
+}
+
+// A deferred rank weighs nothing; its row, which nobody has computed, must not be read either.
+void ExpertExecutor::SkipDeferredRows(const RoutingDecision& routing) {
+  for (uint32_t rank = 1; rank < routing.top_k; ++rank) {
+    if (deferral_.weights()[rank] == 0) output_row_[rank] = output_row_[0];
+  }
+}
+
+float ExpertExecutor::ResidentPreference(LayerId layer, std::span<uint8_t> resident) const {
+  if (resident_preference_ == 0 || mode_ != AcquireMode::kCached) return 0;
+  for (uint32_t e = 0; e < resident.size(); ++e) {
+    const ExpertState state = residency_.state({layer, ExpertId(e)});
+    resident[e] = state == ExpertState::kReady || state == ExpertState::kLeased;
+  }
+  return resident_preference_;
+}
+
+void ExpertExecutor::LearnTokens(LayerId layer, const RoutingDecision& routing) {
+  if (token_table_ == nullptr || layer != first_moe_layer_) return;
+  for (uint32_t t = 0; t < tokens_.size() && t < routing.token_count; ++t) {
+    token_table_->Learn(tokens_[t], &routing.experts[size_t{t} * routing.top_k]);
+  }
 }
 
 void ExpertExecutor::GroupByExpert(const RoutingDecision& routing) {
@@ -129,13 +172,21 @@ class ExpertExecutor::PollTimer {
   const int64_t begin_ns_, verify_before_ns_;
 };
 
-void ExpertExecutor::BeginStep(AcquireMode mode) {
+void ExpertExecutor::BeginStep(AcquireMode mode, std::span<const int32_t> tokens) {
   // What was read ahead for a decode that has ended would only delay the prompt's reads, and what was
   // streamed for a prompt that was given up holds ring slots.
   if (mode != mode_ || mode == AcquireMode::kTransient) residency_.CancelPrefetches();
+  if (deferral_.on()) deferral_.Reset();
   mode_ = mode;
+  tokens_ = tokens;
   if (mode != AcquireMode::kCached) return;
   watchdog_.OnStep(residency_.stats().prefetch_issued, residency_.stats().prefetch_used);
+  if (token_table_ == nullptr || tokens.size() != 1 || LookaheadDepth() == 0) return;
+  lookahead_.clear();
+  token_table_->Append(tokens[0], &lookahead_);
+  if (!lookahead_.empty()) {
+    residency_.Prefetch(first_moe_layer_, lookahead_, PrefetchReason::kLookahead);
+  }
 }
 
 uint32_t ExpertExecutor::LookaheadDepth() const {
@@ -206,6 +257,7 @@ Status ExpertExecutor::ComputeAll(LayerId layer, const RoutingDecision& routing)
       } else if (!std::exchange(speculated, true)) {
         Speculate(routing);
       }
+      if (deferral_.on()) deferral_.Start();
     }
     const size_t done_before = done;
     RETURN_IF_ERROR(ComputeReady(layer, acquired, &done));

@@ -15,7 +15,9 @@
 
 #include "base/clock.h"
 #include "compute/expert_kernels.h"
+#include "engine/expert_deferral.h"
 #include "engine/speculation_watchdog.h"
+#include "engine/token_expert_table.h"
 #include "model/decoder_model.h"
 #include "residency/residency_manager.h"
 
@@ -38,13 +40,24 @@ class ExpertExecutor final : public MoeExecutor {
 
   static uint64_t ScratchBytes(const ModelConfig& config, uint32_t max_tokens);
 
-  // What the following RunExperts belong to: decode keeps its misses, prefill streams them.
-  void BeginStep(AcquireMode mode);
+  // What the following RunExperts belong to: decode keeps its misses, prefill streams them. tokens: of the
+  // step, to be kept until its end; empty if unknown.
+  void BeginStep(AcquireMode mode, std::span<const int32_t> tokens = {});
   Status RunExperts(LayerId layer, const RoutingDecision& routing, const float* x,
                     float* out) override;
   uint32_t LookaheadDepth() const override;
   // Off: only what routers have asked for is read. On by default.
   void set_lookahead(bool on) { lookahead_allowed_ = on; }
+  // A table to learn from and to read ahead for the first MoE layer by; null: none. Not owned.
+  void set_token_table(TokenExpertTable* table) { token_table_ = table; }
+  // Lossy, see expert_deferral.h: experts a layer that may join one layer late; 0: none.
+  void set_deferral(uint32_t experts) { deferral_.set_limit(experts); }
+  // Lossy: how much a router's choice leans to what is in memory, in shares of the span between the token's
+  // highest and lowest router logit; 0: not at all. After "Mixture of Cache-Conditional Experts"
+  // (Skliar et al., 2024), whose best expert always stays.
+  void set_resident_preference(float strength) { resident_preference_ = strength; }
+  float ResidentPreference(LayerId layer, std::span<uint8_t> resident) const override;
+  uint64_t deferred() const { return deferral_.deferred(); }
 
   const ExecutorTimes& times() const { return times_; }
   const std::vector<int64_t>& stall_ns_per_layer() const { return layer_stall_ns_; }
@@ -52,6 +65,9 @@ class ExpertExecutor final : public MoeExecutor {
  private:
   void GroupByExpert(const RoutingDecision& routing);
   void OrderByResidency(LayerId layer);
+  bool Defers() const;
+  void SkipDeferredRows(const RoutingDecision& routing);
+  void LearnTokens(LayerId layer, const RoutingDecision& routing);
   Status ComputeAll(LayerId layer, const RoutingDecision& routing);
   void Speculate(const RoutingDecision& routing);
   void PlanStream(const RoutingDecision& routing);
@@ -70,6 +86,12 @@ class ExpertExecutor final : public MoeExecutor {
   bool lookahead_allowed_ = true;
   uint64_t expert_total_ = 0;
   SpeculationWatchdog watchdog_;
+  const ModelConfig& config_;
+  LayerId first_moe_layer_;
+  std::span<const int32_t> tokens_;  // of the step
+  TokenExpertTable* token_table_ = nullptr;
+  ExpertDeferral deferral_;
+  float resident_preference_ = 0;
   ExecutorTimes times_;
   std::vector<int64_t> layer_stall_ns_;
 

@@ -152,7 +152,8 @@ FixedMemory CountFixedMemory(const Manifest& manifest, const ModelConfig& config
   fixed.kv_bytes = KvCache::BytesFor(config, max_context);
   fixed.scratch_bytes = DecoderModel::ScratchBytes(config, chunk) +
                         ExpertExecutor::ScratchBytes(config, chunk) +
-                        BackendScratchBytes(chunk, WidestColumns(config));
+                        BackendScratchBytes(chunk, WidestColumns(config)) +
+                        TokenExpertTable::BytesFor(config.vocab_size, config.top_k);
   fixed.process_bytes = kProcessBytes + kTokenizerBytesPerToken * config.vocab_size;
   return fixed;
 }
@@ -182,6 +183,7 @@ class Runner::Impl {
   Status Warm(const std::string& profile,
               const std::function<void(uint64_t, uint64_t)>& progress);
   EngineStats Stats() const;
+  std::string LossyModes() const;
 
   Status OpenResidency(const Topology& topology);
   Status SetRamBudget(const RamBudget& budget);
@@ -213,6 +215,7 @@ class Runner::Impl {
   std::unique_ptr<ReadScheduler> scheduler_;
   std::unique_ptr<StoreRecordSource> source_;
   std::unique_ptr<ResidencyManager> residency_;
+  std::unique_ptr<TokenExpertTable> token_table_;
   std::unique_ptr<ExpertExecutor> executor_;
   std::unique_ptr<DecoderModel> model_;
 };
@@ -314,6 +317,10 @@ Status Runner::Impl::OpenResidency(const Topology& topology) {
     executor_ = std::make_unique<ExpertExecutor>(config_, std::move(layouts_), *residency_,
                                                  *backend_, options_.prefill_chunk);
     executor_->set_lookahead(options_.lookahead);
+    token_table_ = std::make_unique<TokenExpertTable>(config_.vocab_size, config_.top_k);
+    executor_->set_token_table(token_table_.get());
+    executor_->set_deferral(options_.defer_experts);
+    executor_->set_resident_preference(options_.prefer_resident);
   }
   return OkStatus();
 }
@@ -344,12 +351,14 @@ Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptio
   }
   NoExperts no_experts;
   MoeExecutor& executor = executor_ ? static_cast<MoeExecutor&>(*executor_) : no_experts;
-  const bool decode = tokens.size() == 1 && kv_->length() > 0;  // not a prompt of one token
-  PhaseStats& phase = decode ? decode_ : prefill_;
   for (size_t begin = 0; begin < tokens.size(); begin += options_.prefill_chunk) {
     const auto chunk =
         tokens.subspan(begin, std::min<size_t>(options_.prefill_chunk, tokens.size() - begin));
     const bool last = begin + chunk.size() == tokens.size();
+    // Not a prompt of one token, nor the odd one at a prompt's end; but all of it if it goes one by one.
+    const bool decode =
+        kv_->length() > 0 && (tokens.size() == 1 || options_.prefill_chunk == 1);
+    PhaseStats& phase = decode ? decode_ : prefill_;
     const LogitsMode mode =
         options.logits == LogitsMode::kLast && !last ? LogitsMode::kNone : options.logits;
     const int64_t start = RealClock().NowNs();
@@ -358,7 +367,7 @@ Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptio
     AdvanceResize(kStepResizeBytes, /*wait=*/false);
     if (residency_) residency_->BeginStep(static_cast<uint32_t>(chunk.size()));
     if (executor_) {
-      executor_->BeginStep(decode ? AcquireMode::kCached : AcquireMode::kTransient);
+      executor_->BeginStep(decode ? AcquireMode::kCached : AcquireMode::kTransient, chunk);
     }
     RETURN_IF_ERROR(model_->Forward(
         chunk, *kv_, executor,
@@ -461,6 +470,15 @@ bool Runner::Impl::AdvanceResize(uint64_t work_bytes, bool wait) {
   return residency_->AdvanceResize(work_bytes);
 }
 
+std::string Runner::Impl::LossyModes() const {
+  std::string modes;
+  if (options_.defer_experts > 0) modes = fmt::format("defer {}", options_.defer_experts);
+  if (options_.prefer_resident > 0) {
+    modes += fmt::format("{}prefer resident {:g}", modes.empty() ? "" : ", ", options_.prefer_resident);
+  }
+  return modes;
+}
+
 EngineStats Runner::Impl::Stats() const {
   EngineStats s;
   s.model = info_.name;
@@ -468,6 +486,7 @@ EngineStats Runner::Impl::Stats() const {
   s.io = scheduler_->reader().name();
   s.isa = IsaName(backend_->isa());
   s.policy = options_.policy;
+  s.lossy = LossyModes();
   s.threads = pool_->thread_count();
   s.uptime_ns = RealClock().NowNs() - opened_ns_;
   s.prefill = prefill_;
@@ -514,6 +533,10 @@ Result<std::unique_ptr<Runner>> Runner::Open(const RunnerOptions& options) {
   std::unique_ptr<Runner> runner(new Runner());
   RETURN_IF_ERROR(runner->impl_->Open(options));
   return runner;
+}
+
+void Runner::SetLookahead(bool on) {
+  if (impl_->executor_) impl_->executor_->set_lookahead(on);
 }
 
 void Runner::ResetSequence() { impl_->kv_->set_length(0); }

@@ -41,6 +41,9 @@ struct RunnerOptions {
   uint32_t max_context = 0;     // tokens of KV; 0: the model's, at most 4096
   uint32_t prefill_chunk = 512; // tokens
   bool lookahead = true;         // read ahead what the next router probably wants
+  // Lossy, decode only: what is computed then depends on what is in memory (expert_executor.h).
+  uint32_t defer_experts = 0;    // of a layer, that may join one layer late
+  float prefer_resident = 0;     // how far routers lean to experts in memory
   // Heat profile to start from ("" the default one; ignored if there is none).
   std::string heat_profile;
 };
@@ -60,6 +63,9 @@ class Runner {
  public:
   static Result<std::unique_ptr<Runner>> Open(const RunnerOptions& options);
   ~Runner();
+
+  // Whether decode reads ahead from now on; RunnerOptions::lookahead is how it begins.
+  void SetLookahead(bool on);
 
   // Empties the runner's sequence (there is one; its KV was allocated at Open).
   void ResetSequence();

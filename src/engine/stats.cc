@@ -90,6 +90,7 @@ void VisitTop(S& s, Visitor&& f) {
   f("io", s.io);
   f("isa", s.isa);
   f("policy", s.policy);
+  f("lossy", s.lossy);
   f("threads", s.threads);
   f("requests", s.requests);
   f("requests_failed", s.requests_failed);
@@ -432,7 +433,8 @@ Result<EngineStats> ParseEngineStats(const std::string& text) {
 
 std::string EngineStats::ToText(bool per_layer) const {
   std::string out =
-      fmt::format("model    {} ({}, {}, {} threads, policy {})\n", model, io, isa, threads, policy);
+      fmt::format("model    {} ({}, {}, {} threads, policy {}{}{})\n", model, io, isa, threads, policy,
+                  lossy.empty() ? "" : ", LOSSY: ", lossy);
   out += PhaseText("prefill", prefill, residency.prefill);
   out += PhaseText("decode", decode, residency.decode);
   const double busy_s = static_cast<double>(reads.busy_ns) * 1e-9;

@@ -44,6 +44,7 @@ struct MemoryStats {
 struct EngineStats {
   std::string model, store;
   std::string io, isa, policy;
+  std::string lossy;  // modes that change what is computed; empty: exact
   int threads = 0;
   uint64_t requests = 0, requests_failed = 0, requests_cancelled = 0;
   uint32_t queue_length = 0;

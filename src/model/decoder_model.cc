@@ -53,6 +53,40 @@ void RouteToken(float* logits, uint32_t expert_count, uint32_t top_k, bool norma
   for (uint32_t k = 0; k < top_k; ++k) weights[k] /= chosen_sum;
 }
 
+void RoutePreferring(float* logits, uint32_t expert_count, uint32_t top_k, bool normalize,
+                     const uint8_t* resident, float strength, uint32_t* experts, float* weights) {
+  const auto [least, most] = std::minmax_element(logits, logits + expert_count);
+  const float maximum = *most, bonus = strength * (*most - *least);
+  const uint32_t best = static_cast<uint32_t>(most - logits);
+  float sum = 0;
+  for (uint32_t e = 0; e < expert_count; ++e) sum += std::exp(logits[e] - maximum);
+  const auto chosen = [&](uint32_t count, uint32_t e) {
+    return std::find(experts, experts + count, e) != experts + count;
+  };
+  experts[0] = best;
+  for (uint32_t k = 1; k < top_k; ++k) {
+    uint32_t pick = expert_count;
+    float pick_score = 0;
+    for (uint32_t e = 0; e < expert_count; ++e) {
+      const float score = logits[e] + (resident[e] ? bonus : 0);
+      if ((pick != expert_count && !(score > pick_score)) || chosen(k, e)) continue;
+      pick = e;
+      pick_score = score;
+    }
+    experts[k] = pick;
+  }
+  std::sort(experts, experts + top_k, [&](uint32_t a, uint32_t b) {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  });
+  float chosen_sum = 0;
+  for (uint32_t k = 0; k < top_k; ++k) {
+    weights[k] = std::exp(logits[experts[k]] - maximum) / sum;
+    chosen_sum += weights[k];
+  }
+  if (!normalize) return;
+  for (uint32_t k = 0; k < top_k; ++k) weights[k] /= chosen_sum;
+}
+
 uint64_t DecoderModel::ScratchBytes(const ModelConfig& c, uint32_t max_tokens) {
   uint64_t dense = 0;
   for (const LayerConfig& layer : c.layers) {
@@ -121,6 +155,7 @@ DecoderModel::DecoderModel(const ModelConfig& config, const DenseSource& weights
   router_logits_.resize(n * config.expert_count);
   routing_weights_.resize(n * config.top_k);
   routing_experts_.resize(n * config.top_k);
+  resident_.resize(config.expert_count);
   const size_t lookahead_rows = std::min<size_t>(n, kLookaheadRows);
   lookahead_normed_.resize(lookahead_rows * config.hidden);
   lookahead_logits_.resize(lookahead_rows * config.expert_count);
@@ -213,7 +248,7 @@ Status DecoderModel::RunFeedForward(const Layer& layer, uint32_t index, uint32_t
   backend_.RmsNorm(hidden_.data(), hidden, layer.mlp_norm.data(), config_.rms_norm_epsilon,
                    token_count, hidden, normed_.data(), hidden);
   if (config_.layers[index].feed_forward == FeedForwardKind::kMoe) {
-    Route(layer.router, token_count);
+    Route(index, token_count, executor);
     RoutingDecision routing;
     routing.token_count = token_count;
     routing.top_k = config_.top_k;
@@ -234,10 +269,18 @@ Status DecoderModel::RunFeedForward(const Layer& layer, uint32_t index, uint32_t
   return OkStatus();
 }
 
-void DecoderModel::Route(const MatrixView& router, uint32_t token_count) {
+void DecoderModel::Route(uint32_t index, uint32_t token_count, const MoeExecutor& executor) {
   const uint32_t experts = config_.expert_count, top_k = config_.top_k;
-  backend_.MatMul(router, normed_.data(), config_.hidden, token_count, router_logits_.data(),
-                  experts);
+  backend_.MatMul(layers_[index].router, normed_.data(), config_.hidden, token_count,
+                  router_logits_.data(), experts);
+  if (token_count == 1) {
+    const float strength = executor.ResidentPreference(LayerId(index), resident_);
+    if (strength > 0) {
+      RoutePreferring(router_logits_.data(), experts, top_k, config_.normalize_top_k,
+                      resident_.data(), strength, routing_experts_.data(), routing_weights_.data());
+      return;
+    }
+  }
   for (uint32_t t = 0; t < token_count; ++t) {
     RouteToken(&router_logits_[size_t{t} * experts], experts, top_k, config_.normalize_top_k,
                &routing_experts_[size_t{t} * top_k], &routing_weights_[size_t{t} * top_k]);

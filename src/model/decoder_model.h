@@ -54,6 +54,9 @@ class MoeExecutor {
   // How many layers ahead the routers shall be asked now, at most kMaxLookahead. Each costs the model a
   // router's matrix a layer.
   virtual uint32_t LookaheadDepth() const { return 0; }
+  // Lossy routing of decode: marks the experts that are in memory (one flag an expert) and returns how far
+  // the choice shall lean to them, see RoutePreferring; 0: not at all, and `resident` is not read.
+  virtual float ResidentPreference(LayerId, std::span<uint8_t> /*resident*/) const { return 0; }
 };
 
 class DecoderModel {
@@ -93,7 +96,7 @@ class DecoderModel {
   void RunAttention(const Layer& layer, uint32_t index, uint32_t token_count, KvCache& cache);
   Status RunFeedForward(const Layer& layer, uint32_t index, uint32_t token_count,
                         MoeExecutor& executor);
-  void Route(const MatrixView& router, uint32_t token_count);
+  void Route(uint32_t index, uint32_t token_count, const MoeExecutor& executor);
   void LookAhead(uint32_t index, uint32_t depth, RoutingDecision* routing);
   void LookAheadTo(uint32_t layer, uint32_t token_count, uint32_t* experts);
   void EmitLogits(uint32_t first_position, uint32_t token_count, const ForwardOptions& options);
@@ -108,6 +111,7 @@ class DecoderModel {
   std::vector<float> hidden_, normed_, q_, attention_out_, block_out_, gate_, up_;
   std::vector<float> cos_, sin_, router_logits_, routing_weights_, logits_;
   std::vector<uint32_t> routing_experts_;
+  std::vector<uint8_t> resident_;
   std::vector<float> lookahead_normed_, lookahead_logits_, lookahead_weights_;  // kLookaheadRows
   std::vector<uint32_t> lookahead_experts_;  // kMaxLookahead x max_tokens
   RouterLookahead lookaheads_[kMaxLookahead];
@@ -117,5 +121,10 @@ class DecoderModel {
 // sum to one if asked for. logits: expert_count values, overwritten.
 void RouteToken(float* logits, uint32_t expert_count, uint32_t top_k, bool normalize,
                 uint32_t* experts, float* weights);
+
+// The same with a preference: the best expert stays; the others are chosen by logit, plus `strength` times
+// the span of the logits where `resident`. Weights are the softmax of the logits as they were, best first.
+void RoutePreferring(float* logits, uint32_t expert_count, uint32_t top_k, bool normalize,
+                     const uint8_t* resident, float strength, uint32_t* experts, float* weights);
 
 }  // namespace moraine

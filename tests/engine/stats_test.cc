@@ -22,6 +22,7 @@ EngineStats Filled() {
   stats.io = "io_uring";
   stats.isa = "avx2";
   stats.policy = "heat";
+  stats.lossy = "defer 2";
   stats.threads = 4;
   stats.requests = 11;
   stats.requests_failed = 12;
