@@ -11,7 +11,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "bench_command.h"
+#include "commands.h"
 #include "common_options.h"
 #include "engine/runner.h"
 #include "engine/text_model.h"

@@ -21,6 +21,7 @@ void RegisterDoctorCommand(CLI::App& app, int* exit_code);
 
 // `moraine bench`, which holds those below.
 void RegisterBenchCommand(CLI::App& app, int* exit_code);
+void RegisterBenchForwardCommands(CLI::App& bench, int* exit_code);  // decode and prefill
 void RegisterBenchIoCommand(CLI::App& bench, int* exit_code);
 void RegisterBenchMakeStoreCommand(CLI::App& bench, int* exit_code);
 
