@@ -116,6 +116,7 @@ class EngineWorld final : public RecordSource, public ExpertKernels {
     executor_->BeginStep(mode);
   }
 
+  std::span<const float> out() const { return out_; }
   ManualClock& clock() { return clock_; }
   ReadScheduler& scheduler() { return *scheduler_; }
   ResidencyManager& manager() { return *manager_; }
