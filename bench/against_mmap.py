@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""Moraine beside llama.cpp over mmap, in memory cgroups of the same size, on one drive.
+
+    bench/against_mmap.py GGUF STORE [--memory 16,10,6,4] [--readahead 128,default] [--rounds 2]
+
+GGUF is written by make_gguf, STORE by `moraine bench make-store --shape qwen3-30b-a3b --experts q4`; the
+peer is installed by `npm install --prefix bench/peers`. Needs root: it makes memory cgroups, sets the drive's
+readahead (put back at the end, also after an error) and drops the page cache before every run.
+
+THE TWO MODELS HAVE THE SAME SHAPE, QUANTISATION SIZE AND ROUTING RECIPE, NOT THE SAME WEIGHTS: Moraine does
+not read GGUF. docs/against_mmap.md has the method. One JSON line a memory limit on stdout, a table on
+stderr.
+"""
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+
+NOTE = "same shape, quantisation size and routing recipe, not the same weights"
+PEERS = pathlib.Path(__file__).resolve().parent / "peers"
+
+
+class MemoryCgroup:
+    """A memory cgroup (v1 or v2) of its own, removed at the end."""
+
+    def __init__(self, limit_bytes):
+        for parent, limit_file in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+                                   ("/sys/fs/cgroup", "memory.max")):
+            self.path = pathlib.Path(parent) / f"moraine-against-mmap-{os.getpid()}"
+            if not (pathlib.Path(parent) / "cgroup.procs").exists():
+                continue
+            self.path.mkdir()
+            try:
+                (self.path / limit_file).write_text(str(limit_bytes))
+                return
+            except OSError:
+                self.path.rmdir()
+        sys.exit("against_mmap: no memory cgroup can be made: expected root and a memory controller "
+                 "under /sys/fs/cgroup")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.path.rmdir()
+
+    def run(self, command, **environment):
+        """The last line of stdout as JSON; None, with a line on stderr, if the command failed."""
+        result = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, **environment},
+            preexec_fn=lambda: (self.path / "cgroup.procs").write_text(str(os.getpid())))
+        if result.returncode == 0:
+            return json.loads(result.stdout.splitlines()[-1])
+        print(f"{command[0]} failed with {result.returncode} (-9: killed for memory): "
+              f"{result.stderr.strip()[-400:]}", file=sys.stderr)
+        return None
+
+
+class Drive:
+    """The block device under a file: its readahead, and dropping what is cached of it."""
+
+    def __init__(self, path):
+        source = subprocess.run(["df", "--output=source", path], check=True, capture_output=True,
+                                text=True).stdout.splitlines()[-1]
+        device = pathlib.Path("/sys/class/block", os.path.basename(source)).resolve()
+        if not (device / "queue").is_dir():
+            device = device.parent  # a partition
+        self.name = device.name
+        self.readahead_file = device / "queue/read_ahead_kb"
+        if not self.readahead_file.exists():
+            sys.exit(f"against_mmap: {path} lies on {source}, expected a block device with a queue")
+        self.own_readahead = self.readahead_file.read_text().strip()
+
+    @contextlib.contextmanager
+    def readahead(self, kib):
+        try:
+            if kib != "default":
+                self.readahead_file.write_text(kib)
+            yield
+        finally:
+            self.readahead_file.write_text(self.own_readahead)
+
+    @staticmethod
+    def drop_cache():
+        os.sync()
+        pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def run_peer(cgroup, args):
+    return cgroup.run(["node", str(PEERS / "llama_cpp.mjs"), args.gguf, str(args.prefill),
+                       str(args.decode), str(args.threads)], LD_PRELOAD=args.preload)
+
+
+def run_moraine(cgroup, args, limit_bytes):
+    """Figures of one run in the peer's form, and the bound: bytes a token over the bandwidth that the
+    drive gave while reads were in flight, or the time not spent waiting, whichever is longer."""
+    letters = random.Random(1)  # about one token a letter: the tokenizer joins few random pairs
+    prompt = "".join(letters.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") for _ in range(args.prefill))
+    result = cgroup.run([args.moraine, "run", args.store, prompt, "--raw", "--json", "--ignore-eos",
+                         "--temperature", "1", "--seed", "1", "--top-k", "40", "--no-warm",
+                         "--threads", str(args.threads), "--max-context",
+                         str(args.prefill + args.decode + 64), "--max-tokens", str(args.decode),
+                         "--ram-budget", str(limit_bytes)])
+    if result is None:
+        return None
+    stats = result["stats"]
+    reads = stats["reads"]
+    read_bytes = reads["demand_bytes"] + reads["speculative_bytes"]
+    drive = read_bytes / (reads["busy_ns"] * 1e-9) if reads["busy_ns"] else None
+    figures = {"drive_gb_per_s": drive * 1e-9 if drive else None}
+    for phase in ("prefill", "decode"):
+        p = stats[phase]
+        tokens, seconds = p["tokens"], p["wall_ns"] * 1e-9
+        read_s = p["bytes_read"] / drive if drive else 0
+        compute_s = (p["wall_ns"] - p["stall_ns"]) * 1e-9
+        figures[phase] = {"tokens": tokens, "tok_per_s": tokens / seconds,
+                          "bytes_per_token": p["bytes_read"] / tokens,
+                          "bound_tok_per_s": tokens / max(read_s, compute_s)}
+    return figures
+
+
+def median_of(runs, *keys):
+    values = []
+    for run in runs:
+        for key in keys:
+            run = run[key]
+        values.append(run)
+    known = [v for v in values if v is not None]
+    return statistics.median(known) if known else None
+
+
+def compare(args, drive, gigabytes):
+    limit_bytes = int(float(gigabytes) * 1e9)
+    readaheads = args.readahead.split(",")
+    peers, ours = {kib: [] for kib in readaheads}, []
+    with MemoryCgroup(limit_bytes) as cgroup:
+        for _ in range(args.rounds):  # in turn, so that a slow minute hits all alike
+            for kib in readaheads:
+                with drive.readahead(kib):
+                    drive.drop_cache()
+                    peers[kib].append(run_peer(cgroup, args))
+            drive.drop_cache()
+            ours.append(run_moraine(cgroup, args, limit_bytes))
+    peers = {kib: [r for r in runs if r] for kib, runs in peers.items()}
+    ours = [r for r in ours if r]
+    row = {"bench": "against_mmap", "memory_gb": float(gigabytes), "rounds": args.rounds,
+           "threads": args.threads, "load_average": os.getloadavg()[0], "note": NOTE, "peer": {},
+           "moraine": None}
+    for kib, runs in peers.items():
+        if not runs:
+            continue
+        name = runs[0]["peer"]
+        row["peer"][kib if kib != "default" else f"default ({drive.own_readahead})"] = {
+            "name": name, **{f"{phase}_{key}": median_of(runs, phase, key)
+                             for phase in ("prefill", "decode")
+                             for key in ("tok_per_s", "bytes_per_token", "read_gb_per_s",
+                                         "major_faults_per_token")}}
+    if ours:
+        row["moraine"] = {"drive_gb_per_s": median_of(ours, "drive_gb_per_s"),
+                          **{f"{phase}_{key}": median_of(ours, phase, key)
+                             for phase in ("prefill", "decode")
+                             for key in ("tok_per_s", "bytes_per_token", "bound_tok_per_s")}}
+    for phase in ("prefill", "decode"):
+        key = f"{phase}_tok_per_s"
+        best = max((p[key] for p in row["peer"].values()), default=None)
+        row[f"{phase}_best_peer_tok_per_s"] = best
+        row[f"{phase}_ratio"] = row["moraine"][key] / best if best and row["moraine"] else None
+        row[f"{phase}_fraction_of_bound"] = (
+            row["moraine"][key] / row["moraine"][f"{phase}_bound_tok_per_s"]
+            if row["moraine"] else None)
+    return row
+
+
+def print_rows(rows):
+    print(NOTE, file=sys.stderr)
+    print(f"{'GB':>5} {'phase':8} {'best peer':>10} {'moraine':>9} {'ratio':>6} {'bound':>8} "
+          f"{'of bound':>8} {'MB/token':>9}", file=sys.stderr)
+    show = lambda value, form: format(value, form) if value is not None else "-".rjust(int(form.split(".")[0]))
+    for row in rows:
+        ours = row["moraine"] or {}
+        for phase in ("prefill", "decode"):
+            size = ours.get(f"{phase}_bytes_per_token")
+            print(f"{row['memory_gb']:5g} {phase:8} {show(row[f'{phase}_best_peer_tok_per_s'], '10.2f')} "
+                  f"{show(ours.get(f'{phase}_tok_per_s'), '9.2f')} {show(row[f'{phase}_ratio'], '6.2f')} "
+                  f"{show(ours.get(f'{phase}_bound_tok_per_s'), '8.2f')} "
+                  f"{show(row[f'{phase}_fraction_of_bound'], '8.1%')} "
+                  f"{show(size / 1e6 if size is not None else None, '9.1f')}", file=sys.stderr)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("gguf")
+    parser.add_argument("store")
+    parser.add_argument("--memory", default="16,10,6,4", help="GB (10^9 bytes), of the whole process")
+    parser.add_argument("--readahead", default="128,default", help="KiB, for the peer")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--prefill", type=int, default=128)
+    parser.add_argument("--decode", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--moraine", default="build/release/moraine")
+    args = parser.parse_args()
+    if not (PEERS / "node_modules").exists():
+        sys.exit(f"against_mmap: no peer; expected after: npm install --prefix {PEERS}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the readahead is put back
+    drive = Drive(args.gguf)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        args.preload = f"{scratch}/no_repack.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", args.preload, str(PEERS / "no_repack.c")],
+                       check=True)
+        for gigabytes in args.memory.split(","):
+            rows.append(compare(args, drive, gigabytes))
+            print(json.dumps(rows[-1]), flush=True)
+    print_rows(rows)
+
+
+if __name__ == "__main__":
+    main()
