@@ -3,13 +3,13 @@
 
     bench/against_mmap.py GGUF STORE [--memory 16,10,6,4] [--readahead 128,default] [--rounds 2]
 
-GGUF is written by make_gguf, STORE by `moraine bench make-store --shape qwen3-30b-a3b --experts q4`; the
-peer is installed by `npm install --prefix bench/peers`. Needs root: it makes memory cgroups, sets the drive's
-readahead (put back at the end, also after an error) and drops the page cache before every run.
+GGUF is written by make_gguf, STORE by `moraine bench make-store --shape qwen3-30b-a3b`, and the peer
+is installed by `npm install --prefix bench/peers`. Needs root: it makes memory cgroups, sets the
+drive's readahead (put back at the end, also after an error), drops the page cache before every run.
 
-THE TWO MODELS HAVE THE SAME SHAPE, QUANTISATION SIZE AND ROUTING RECIPE, NOT THE SAME WEIGHTS: Moraine does
-not read GGUF. docs/against_mmap.md has the method. One JSON line a memory limit on stdout, a table on
-stderr.
+THE TWO MODELS HAVE THE SAME SHAPE, QUANTISATION SIZE AND ROUTING RECIPE, NOT THE SAME WEIGHTS:
+Moraine does not read GGUF. docs/against_mmap.md has the method. One JSON line a memory limit on stdout, a
+table on stderr.
 """
 import argparse
 import contextlib
@@ -42,8 +42,8 @@ class MemoryCgroup:
                 return
             except OSError:
                 self.path.rmdir()
-        sys.exit("against_mmap: no memory cgroup can be made: expected root and a memory controller "
-                 "under /sys/fs/cgroup")
+        sys.exit("against_mmap: no memory cgroup can be made: expected root and a memory "
+                 "controller under /sys/fs/cgroup")
 
     def __enter__(self):
         return self
@@ -99,10 +99,10 @@ def run_peer(cgroup, args):
 
 
 def run_moraine(cgroup, args, limit_bytes):
-    """Figures of one run in the peer's form, and the bound: bytes a token over the bandwidth that the
-    drive gave while reads were in flight, or the time not spent waiting, whichever is longer."""
+    """Figures of one run in the peer's form, and the bound: bytes a token over the bandwidth that
+    the drive gave while reads were in flight, or the time not spent waiting, the longer of them."""
     letters = random.Random(1)  # about one token a letter: the tokenizer joins few random pairs
-    prompt = "".join(letters.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") for _ in range(args.prefill))
+    prompt = "".join(letters.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", k=args.prefill))
     result = cgroup.run([args.moraine, "run", args.store, prompt, "--raw", "--json", "--ignore-eos",
                          "--temperature", "1", "--seed", "1", "--top-k", "40", "--no-warm",
                          "--threads", str(args.threads), "--max-context",
@@ -182,23 +182,29 @@ def print_rows(rows):
     print(NOTE, file=sys.stderr)
     print(f"{'GB':>5} {'phase':8} {'best peer':>10} {'moraine':>9} {'ratio':>6} {'bound':>8} "
           f"{'of bound':>8} {'MB/token':>9}", file=sys.stderr)
-    show = lambda value, form: format(value, form) if value is not None else "-".rjust(int(form.split(".")[0]))
+
+    def show(value, width, suffix):
+        return "-".rjust(width) if value is None else format(value, f"{width}{suffix}")
+
     for row in rows:
         ours = row["moraine"] or {}
         for phase in ("prefill", "decode"):
             size = ours.get(f"{phase}_bytes_per_token")
-            print(f"{row['memory_gb']:5g} {phase:8} {show(row[f'{phase}_best_peer_tok_per_s'], '10.2f')} "
-                  f"{show(ours.get(f'{phase}_tok_per_s'), '9.2f')} {show(row[f'{phase}_ratio'], '6.2f')} "
-                  f"{show(ours.get(f'{phase}_bound_tok_per_s'), '8.2f')} "
-                  f"{show(row[f'{phase}_fraction_of_bound'], '8.1%')} "
-                  f"{show(size / 1e6 if size is not None else None, '9.1f')}", file=sys.stderr)
+            print(f"{row['memory_gb']:5g} {phase:8}",
+                  show(row[f"{phase}_best_peer_tok_per_s"], 10, ".2f"),
+                  show(ours.get(f"{phase}_tok_per_s"), 9, ".2f"),
+                  show(row[f"{phase}_ratio"], 6, ".2f"),
+                  show(ours.get(f"{phase}_bound_tok_per_s"), 8, ".2f"),
+                  show(row[f"{phase}_fraction_of_bound"], 8, ".1%"),
+                  show(None if size is None else size / 1e6, 9, ".1f"), file=sys.stderr)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("gguf")
     parser.add_argument("store")
-    parser.add_argument("--memory", default="16,10,6,4", help="GB (10^9 bytes), of the whole process")
+    parser.add_argument("--memory", default="16,10,6,4",
+                        help="GB (10^9 bytes), of the whole process")
     parser.add_argument("--readahead", default="128,default", help="KiB, for the peer")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--prefill", type=int, default=128)

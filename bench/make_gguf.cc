@@ -1,18 +1,18 @@
-// make_gguf: writes a Q4_0 GGUF of a published Qwen3-MoE shape with random weights, for peers that read
-// that format (GGUF specification: github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+// make_gguf: writes a Q4_0 GGUF of a published Qwen3-MoE shape with random weights, for peers that
+// read that format (GGUF specification: github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 //
-// The recipe is the synthetic store's (engine/synthetic_model.h), taken from the synthetic checkpoint itself:
-// routers and norms are its floats, and random blocks have the deviations of its records, so that
-// routing is as skewed, as local and as predictable. What the architecture "qwen3moe" of GGUF has not,
-// attention biases, is moved into matrices through u, the constant direction of the residual stream:
+// The recipe is the synthetic store's (engine/synthetic_model.h), taken from the synthetic
+// checkpoint itself: routers and norms are its floats, and random blocks have the deviations of its
+// records, so that routing is meant to be as skewed, as local and as predictable. What the
+// architecture "qwen3moe" of GGUF has not, attention biases, is moved into matrices through u, the
+// constant direction of the residual stream:
 //  * layer 0's output bias puts u into the stream: here every embedding carries it;
 //  * query and key biases: their rows get a component along u, which answers with a constant;
 //  * the output biases of later layers: value 0 of every KV head gets a component along u and is
-//    therefore nearly constant, attention's average leaves it so, and the output matrix turns it into
-//    the bias.
-// The weights are thus not those of the store with the same seed; shape, sizes and routing recipe are.
-//
-// Costs about 2 ns a block of 32 weights: the drive is what takes the time.
+//    therefore nearly constant, attention's average leaves it so, and the output matrix turns it
+//    into the bias.
+// The weights are thus not those of the store with the same seed; shape, sizes and routing recipe
+// are.
 #include <fcntl.h>
 #include <fmt/format.h>
 
@@ -38,12 +38,19 @@ namespace {
 
 constexpr uint32_t kGgufVersion = 3;
 constexpr uint64_t kAlignment = 32;  // of tensor data: the format's default
-enum ValueType : uint32_t { kUint32 = 4, kInt32 = 5, kFloat32 = 6, kBool = 7, kString = 8, kArray = 9 };
+enum ValueType : uint32_t {
+  kUint32 = 4,
+  kInt32 = 5,
+  kFloat32 = 6,
+  kBool = 7,
+  kString = 8,
+  kArray = 9
+};
 enum TensorType : uint32_t { kTypeF32 = 0, kTypeQ4 = 2 };
 enum TokenType : int32_t { kNormalToken = 1, kControlToken = 3 };
 
-// A Q4_0 block: an f16 scale, then 16 bytes; the low nibbles are weights 0 to 15, the high ones 16 to 31;
-// a nibble n stands for (n - 8) x scale.
+// A Q4_0 block: an f16 scale, then 16 bytes; the low nibbles are weights 0 to 15, the high ones 16
+// to 31; a nibble n stands for (n - 8) x scale.
 constexpr uint32_t kBlockWeights = 32, kBlockBytes = 18;
 constexpr uint64_t kChunkBytes = 8 << 20;  // what a thread fills and writes at a time
 constexpr double kConstantValue = 2.0;     // of value 0 of a KV head, beside its random part
@@ -133,8 +140,7 @@ class Recipe {
     CHECK(found != dense.end(), role);
     const size_t index = static_cast<size_t>(found - dense.begin());
     AlignedBytes strip(model_.plan->DenseStripBytes(index, 0));
-    RETURN_IF_ERROR(
-        model_.plan->EncodeDenseStrip(*model_.checkpoint, index, 0, strip.span()));
+    RETURN_IF_ERROR(model_.plan->EncodeDenseStrip(*model_.checkpoint, index, 0, strip.span()));
     return DeviationOf(strip.data(), *ParseEncoding(found->encoding), found->cols);
   }
   struct ExpertDeviations {
@@ -212,7 +218,8 @@ class TensorList {
   Status AddLayer(uint32_t layer) {
     const std::string to = fmt::format("blk.{}.", layer);
     const std::string from = fmt::format("model.layers.{}.", layer);
-    RETURN_IF_ERROR(AddFloats(to + "attn_norm.weight", from + "input_layernorm.weight", {s_.hidden}));
+    RETURN_IF_ERROR(
+        AddFloats(to + "attn_norm.weight", from + "input_layernorm.weight", {s_.hidden}));
     RETURN_IF_ERROR(AddAttention(layer, to, from + "self_attn."));
     RETURN_IF_ERROR(
         AddFloats(to + "ffn_norm.weight", from + "post_attention_layernorm.weight", {s_.hidden}));
@@ -325,7 +332,8 @@ Status WriteHeader(const PublishedShape& s, const std::vector<Tensor>& tensors, 
                    uint64_t* data_start) {
   const nlohmann::json tokenizer = nlohmann::json::parse(SyntheticTokenizerJson(s.vocab));
   std::vector<std::string> tokens(s.vocab, tokenizer["added_tokens"][0]["content"]);
-  for (const auto& [text, id] : tokenizer["model"]["vocab"].items()) tokens[id.get<size_t>()] = text;
+  for (const auto& [text, id] : tokenizer["model"]["vocab"].items())
+    tokens[id.get<size_t>()] = text;
 
   HeaderWriter w;
   const std::string a = "qwen3moe.";
@@ -415,7 +423,8 @@ Status WriteData(const std::vector<Tensor>& tensors, uint64_t seed, int threads,
   const auto work = [&] {
     std::vector<std::byte> buffer;
     for (size_t i = next++; i < chunks.size(); i = next++) {
-      Status written = WriteChunk(chunks[i], Random(seed ^ i << 20).Next(), data_start, file, buffer);
+      Status written =
+          WriteChunk(chunks[i], Random(seed ^ i << 20).Next(), data_start, file, buffer);
       if (written.ok()) continue;
       const std::lock_guard lock(mutex);
       if (status.ok()) status = std::move(written);

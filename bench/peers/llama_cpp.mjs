@@ -2,8 +2,8 @@
 //
 //   node llama_cpp.mjs GGUF PREFILL_TOKENS DECODE_TOKENS [THREADS]
 //
-// CPU only, mmap on, no mlock, one sequence. Bytes are what this process made the kernel read from the
-// drive (/proc/self/io read_bytes: readahead and page faults are charged to the process).
+// CPU only, mmap on, no mlock, one sequence. Bytes are what this process made the kernel read from
+// the drive (/proc/self/io read_bytes: readahead and page faults are charged to the process).
 import fs from "node:fs";
 import {getLlama} from "node-llama-cpp";
 
