@@ -3,13 +3,13 @@
 
     bench/against_mmap.py GGUF STORE [--memory 16,10,6,4] [--readahead 128,default] [--rounds 2]
 
-GGUF is written by make_gguf, STORE by `moraine bench make-store --shape qwen3-30b-a3b`, and the peer
-is installed by `npm install --prefix bench/peers`. Needs root: it makes memory cgroups, sets the
+GGUF is written by make_gguf, STORE by `moraine bench make-store --shape qwen3-30b-a3b`; the peer is
+installed by `npm install --prefix bench/peers`. Needs root: it makes memory cgroups, sets the
 drive's readahead (put back at the end, also after an error), drops the page cache before every run.
 
 THE TWO MODELS HAVE THE SAME SHAPE, QUANTISATION SIZE AND ROUTING RECIPE, NOT THE SAME WEIGHTS:
-Moraine does not read GGUF. docs/against_mmap.md has the method. One JSON line a memory limit on stdout, a
-table on stderr.
+Moraine does not read GGUF. docs/against_mmap.md has the method. One JSON line a memory limit on
+stdout, a table on stderr.
 """
 import argparse
 import contextlib
