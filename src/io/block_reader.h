@@ -1,7 +1,8 @@
 // BlockReader: one attempt to read one contiguous chunk, many at a time, in any order.
 //
 // Three implementations: io_uring (the fast one), a pread pool (where io_uring is disabled), and a
-// simulated one (seeded latency, errors, short reads, corruption, reordering). They do no more than
+// simulated one (seeded latency, errors, short reads, corruption, reordering); and one in front of
+// them for files with copies on several drives (io/mirrored_reader.h). They do no more than
 // the device does: a read may come back short, failed, late or out of order. Everything that is
 // policy (chunking, priorities, resume, retry, deadlines, cancellation) lives once, above them, in
 // ReadScheduler, and is tested against the simulated reader.
@@ -35,6 +36,8 @@ struct IoAlignment {
   uint32_t memory_bytes = 4096;
 };
 
+inline constexpr uint32_t kAnyCopy = UINT32_MAX;
+
 struct BlockRead {
   FileId file;
   uint64_t offset = 0;  // aligned to IoAlignment::offset_bytes
@@ -42,6 +45,8 @@ struct BlockRead {
       nullptr;          // aligned to IoAlignment::memory_bytes; the reader's until completion
   uint32_t length = 0;  // bytes, aligned like offset
   uint64_t tag = 0;     // the caller's; returned in the completion; unique among in-flight
+  // Of a file with copies (io/mirrored_reader.h) the one to try first; others have no choice.
+  uint32_t copy = kAnyCopy;
 };
 
 struct BlockCompletion {

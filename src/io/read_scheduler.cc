@@ -235,8 +235,12 @@ void ReadScheduler::Impl::IssueChunk(uint32_t chunk_index) {
   chunk.in_flight = true;
   ++record.in_flight_chunks;
   const uint64_t position = chunk.offset + chunk.done;
-  batch_.push_back({record.read.file, record.read.offset + position, record.read.buffer + position,
-                    chunk.length - chunk.done, chunk_index});
+  batch_.push_back({.file = record.read.file,
+                    .offset = record.read.offset + position,
+                    .buffer = record.read.buffer + position,
+                    .length = chunk.length - chunk.done,
+                    .tag = chunk_index,
+                    .copy = record.read.copy});
 }
 
 void ReadScheduler::Impl::IssueWaiting(ReadPriority priority, uint32_t* room) {

@@ -53,6 +53,7 @@ struct RecordRead {
   std::byte* buffer = nullptr;
   ReadPriority priority = ReadPriority::kDemand;
   int64_t deadline_ns = 0;  // on the scheduler's clock; 0: none
+  uint32_t copy = kAnyCopy;  // BlockRead::copy of every chunk
 };
 
 using ReadId = uint64_t;
