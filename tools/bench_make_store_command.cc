@@ -21,7 +21,7 @@ struct MakeStoreArguments {
   uint32_t layers = 0;
   double skew = SyntheticModelOptions().skew;
   uint64_t seed = 1;
-  StripeArguments stripe;
+  DriveArguments drives;
   int threads = 0;
   bool quiet = false, json = false;
 };
@@ -75,7 +75,7 @@ Status MakeStore(const MakeStoreArguments& a) {
   model_options.skew = a.skew;
   model_options.seed = a.seed;
   ASSIGN_OR_RETURN(const SyntheticModel model, MakeSyntheticModel(model_options));
-  ASSIGN_OR_RETURN(const DriveSet drives, FinishStripeOptions(a.stripe));
+  ASSIGN_OR_RETURN(const DriveSet drives, FinishDriveOptions(a.drives));
   ImportProgress last;
   Status status;
   {
@@ -131,7 +131,7 @@ void RegisterBenchMakeStoreCommand(CLI::App& bench, int* exit_code) {
       ->capture_default_str();
   command->add_option("--threads", a->threads, "writing threads (default: one per CPU)")
       ->check(CLI::Range(0, 1024));
-  AddStripeArguments(command, &a->stripe);
+  AddDriveArguments(command, &a->drives);
   command->add_flag("--quiet", a->quiet, "neither progress nor summary");
   command->add_flag("--json", a->json, "the summary as one JSON object on stdout");
   command->callback([a, exit_code] {

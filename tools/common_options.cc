@@ -79,28 +79,44 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
                       "named heat profile to start from and to save");
 }
 
-void AddStripeArguments(CLI::App* command, StripeArguments* a) {
+void AddDriveArguments(CLI::App* command, DriveArguments* a) {
   command
-      ->add_option("--stripe", a->directories,
+      ->add_option("--stripe", a->stripes,
                    "spread the experts over these directories, one a drive: /nvme1/x,/nvme2/x")
       ->delimiter(',');
+  command->add_option("--mirror", a->mirror,
+                      "write the experts here, on another drive, too; reads go to the idle drive, and "
+                      "to the other copy if one is bad");
   command
       ->add_option("--weights", a->weights,
-                   "share of each --stripe directory, as its drive's bandwidth: 2,1 (default: alike)")
+                   "bandwidth of each drive of --stripe (without it: the store's), then of --mirror: "
+                   "2,1 (default: alike)")
       ->delimiter(',');
 }
 
-Result<DriveSet> FinishStripeOptions(const StripeArguments& a) {
-  if (!a.weights.empty() && a.weights.size() != a.directories.size()) {
-    return InvalidArgument("--weights has " + std::to_string(a.weights.size()) +
-                           " numbers, expected one for each of the " +
-                           std::to_string(a.directories.size()) + " directories of --stripe");
+Result<DriveSet> FinishDriveOptions(const DriveArguments& a) {
+  if (a.stripes.size() == 1) {
+    return InvalidArgument("--stripe names one directory (" + a.stripes[0] +
+                           "), expected at least two");
   }
   DriveSet drives;
-  for (size_t i = 0; i < a.directories.size(); ++i) {
-    // Absolute, so that the store can be opened from anywhere.
-    drives.stripes.push_back({std::filesystem::absolute(a.directories[i]).lexically_normal(),
-                              a.weights.empty() ? 1 : a.weights[i]});
+  // Absolute, so that the store can be opened from anywhere.
+  const auto absolute = [](const std::string& directory) {
+    return std::filesystem::absolute(directory).lexically_normal().string();
+  };
+  for (const std::string& stripe : a.stripes) drives.stripes.push_back({absolute(stripe), 1});
+  if (!a.mirror.empty()) drives.mirror = {absolute(a.mirror), 1};
+  if (!a.weights.empty()) {
+    // The store's own drive needs a line when it has a weight.
+    if (drives.stripes.empty() && drives.mirror) drives.stripes.push_back({"packs", 1});
+    const size_t expected = drives.stripes.size() + (drives.mirror ? 1 : 0);
+    if (a.weights.size() != expected) {
+      return InvalidArgument("--weights has " + std::to_string(a.weights.size()) +
+                             " numbers, expected one for each of the " + std::to_string(expected) +
+                             " drives of --stripe and --mirror");
+    }
+    for (size_t i = 0; i < drives.stripes.size(); ++i) drives.stripes[i].weight = a.weights[i];
+    if (drives.mirror) drives.mirror->weight = a.weights.back();
   }
   RETURN_IF_ERROR(drives.Check());
   return drives;

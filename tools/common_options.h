@@ -22,14 +22,15 @@ struct RunnerArguments {
 
 // Adds STORE and the options. `arguments` must outlive the parse.
 void AddRunnerArguments(CLI::App* command, RunnerArguments* arguments);
-// --stripe and --weights of import and make-store.
-struct StripeArguments {
-  std::vector<std::string> directories;
+// --stripe, --mirror and --weights of import and make-store.
+struct DriveArguments {
+  std::vector<std::string> stripes;
+  std::string mirror;
   std::vector<uint32_t> weights;
 };
-void AddStripeArguments(CLI::App* command, StripeArguments* arguments);
+void AddDriveArguments(CLI::App* command, DriveArguments* arguments);
 // kInvalidArgument naming the option.
-Result<DriveSet> FinishStripeOptions(const StripeArguments& arguments);
+Result<DriveSet> FinishDriveOptions(const DriveArguments& arguments);
 
 // Parses the budget; errors name the option.
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments);

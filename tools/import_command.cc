@@ -21,7 +21,7 @@ namespace {
 struct ImportArguments {
   std::string checkpoint_directory, store_directory;
   std::string experts = "bf16", dense;
-  StripeArguments stripe;
+  DriveArguments drives;
   int threads = 0;
   bool quiet = false, json = false;
 };
@@ -79,7 +79,7 @@ Status RunImport(const ImportArguments& a) {
   ASSIGN_OR_RETURN(const std::unique_ptr<ImportPlan> plan,
                    MakeImportPlan(*checkpoint, plan_options));
   WarnIfTextIsUnusable(a, plan->manifest());
-  ASSIGN_OR_RETURN(const DriveSet drives, FinishStripeOptions(a.stripe));
+  ASSIGN_OR_RETURN(const DriveSet drives, FinishDriveOptions(a.drives));
   ImportProgress last;
   Status status;
   {
@@ -121,7 +121,7 @@ void RegisterImportCommand(CLI::App& app, int* exit_code) {
       ->check(CLI::IsMember({"f32", "bf16", "q8", "q4"}));
   command->add_option("--threads", a->threads, "encoding threads (default: one per CPU)")
       ->check(CLI::Range(0, 1024));
-  AddStripeArguments(command, &a->stripe);
+  AddDriveArguments(command, &a->drives);
   command->add_flag("--quiet", a->quiet, "neither progress nor summary");
   command->add_flag("--json", a->json, "the summary as one JSON object on stdout");
   command->callback([a, exit_code] {

@@ -34,6 +34,7 @@ void PrintReport(const VerifyArguments& a, const VerifyReport& report) {
   if (a.json) {
     const nlohmann::ordered_json json = {{"ok", report.problems.empty()},
                                          {"records", report.records},
+                                         {"copies", report.copies},
                                          {"bytes", report.bytes},
                                          {"seconds", report.seconds},
                                          {"gigabytes_per_second", rate},
@@ -43,8 +44,9 @@ void PrintReport(const VerifyArguments& a, const VerifyReport& report) {
     return;
   }
   for (const std::string& problem : report.problems) fmt::print("bad: {}\n", problem);
-  fmt::print("{}: {} records, {} in {:.2f} s, {:.2f} GB/s: {}\n", a.store_directory,
-             report.records, FormatByteSize(report.bytes), report.seconds, rate,
+  fmt::print("{}: {} records{}, {} in {:.2f} s, {:.2f} GB/s: {}\n", a.store_directory, report.records,
+             report.copies > 1 ? fmt::format(" ({} copies of each)", report.copies) : "",
+             FormatByteSize(report.bytes), report.seconds, rate,
              report.problems.empty() ? "all checksums match"
                                      : fmt::format("{} bad", report.problems.size()));
 }

@@ -10,6 +10,7 @@
 #include "compute/cpu_backend.h"
 #include "engine/dense_weights.h"
 #include "engine/expert_executor.h"
+#include "io/mirrored_reader.h"
 #include "model/decoder_model.h"
 #include "model/kv_cache.h"
 #include "residency/slot_segments.h"
@@ -36,7 +37,10 @@ constexpr int64_t kReadDeadlineNs = 30'000'000'000;
 class StoreRecordSource final : public RecordSource {
  public:
   StoreRecordSource(const Store& store, std::vector<FileId> files, ThreadPool& pool)
-      : store_(store), files_(std::move(files)), pool_(pool) {
+      : store_(store),
+        files_(std::move(files)),
+        copies_(static_cast<uint32_t>(store.expert_pack_copies(0).size())),
+        pool_(pool) {
     uint64_t largest = 0;
     for (const LayerManifest& layer : store.manifest().layers) {
       largest = std::max(largest, layer.record_bytes);
@@ -45,7 +49,7 @@ class StoreRecordSource final : public RecordSource {
   }
   Location Locate(ExpertKey key) const override {
     const RecordLocation& place = store_.Locate(key);
-    return {files_[place.pack], place.offset, place.bytes};
+    return {files_[place.pack], place.offset, place.bytes, copies_};
   }
   Status Verify(ExpertKey key, std::span<const std::byte> bytes) const override {
     const uint32_t count = ChecksumPieceCount(bytes.size());
@@ -60,6 +64,7 @@ class StoreRecordSource final : public RecordSource {
  private:
   const Store& store_;
   const std::vector<FileId> files_;
+  const uint32_t copies_;
   ThreadPool& pool_;
   mutable std::vector<uint64_t> pieces_;  // scratch of Verify, which the engine thread calls
 };
@@ -185,6 +190,7 @@ class Runner::Impl {
   EngineStats Stats() const;
   std::string LossyModes() const;
 
+  Result<std::vector<FileId>> OpenPacks(std::unique_ptr<BlockReader>* reader);
   Status OpenResidency(const Topology& topology);
   Status SetRamBudget(const RamBudget& budget);
   RamBudgetRange BudgetRange() const;
@@ -213,6 +219,7 @@ class Runner::Impl {
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<SlotSegments> segments_;
   std::unique_ptr<ReadScheduler> scheduler_;
+  const MirroredReader* mirrored_ = nullptr;  // the scheduler's reader, if the store has a mirror
   std::unique_ptr<StoreRecordSource> source_;
   std::unique_ptr<ResidencyManager> residency_;
   std::unique_ptr<TokenExpertTable> token_table_;
@@ -277,15 +284,39 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   return OkStatus();
 }
 
+// Puts a MirroredReader in front of the reader if the store has a mirror.
+Result<std::vector<FileId>> Runner::Impl::OpenPacks(std::unique_ptr<BlockReader>* reader) {
+  std::vector<FileId> files;
+  const DriveSet& drives = store_->drives();
+  if (!drives.mirror) {
+    for (const std::string& path : store_->expert_pack_paths()) {
+      ASSIGN_OR_RETURN(const FileId file, (*reader)->OpenFile(path));
+      files.push_back(file);
+    }
+    return files;
+  }
+  std::vector<MirroredReader::Drive> mirrored_drives;
+  for (const DriveSet::Drive& drive : drives.ExpertDrives(store_->directory())) {
+    mirrored_drives.push_back({drive.directory, drive.weight});
+  }
+  auto mirrored = std::make_unique<MirroredReader>(std::move(*reader), mirrored_drives);
+  for (uint32_t pack = 0; pack < store_->expert_pack_paths().size(); ++pack) {
+    const std::vector<std::string> paths = store_->expert_pack_copies(pack);
+    ASSIGN_OR_RETURN(const FileId file,
+                     mirrored->OpenCopies({{paths[0], pack % drives.stripe_count()},
+                                           {paths[1], drives.stripe_count()}}));
+    files.push_back(file);
+  }
+  mirrored_ = mirrored.get();
+  *reader = std::move(mirrored);
+  return files;
+}
+
 Status Runner::Impl::OpenResidency(const Topology& topology) {
   ASSIGN_OR_RETURN(std::unique_ptr<BlockReader> reader,
                    options_.reader_factory ? options_.reader_factory()
                                            : CreateBlockReader(options_.io));
-  std::vector<FileId> files;
-  for (const std::string& path : store_->expert_pack_paths()) {
-    ASSIGN_OR_RETURN(const FileId file, reader->OpenFile(path));
-    files.push_back(file);
-  }
+  ASSIGN_OR_RETURN(std::vector<FileId> files, OpenPacks(&reader));
   SlotSegmentsOptions segments;
   segments.slot_bytes = std::max<uint64_t>(plan_.slot_bytes, 4096);
   segments.max_slots = max_slots_;
@@ -492,6 +523,7 @@ EngineStats Runner::Impl::Stats() const {
   s.prefill = prefill_;
   s.decode = decode_;
   s.reads = scheduler_->stats();
+  if (mirrored_ != nullptr) s.drives = mirrored_->drive_stats();
   s.expert_count = store_->manifest().expert_count();
   s.expert_bytes = store_->manifest().expert_bytes();
   s.memory = {.budget_bytes = wanted_budget_bytes_.load(std::memory_order_relaxed),

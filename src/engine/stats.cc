@@ -39,6 +39,7 @@ void VisitResidency(S& s, Visitor&& f) {
   f("evictions", s.evictions);
   f("quarantined", s.quarantined);
   f("failed_reads", s.failed_reads);
+  f("healed", s.healed);
   f("prefetch_issued", s.prefetch_issued);
   f("prefetch_used", s.prefetch_used);
   f("prefetch_late", s.prefetch_late);
@@ -70,6 +71,15 @@ void VisitReads(S& s, Visitor&& f) {
   f("cancelled", s.cancelled);
   f("submit_calls", s.submit_calls);
   f("busy_ns", s.busy_ns);
+}
+
+template <typename Visitor, typename S>
+void VisitDrive(S& s, Visitor&& f) {
+  f("directory", s.directory);
+  f("reads", s.reads);
+  f("bytes", s.bytes);
+  f("errors", s.errors);
+  f("healed", s.healed);
 }
 
 template <typename Visitor, typename S>
@@ -202,6 +212,12 @@ Status ReadStats(const Json& json, EngineStats* stats) {
   });
   object("reads", [&](const Reader& r) { VisitReads(stats->reads, r); });
   object("memory", [&](const Reader& r) { VisitMemory(stats->memory, r); });
+  top.Nested("drives", Json::value_t::array, [&](const Json& list, const std::string& path) {
+    for (size_t i = 0; i < list.size(); ++i) {
+      VisitDrive(stats->drives.emplace_back(),
+                 Reader(list[i], fmt::format("{}[{}].", path, i), &status));
+    }
+  });
   top.Nested("layers", Json::value_t::array, [&](const Json& list, const std::string& path) {
     for (size_t i = 0; i < list.size(); ++i) {
       const Reader r(list[i], fmt::format("{}[{}].", path, i), &status);
@@ -347,6 +363,8 @@ void ResidencyMetrics(const EngineStats& stats, PrometheusText* text) {
                r.quarantined);
   text->Single("moraine_expert_failed_reads_total", "counter", "Expert reads given up.",
                r.failed_reads);
+  text->Single("moraine_expert_healed_total", "counter", "Corrupt records that a second read healed.",
+               r.healed);
   text->Family("moraine_prefetch_experts_total", "counter", "Speculative reads by outcome.");
   text->Sample("{outcome=\"issued\"}", r.prefetch_issued);
   text->Sample("{outcome=\"used\"}", r.prefetch_used);
@@ -380,6 +398,17 @@ void ReadMetrics(const EngineStats& stats, PrometheusText* text) {
                r.deadline_misses);
   text->Single("moraine_drive_submit_calls_total", "counter", "System calls that submit reads.",
                r.submit_calls);
+  if (stats.drives.empty()) return;
+  const auto each = [&](const char* name, const char* help, uint64_t DriveStats::*field) {
+    text->Family(name, "counter", help);
+    for (size_t i = 0; i < stats.drives.size(); ++i) {
+      text->Sample(fmt::format("{{drive=\"{}\"}}", i), stats.drives[i].*field);
+    }
+  };
+  each("moraine_mirror_read_bytes_total", "Bytes that each drive of a mirrored store read.",
+       &DriveStats::bytes);
+  each("moraine_mirror_errors_total", "Reads that the drive failed.", &DriveStats::errors);
+  each("moraine_mirror_healed_total", "Of these, delivered by the other copy.", &DriveStats::healed);
 }
 
 void MemoryMetrics(const EngineStats& stats, PrometheusText* text) {
@@ -410,6 +439,12 @@ std::string EngineStats::ToJson() const {
   r["prefill"] = LookupsJson(residency.prefill);
   VisitReads(reads, Writer{json["reads"]});
   VisitMemory(memory, Writer{json["memory"]});
+  Json& drive_list = json["drives"] = Json::array();
+  for (const DriveStats& drive : drives) {
+    Json entry;
+    VisitDrive(drive, Writer{entry});
+    drive_list.push_back(std::move(entry));
+  }
   Json& list = json["layers"] = Json::array();
   for (const LayerStats& layer : layers) {
     Json entry;
@@ -443,12 +478,21 @@ std::string EngineStats::ToText(bool per_layer) const {
       "drive    {} read, {:.2f} GB/s while busy ({:.2f} s), {} retries, {} failures\n",
       FormatByteSize(read_bytes), Ratio(static_cast<double>(read_bytes) * 1e-9, busy_s), busy_s,
       reads.retries, reads.failures);
+  for (const DriveStats& drive : drives) {
+    out += fmt::format("         {}: {} in {} reads, {} errors, {} of them healed by the other copy\n",
+                       drive.directory, FormatByteSize(drive.bytes), drive.reads, drive.errors,
+                       drive.healed);
+  }
   out += fmt::format("experts  {} of {} resident, {} slots of {}, {} evictions\n", residency.resident,
                      expert_count, residency.slot_count, FormatByteSize(residency.slot_bytes),
                      residency.evictions);
   if (residency.slot_target != residency.slot_count || residency.closing_slots > 0) {
     out += fmt::format("         the budget is changing to {} slots; {} are being given back\n",
                        residency.slot_target, residency.closing_slots);
+  }
+  if (residency.healed > 0) {
+    out += fmt::format("         {} records were right only when read again: run `moraine verify {}`\n",
+                       residency.healed, store);
   }
   if (residency.quarantined > 0) {
     out += fmt::format("         {} experts have corrupt records: run `moraine verify {}`\n",

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "io/mirrored_reader.h"
 #include "io/read_scheduler.h"
 #include "residency/residency_manager.h"
 
@@ -52,6 +53,7 @@ struct EngineStats {
   PhaseStats prefill, decode;
   ResidencyStats residency;
   ReadSchedulerStats reads;
+  std::vector<DriveStats> drives;  // of a mirrored store
   MemoryStats memory;
   uint64_t expert_count = 0, expert_bytes = 0;  // of the whole store
   std::vector<LayerStats> layers;               // layers with experts

@@ -281,7 +281,7 @@ uint32_t ResidencyManager::Impl::UnleasedCacheReads() const {
 void ResidencyManager::Impl::StartRead(Expert* expert, SlotIndex slot, ReadPriority priority) {
   Transition(&expert->state, ExpertState::kReserved);
   expert->slot = slot;
-  expert->reread = false;
+  expert->wrong_reads = 0;
   ReadInto(*expert, priority);
   reserved_.push_back(expert);
 }
@@ -293,6 +293,8 @@ void ResidencyManager::Impl::ReadInto(const Expert& expert, ReadPriority priorit
   read.length = expert.location.bytes;
   read.buffer = slots_[expert.slot].data;
   read.priority = priority;
+  // At first the chunks come from anywhere; then the whole record from one copy after the other.
+  if (expert.wrong_reads > 0) read.copy = expert.wrong_reads - 1;
   // Speculation waits for an idle drive, however long; its deadline comes with the demand.
   if (priority == ReadPriority::kDemand) read.deadline_ns = DemandDeadline();
   slots_.BeginDma(expert.slot, scheduler_.Enqueue(read));
@@ -369,16 +371,20 @@ size_t ResidencyManager::Impl::DecideRead(SlotIndex index, Expert* expert) {
   const size_t waiting = std::max(slots_[index].lease_count, 1u);
   stats_.bytes_read += expert->location.bytes;
   const int64_t verify_begin_ns = clock_.NowNs();
-  const Status verified =
+  Status verified =
       source_.Verify(expert->key, {slots_[index].data, expert->location.bytes});
   stats_.verify_ns += clock_.NowNs() - verify_begin_ns;
+  const uint32_t copies = expert->location.copies;
   if (verified.ok()) {
+    stats_.healed += expert->wrong_reads > 0;
     Ready(expert);
-  } else if (!expert->reread) {
-    expert->reread = true;  // a flipped bit between drive and memory is gone the second time
+  } else if (expert->wrong_reads < copies) {
+    // A flipped bit between drive and memory is gone the second time; one on a drive is in one copy.
+    ++expert->wrong_reads;
     ReadAgain(expert);
     return 0;
   } else {
+    if (copies > 1) verified = verified.WithContext(fmt::format("all {} copies are bad", copies));
     quarantine_.emplace(IndexOf(expert->key), verified);
     ++stats_.quarantined;
     Fail(expert, verified, ExpertState::kQuarantined, expert->location.bytes);

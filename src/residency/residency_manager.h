@@ -42,6 +42,7 @@ class RecordSource {
     FileId file;
     uint64_t offset = 0;
     uint64_t bytes = 0;
+    uint32_t copies = 1;  // of the file: as often is a record with a wrong checksum read again
   };
   virtual ~RecordSource() = default;
   virtual Location Locate(ExpertKey key) const = 0;
@@ -109,6 +110,7 @@ struct LookupCounters {
 struct ResidencyStats {
   LookupCounters decode, prefill;  // kCached and kTransient lookups
   uint64_t evictions = 0, quarantined = 0, failed_reads = 0;
+  uint64_t healed = 0;  // records whose checksum was wrong at first and right when read again
   // Experts read ahead. Each becomes used or wasted: used are those that a lookup named, either when
   // they were ready (useful) or while they were still being read (late).
   uint64_t prefetch_issued = 0, prefetch_used = 0, prefetch_late = 0, prefetch_wasted = 0;

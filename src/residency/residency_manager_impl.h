@@ -20,7 +20,7 @@ class ResidencyManager::Impl {
     SlotIndex slot = kNoSlot;
     // Read by speculation and not demanded since; until it is, or until it goes (wasted).
     bool speculative = false;
-    bool reread = false;    // the checksum of this read's first attempt was wrong
+    uint32_t wrong_reads = 0;  // how often the record of this read had a wrong checksum
     bool in_policy = false;  // between OnInsert and OnEvict
     uint64_t call = 0;      // the last Acquire or Prefetch that named it
     LookupCounters counters;

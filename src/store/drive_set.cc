@@ -40,31 +40,46 @@ std::string DriveSet::ExpertPackPath(const std::string& store, uint32_t number) 
   return directory + PackName(number);
 }
 
+std::vector<std::string> DriveSet::ExpertPackPaths(const std::string& store,
+                                                   uint32_t number) const {
+  std::vector<std::string> paths = {ExpertPackPath(store, number)};
+  if (mirror) paths.push_back(Resolve(store, mirror->directory) + PackName(number));
+  return paths;
+}
+
+std::vector<DriveSet::Drive> DriveSet::ExpertDrives(const std::string& store) const {
+  std::vector<Drive> drives = stripes;
+  if (drives.empty()) drives.push_back({PacksDirectory(store), 1});
+  if (mirror) drives.push_back(*mirror);
+  for (Drive& drive : drives) drive.directory = Resolve(store, drive.directory);
+  return drives;
+}
+
 std::vector<std::string> DriveSet::PackDirectories(const std::string& store) const {
   std::vector<std::string> directories = {PacksDirectory(store)};
-  for (const Stripe& stripe : stripes) directories.push_back(Resolve(store, stripe.directory));
+  for (const Drive& drive : ExpertDrives(store)) {
+    if (drive.directory != directories[0]) directories.push_back(drive.directory);
+  }
   return directories;
 }
 
 Status DriveSet::Check() const {
-  if (stripes.size() == 1) {
-    return InvalidArgument("drives: one stripe directory (" + stripes[0].directory +
-                           "), expected at least two");
-  }
   std::set<std::string> seen;
-  for (const Stripe& stripe : stripes) {
-    if (stripe.weight < 1 || stripe.weight > kMaxWeight) {
-      return InvalidArgument("drives: " + stripe.directory + " has weight " +
-                             std::to_string(stripe.weight) + ", expected 1 to " +
+  std::vector<Drive> drives = stripes;
+  if (mirror) drives.push_back(*mirror);
+  for (const Drive& drive : drives) {
+    if (drive.weight < 1 || drive.weight > kMaxWeight) {
+      return InvalidArgument("drives: " + drive.directory + " has weight " +
+                             std::to_string(drive.weight) + ", expected 1 to " +
                              std::to_string(kMaxWeight));
     }
-    if (stripe.directory.empty() || stripe.directory.find('\n') != std::string::npos) {
-      return InvalidArgument("drives: '" + stripe.directory + "' is no directory name");
+    if (drive.directory.empty() || drive.directory.find('\n') != std::string::npos) {
+      return InvalidArgument("drives: '" + drive.directory + "' is no directory name");
     }
     const std::filesystem::path normal =
-        std::filesystem::path(stripe.directory + "/").lexically_normal();  // with and without a slash
+        std::filesystem::path(drive.directory + "/").lexically_normal();  // with and without a slash
     if (!seen.insert(normal.string()).second) {
-      return InvalidArgument("drives: " + stripe.directory + " is named twice");
+      return InvalidArgument("drives: " + drive.directory + " is named twice");
     }
   }
   return OkStatus();
@@ -93,10 +108,18 @@ Result<DriveSet> DriveSet::Read(const std::string& store) {
     std::istringstream fields(line);
     std::string kind, directory;
     fields >> kind;
-    Stripe stripe;
-    if (kind != "stripe" || !(fields >> stripe.weight)) return bad("'stripe WEIGHT DIRECTORY'");
-    std::getline(fields >> std::ws, stripe.directory);
-    drives.stripes.push_back(stripe);
+    Drive drive;
+    if ((kind != "stripe" && kind != "mirror") || !(fields >> drive.weight)) {
+      return bad("'stripe WEIGHT DIRECTORY' or 'mirror WEIGHT DIRECTORY'");
+    }
+    std::getline(fields >> std::ws, drive.directory);
+    if (kind == "stripe") {
+      drives.stripes.push_back(drive);
+    } else if (drives.mirror) {
+      return bad("one mirror");
+    } else {
+      drives.mirror = drive;
+    }
   }
   const Status status = drives.Check();
   if (!status.ok()) return Corruption(path + ": " + status.message());
@@ -105,14 +128,15 @@ Result<DriveSet> DriveSet::Read(const std::string& store) {
 
 Status DriveSet::Write(const std::string& store) const {
   const std::string path = DrivesPath(store);
-  if (stripes.empty()) {
+  if (stripes.empty() && !mirror) {
     if (unlink(path.c_str()) != 0 && errno != ENOENT) return IoErrorFromErrno("remove " + path, errno);
     return SyncDirectory(store);
   }
   std::string text = std::string(kFirstLine) + "\n";
-  for (const Stripe& stripe : stripes) {
+  for (const Drive& stripe : stripes) {
     text += "stripe " + std::to_string(stripe.weight) + " " + stripe.directory + "\n";
   }
+  if (mirror) text += "mirror " + std::to_string(mirror->weight) + " " + mirror->directory + "\n";
   // Written aside and renamed, so that the name never stands for half of it.
   const std::string aside = path + "." + std::to_string(getpid());
   {
@@ -125,7 +149,7 @@ Status DriveSet::Write(const std::string& store) const {
 }
 
 StripeDealer::StripeDealer(const DriveSet& drives) {
-  for (const DriveSet::Stripe& stripe : drives.stripes) weights_.push_back(stripe.weight);
+  for (const DriveSet::Drive& stripe : drives.stripes) weights_.push_back(stripe.weight);
   if (weights_.empty()) weights_.push_back(1);
   credit_.resize(weights_.size());
   for (const int64_t weight : weights_) total_ += weight;

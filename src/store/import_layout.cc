@@ -17,8 +17,9 @@ std::string MakeUuid(Manifest manifest, uint64_t pack_limit_bytes, const DriveSe
   manifest.store_uuid.clear();
   manifest.source.description.clear();  // the same source may have been moved
   std::string identity = manifest.ToJson() + std::to_string(pack_limit_bytes);
-  for (const DriveSet::Stripe& stripe : drives.stripes) {
-    identity += " " + std::to_string(stripe.weight);
+  // One stripe is laid out as none, and a mirror changes nothing.
+  for (const DriveSet::Drive& stripe : drives.stripes) {
+    if (drives.stripes.size() > 1) identity += " " + std::to_string(stripe.weight);
   }
   const XXH128_hash_t digest = XXH3_128bits(identity.data(), identity.size());
   const unsigned long long high = digest.high64, low = digest.low64;

@@ -59,9 +59,10 @@ class ImportSession {
   Status CheckEarlierImport();
   Status LoadDoneUnits();
   Status PrepareDrives();
+  Status CheckFinishedDrives() const;
   Status CheckFreeSpace() const;
   Status CheckDrive(dev_t device, const std::string& directory, uint64_t needed) const;
-  std::string PathOf(uint32_t file) const;
+  std::vector<std::string> PathsOf(uint32_t file) const;
   Result<PosixFile> OpenPack(const std::string& path, const PackHeader& header) const;
   Status RecordPlan();
   Status OpenPacks();
@@ -81,7 +82,7 @@ class ImportSession {
   PosixFile lock_;
   std::unique_ptr<Catalogue> catalogue_;
   ImportLayout layout_;
-  std::vector<PosixFile> files_;     // by ImportUnit::file
+  std::vector<std::vector<PosixFile>> files_;  // by ImportUnit::file; the copies of each
   std::vector<uint64_t> checksums_;  // by unit
   std::vector<size_t> todo_;         // units, in file order
   bool finished_earlier_ = false;
@@ -125,7 +126,7 @@ Status ImportSession::CheckEarlierImport() {
     if (difference.empty()) {
       finished_earlier_ = true;
       resumed_bytes_ = layout_.total_bytes;
-      return OkStatus();
+      return CheckFinishedDrives();
     }
     return FailedPrecondition(store + ": holds a finished import already, and " + difference +
                               "; choose another directory");
@@ -141,6 +142,18 @@ Status ImportSession::CheckEarlierImport() {
   return OkStatus();
 }
 
+// A finished import is not touched again, so a mirror that it lacks would silently never be written.
+Status ImportSession::CheckFinishedDrives() const {
+  if (!options_.drives.mirror) return OkStatus();
+  ASSIGN_OR_RETURN(const DriveSet drives, DriveSet::Read(options_.store_directory));
+  if (drives.mirror) return OkStatus();
+  const std::string& store = options_.store_directory;
+  const std::string& mirror = options_.drives.mirror->directory;
+  return FailedPrecondition(store + ": holds a finished import without a mirror; to add one, copy its "
+                            "experts-*.pack to " + mirror + " and the line 'mirror 1 " + mirror +
+                            "' to " + store + "/DRIVES");
+}
+
 // Only once nothing can be refused any more: from here on the directory insists on this plan.
 Status ImportSession::RecordPlan() {
   // Enough to recognise the same plan; the files' contents are part of the uuid.
@@ -153,15 +166,20 @@ Status ImportSession::LoadDoneUnits() {
   // Sizes of the packs as they are: an entry whose bytes are no longer there is not believed.
   std::vector<uint64_t> sizes;
   for (uint32_t file = 0; file < layout_.file_bytes.size(); ++file) {
-    std::error_code error;
-    const uint64_t size = std::filesystem::file_size(PathOf(file), error);
-    sizes.push_back(error ? 0 : size);
+    uint64_t least = UINT64_MAX;
+    for (const std::string& path : PathsOf(file)) {
+      std::error_code error;
+      const uint64_t size = std::filesystem::file_size(path, error);
+      least = std::min(least, error ? 0 : size);
+    }
+    sizes.push_back(least);
   }
+  CatalogueBatch lost;
   for (size_t i = 0; i < layout_.units.size(); ++i) {
     const ImportUnit& unit = layout_.units[i];
-    ASSIGN_OR_RETURN(const auto value,
-                     catalogue_->Get(PairKey(unit.is_expert ? kRecordPrefix : kStripPrefix,
-                                             unit.first, unit.second)));
+    const std::string key =
+        PairKey(unit.is_expert ? kRecordPrefix : kStripPrefix, unit.first, unit.second);
+    ASSIGN_OR_RETURN(const auto value, catalogue_->Get(key));
     RecordLocation location;
     const bool known = value && (unit.is_expert ? DecodeLocation(*value, &location)
                                                 : DecodeChecksum(*value, &location.checksum));
@@ -170,14 +188,17 @@ Status ImportSession::LoadDoneUnits() {
       resumed_bytes_ += unit.bytes;
     } else {
       todo_.push_back(i);
+      if (value) lost.deletes.push_back(key);
     }
   }
-  return OkStatus();
+  // Forgotten before the first byte is written: a later unit makes the new file long enough, and if
+  // this run is killed then, the next one must not believe in the hole before it.
+  return lost.deletes.empty() ? OkStatus() : catalogue_->Write(lost, /*sync=*/true);
 }
 
-std::string ImportSession::PathOf(uint32_t file) const {
-  return file == 0 ? DensePackPath(options_.store_directory)
-                   : options_.drives.ExpertPackPath(options_.store_directory, file - 1);
+std::vector<std::string> ImportSession::PathsOf(uint32_t file) const {
+  if (file == 0) return {DensePackPath(options_.store_directory)};
+  return options_.drives.ExpertPackPaths(options_.store_directory, file - 1);
 }
 
 // The directories, and where the store will look for them.
@@ -218,7 +239,7 @@ Status ImportSession::CheckFreeSpace() const {
   RETURN_IF_ERROR(add(CatalogueDirectory(options_.store_directory),
                       kCatalogueBytes + todo_.size() * kCatalogueBytesPerUnit));
   for (uint32_t file = 0; file < file_bytes.size(); ++file) {
-    RETURN_IF_ERROR(add(PathOf(file), file_bytes[file]));
+    for (const std::string& path : PathsOf(file)) RETURN_IF_ERROR(add(path, file_bytes[file]));
   }
   for (const auto& [device, drive] : needed) {
     RETURN_IF_ERROR(CheckDrive(device, drive.first, drive.second));
@@ -262,8 +283,17 @@ Status ImportSession::OpenPacks() {
   for (uint32_t file = 0; file < layout_.file_bytes.size(); ++file) {
     const PackHeader header = {file == 0 ? PackKind::kDense : PackKind::kExperts,
                                file == 0 ? 0 : file - 1, layout_.manifest.store_uuid};
-    ASSIGN_OR_RETURN(PosixFile pack, OpenPack(PathOf(file), header));
-    files_.push_back(std::move(pack));
+    const std::vector<std::string> paths = PathsOf(file);
+    std::vector<PosixFile>& copies = files_.emplace_back();
+    for (const std::string& path : paths) {
+      ASSIGN_OR_RETURN(PosixFile pack, OpenPack(path, header));
+      copies.push_back(std::move(pack));
+    }
+    std::error_code ignored;  // both have just been opened
+    if (paths.size() > 1 && std::filesystem::equivalent(paths[0], paths[1], ignored)) {
+      return InvalidArgument(paths[1] + ": is " + paths[0] +
+                             "; a mirror is a directory of its own, on another drive");
+    }
   }
   for (const std::string& directory :
        options_.drives.PackDirectories(options_.store_directory)) {
@@ -281,9 +311,10 @@ Status ImportSession::EncodeAndWrite(const ImportUnit& unit, std::byte* buffer,
     RETURN_IF_ERROR(plan_.EncodeDenseStrip(checkpoint_, unit.first, unit.second, bytes));
   }
   *checksum = unit.is_expert ? RecordChecksum(bytes) : XXH3_64bits(bytes.data(), bytes.size());
-  const PosixFile& file = files_[unit.file];
-  RETURN_IF_ERROR(file.WriteAt(unit.offset, bytes));
-  file.StartWriteback(unit.offset, unit.bytes);
+  for (const PosixFile& file : files_[unit.file]) {
+    RETURN_IF_ERROR(file.WriteAt(unit.offset, bytes));
+    file.StartWriteback(unit.offset, unit.bytes);
+  }
   return OkStatus();
 }
 
@@ -352,12 +383,14 @@ void ImportSession::CommitLoop() {
 Status ImportSession::Commit(const std::vector<size_t>& units) {
   std::set<uint32_t> touched;
   for (const size_t i : units) touched.insert(layout_.units[i].file);
-  for (const uint32_t file : touched) RETURN_IF_ERROR(files_[file].SyncData());
+  for (const uint32_t file : touched) {
+    for (const PosixFile& copy : files_[file]) RETURN_IF_ERROR(copy.SyncData());
+  }
   CatalogueBatch batch;
   for (const size_t i : units) {
     const ImportUnit& unit = layout_.units[i];
     // The pages are clean now, and nobody will read them soon.
-    files_[unit.file].DropCache(unit.offset, unit.bytes);
+    for (const PosixFile& copy : files_[unit.file]) copy.DropCache(unit.offset, unit.bytes);
     if (unit.is_expert) {
       batch.puts.emplace_back(PairKey(kRecordPrefix, unit.first, unit.second),
                               EncodeLocation({unit.file - 1, unit.offset, unit.bytes,
@@ -395,6 +428,7 @@ Status ImportSession::Run() {
 }
 
 Status ImportSession::ChecksumDenseTensors() {
+  const PosixFile& pack = files_[0][0];
   std::vector<std::byte> buffer(kReadBackBytes);
   XXH3_state_t* whole = XXH3_createState();
   XXH3_state_t* strip = XXH3_createState();
@@ -406,8 +440,8 @@ Status ImportSession::ChecksumDenseTensors() {
     XXH3_64bits_reset(strip);
     for (uint64_t done = 0; status.ok() && done < unit.bytes;) {
       const uint64_t count = std::min<uint64_t>(buffer.size(), unit.bytes - done);
-      status = files_[0].ReadAt(unit.offset + done, std::span(buffer.data(), count));
-      files_[0].DropCache(unit.offset + done, count);
+      status = pack.ReadAt(unit.offset + done, std::span(buffer.data(), count));
+      pack.DropCache(unit.offset + done, count);
       XXH3_64bits_update(whole, buffer.data(), count);
       XXH3_64bits_update(strip, buffer.data(), count);
       done += count;
@@ -419,7 +453,7 @@ Status ImportSession::ChecksumDenseTensors() {
           {.puts = {}, .deletes = {PairKey(kStripPrefix, unit.first, unit.second)}},
           /*sync=*/false);
       if (!status.ok()) break;
-      status = Corruption(files_[0].path() + " at offset " + std::to_string(unit.offset) +
+      status = Corruption(pack.path() + " at offset " + std::to_string(unit.offset) +
                           ": tensor '" + tensor.name + "' reads back differently than written");
     }
     tensor.checksum = XXH3_64bits_digest(whole);
@@ -432,8 +466,10 @@ Status ImportSession::ChecksumDenseTensors() {
 Status ImportSession::Finish() {
   RETURN_IF_ERROR(ChecksumDenseTensors());
   for (size_t file = 0; file < files_.size(); ++file) {
-    RETURN_IF_ERROR(files_[file].Truncate(layout_.file_bytes[file]));
-    RETURN_IF_ERROR(files_[file].SyncData());
+    for (const PosixFile& copy : files_[file]) {
+      RETURN_IF_ERROR(copy.Truncate(layout_.file_bytes[file]));
+      RETURN_IF_ERROR(copy.SyncData());
+    }
   }
   CatalogueBatch batch;
   for (const ImportUnit& unit : layout_.units) {

@@ -8,7 +8,8 @@
 //
 // Crash safety: a unit counts as done only after its pack bytes are synced (batched fdatasync) and
 // its checksum is in the catalogue. A resume checks the source's fingerprint and the options, takes
-// the done units as they are and redoes the rest. The manifest is written, synced, when everything
+// the done units as they are and redoes the rest; of a mirrored store, a unit is done when both of
+// its copies are. The manifest is written, synced, when everything
 // else is; until then the store does not open.
 #pragma once
 
@@ -71,12 +72,14 @@ struct ImportOptions {
 Status Import(const Checkpoint& checkpoint, const ImportPlan& plan, const ImportOptions& options);
 
 struct VerifyReport {
-  uint64_t records = 0, bytes = 0;
+  uint64_t records = 0, bytes = 0;    // of every copy
+  uint32_t copies = 1;                // of each record
   double seconds = 0;
   std::vector<std::string> problems;  // one line each: what, where, expected, found
 };
-// Reads every record and dense tensor of a store with deep queues and checks every checksum. An
-// error only if it could not run; bad records are in the report.
+// Reads every record, every copy of it, and every dense tensor of a store with deep queues and checks
+// every checksum. An error only if it could not run; bad records are in the report, each with what
+// the other copy is like.
 Result<VerifyReport> VerifyStore(const std::string& directory,
                                  const std::function<void(uint64_t done, uint64_t total)>& progress);
 

@@ -5,11 +5,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 
 #include "base/bytes.h"
 #include "store/catalogue.h"
 #include "store/checksum_mismatch.h"
-#include "store/drive_set.h"
 #include "store/pack_header.h"
 #include "store/posix_file.h"
 #include "store/record_checksum.h"
@@ -155,10 +155,14 @@ Status Store::Impl::CheckPack(const PackHeader& header, const std::string& path,
   Result<PosixFile> file = PosixFile::Open(path, O_RDONLY);
   if (!file.ok()) {
     if (file.status().code() != StatusCode::kNotFound) return file.status();
-    return Corruption(path + ": the pack is missing" +
-                      (path.starts_with(PacksDirectory(directory))
-                           ? ""
-                           : " (" + directory + "/DRIVES says that it is there)"));
+    std::string hint;
+    if (!path.starts_with(PacksDirectory(directory))) {
+      hint = " (" + directory + "/DRIVES says that it is there)";
+    }
+    if (drives.mirror && header.kind == PackKind::kExperts) {
+      hint += "; if that drive is lost, let " + directory + "/DRIVES name the other copy alone";
+    }
+    return Corruption(path + ": the pack is missing" + hint);
   }
   ASSIGN_OR_RETURN(const uint64_t size, file->Size());
   if (size < needed_bytes) {
@@ -178,11 +182,11 @@ Status Store::Impl::CheckPacks() {
                         "' lies outside the dense pack");
     }
   }
+  ASSIGN_OR_RETURN(drives, DriveSet::Read(directory));
   dense_pack = DensePackPath(directory);
   RETURN_IF_ERROR(CheckPack({PackKind::kDense, 0, manifest.store_uuid}, dense_pack,
                             manifest.dense_pack_bytes));
   ASSIGN_OR_RETURN(dense_file, PosixFile::Open(dense_pack, O_RDONLY));
-  ASSIGN_OR_RETURN(drives, DriveSet::Read(directory));
   const uint32_t stripes = drives.stripe_count();
   std::vector<uint32_t> begun(stripes);  // packs of each stripe
   std::vector<uint64_t> needed;
@@ -201,7 +205,15 @@ Status Store::Impl::CheckPacks() {
   for (uint32_t pack = 0; pack < needed.size(); ++pack) {
     const PackHeader header = {PackKind::kExperts, pack, manifest.store_uuid};
     expert_packs.push_back(drives.ExpertPackPath(directory, pack));
-    RETURN_IF_ERROR(CheckPack(header, expert_packs.back(), needed[pack]));
+    const std::vector<std::string> copies = drives.ExpertPackPaths(directory, pack);
+    for (const std::string& path : copies) {
+      RETURN_IF_ERROR(CheckPack(header, path, needed[pack]));
+    }
+    std::error_code ignored;  // both are there
+    if (copies.size() > 1 && std::filesystem::equivalent(copies[0], copies[1], ignored)) {
+      return Corruption(copies[0] + " and " + copies[1] +
+                        ": are one file, expected a pack and its copy on another drive");
+    }
   }
   return OkStatus();
 }
@@ -248,18 +260,23 @@ const std::string& Store::directory() const { return impl_->directory; }
 const Manifest& Store::manifest() const { return impl_->manifest; }
 StoreMode Store::mode() const { return impl_->mode; }
 const std::vector<std::string>& Store::expert_pack_paths() const { return impl_->expert_packs; }
+const DriveSet& Store::drives() const { return impl_->drives; }
+std::vector<std::string> Store::expert_pack_copies(uint32_t pack) const {
+  return impl_->drives.ExpertPackPaths(impl_->directory, pack);
+}
 const std::string& Store::dense_pack_path() const { return impl_->dense_pack; }
 const RecordLocation& Store::Locate(ExpertKey key) const { return impl_->Locate(key); }
 
-Status Store::VerifyRecord(ExpertKey key, std::span<const std::byte> bytes) const {
+Status Store::VerifyRecord(ExpertKey key, std::span<const std::byte> bytes,
+                           uint32_t copy) const {
   CHECK(bytes.size() == impl_->Locate(key).bytes, "a record is verified whole");
-  return CheckRecordChecksum(key, RecordChecksum(bytes));
+  return CheckRecordChecksum(key, RecordChecksum(bytes), copy);
 }
 
-Status Store::CheckRecordChecksum(ExpertKey key, uint64_t checksum) const {
+Status Store::CheckRecordChecksum(ExpertKey key, uint64_t checksum, uint32_t copy) const {
   const RecordLocation& location = impl_->Locate(key);
   if (checksum == location.checksum) return OkStatus();
-  return ChecksumMismatch(impl_->expert_packs[location.pack], location.offset, Describe(key),
+  return ChecksumMismatch(expert_pack_copies(location.pack)[copy], location.offset, Describe(key),
                           location.checksum, checksum);
 }
 

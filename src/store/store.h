@@ -4,7 +4,7 @@
 //     STORE_FORMAT             "moraine store, format 2": a foreign directory is told from a store
 //     catalogue/               RocksDB: manifest, record index, import progress, heat, warm sets
 //     packs/dense-000.pack     dense tensors, each at a 4 KiB-aligned offset
-//     DRIVES                   only if the expert packs are elsewhere: store/drive_set.h
+//     DRIVES                   only if the expert packs are elsewhere or mirrored: store/drive_set.h
 //     packs/experts-NNN.pack   4 KiB header page (magic, format, store uuid, pack number), then
 //                              records one behind the other, layer by layer, expert by expert
 //
@@ -24,6 +24,7 @@
 
 #include "base/ids.h"
 #include "base/status.h"
+#include "store/drive_set.h"
 #include "store/manifest.h"
 
 namespace moraine {
@@ -54,14 +55,17 @@ class Store {
   StoreMode mode() const;
 
   const std::vector<std::string>& expert_pack_paths() const;
+  const DriveSet& drives() const;
+  // The pack and, in a mirrored store, its copy: the same bytes.
+  std::vector<std::string> expert_pack_copies(uint32_t pack) const;
   const std::string& dense_pack_path() const;
   // CHECKs that the key is in range and the layer has experts.
   const RecordLocation& Locate(ExpertKey key) const;
   // kCorruption if the bytes do not have the record's checksum; the message names pack file, offset,
-  // layer and expert, both checksums.
-  Status VerifyRecord(ExpertKey key, std::span<const std::byte> bytes) const;
+  // layer and expert, both checksums. copy: the one that the message names.
+  Status VerifyRecord(ExpertKey key, std::span<const std::byte> bytes, uint32_t copy = 0) const;
   // The same for a caller that has computed the checksum itself (on several threads).
-  Status CheckRecordChecksum(ExpertKey key, uint64_t checksum) const;
+  Status CheckRecordChecksum(ExpertKey key, uint64_t checksum, uint32_t copy = 0) const;
 
   // Reads a dense tensor's bytes and verifies its checksum. `destination` has tensor.bytes.
   Status ReadDense(const DenseTensor& tensor, std::span<std::byte> destination) const;

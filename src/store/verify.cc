@@ -29,6 +29,7 @@ constexpr uint64_t kDensePieceBytes = 2 * kMiB;
 struct Piece {
   bool is_expert = false;
   uint32_t first = 0, second = 0;  // layer and expert, or index of the dense tensor and 0
+  uint32_t copy = 0;               // copies of a record are neighbours
   FileId file;
   uint64_t offset = 0, bytes = 0;
 
@@ -58,6 +59,7 @@ class Verifier {
   void Reap(int64_t wait_ns);
   void Check(const Piece& piece, const Slot& slot);
   void CheckDense(const Piece& piece, const Slot& slot);
+  void CheckRecord(const Piece& piece, const Slot& slot);
   std::string Describe(const Piece& piece) const;
 
   const Store& store_;
@@ -69,6 +71,7 @@ class Verifier {
   std::unordered_map<ReadId, size_t> reading_;
   std::vector<ReadOutcome> outcomes_;
   XXH3_state_t* hash_ = XXH3_createState();
+  std::vector<Status> copies_;  // of the current record, as far as they have been checked
   bool tensor_failed_ = false;  // a piece of the current tensor could not be read
   VerifyReport report_;
 };
@@ -77,10 +80,14 @@ Status Verifier::Prepare() {
   const Manifest& manifest = store_.manifest();
   ASSIGN_OR_RETURN(const FileId dense_file,
                    scheduler_.reader().OpenFile(store_.dense_pack_path()));
-  std::vector<FileId> expert_files;
-  for (const std::string& path : store_.expert_pack_paths()) {
-    ASSIGN_OR_RETURN(const FileId file, scheduler_.reader().OpenFile(path));
-    expert_files.push_back(file);
+  std::vector<std::vector<FileId>> expert_files;
+  for (uint32_t pack = 0; pack < store_.expert_pack_paths().size(); ++pack) {
+    std::vector<FileId>& copies = expert_files.emplace_back();
+    for (const std::string& path : store_.expert_pack_copies(pack)) {
+      ASSIGN_OR_RETURN(const FileId file, scheduler_.reader().OpenFile(path));
+      copies.push_back(file);
+    }
+    report_.copies = static_cast<uint32_t>(copies.size());
   }
   uint64_t slot_bytes = kPackAlignment;
   for (uint32_t i = 0; i < manifest.dense.size(); ++i) {
@@ -95,9 +102,11 @@ Status Verifier::Prepare() {
   for (uint32_t layer = 0; layer < manifest.layers.size(); ++layer) {
     for (uint32_t expert = 0; expert < manifest.layers[layer].expert_count; ++expert) {
       const RecordLocation& location = store_.Locate({LayerId(layer), ExpertId(expert)});
-      pieces_.push_back({.is_expert = true, .first = layer, .second = expert,
-                         .file = expert_files[location.pack], .offset = location.offset,
-                         .bytes = location.bytes});
+      for (uint32_t copy = 0; copy < expert_files[location.pack].size(); ++copy) {
+        pieces_.push_back({.is_expert = true, .first = layer, .second = expert, .copy = copy,
+                           .file = expert_files[location.pack][copy], .offset = location.offset,
+                           .bytes = location.bytes});
+      }
       slot_bytes = std::max(slot_bytes, location.bytes);
     }
   }
@@ -158,16 +167,32 @@ void Verifier::CheckDense(const Piece& piece, const Slot& slot) {
           .message());
 }
 
+void Verifier::CheckRecord(const Piece& piece, const Slot& slot) {
+  const ExpertKey key{LayerId(piece.first), ExpertId(piece.second)};
+  ++report_.records;
+  if (piece.copy == 0) copies_.clear();
+  copies_.push_back(slot.status.ok() ? store_.VerifyRecord(
+                                           key, std::span(slot.buffer, piece.bytes), piece.copy)
+                                     : slot.status.WithContext(Describe(piece)));
+  if (copies_.size() < report_.copies) return;
+  const std::vector<std::string> paths = store_.expert_pack_copies(store_.Locate(key).pack);
+  for (size_t copy = 0; copy < copies_.size(); ++copy) {
+    if (copies_[copy].ok()) continue;
+    std::string problem = copies_[copy].message();
+    for (size_t other = 0; other < copies_.size(); ++other) {
+      if (other == copy) continue;
+      problem += "; its copy in " + paths[other] + (copies_[other].ok() ? " is right" : " is bad too");
+    }
+    report_.problems.push_back(std::move(problem));
+  }
+}
+
 void Verifier::Check(const Piece& piece, const Slot& slot) {
+  if (piece.is_expert) return CheckRecord(piece, slot);
   if (!slot.status.ok()) {
     report_.problems.push_back(slot.status.WithContext(Describe(piece)).message());
   }
-  if (!piece.is_expert) return CheckDense(piece, slot);
-  ++report_.records;
-  if (!slot.status.ok()) return;
-  const Status status = store_.VerifyRecord({LayerId(piece.first), ExpertId(piece.second)},
-                                            std::span(slot.buffer, piece.bytes));
-  if (!status.ok()) report_.problems.push_back(status.message());
+  CheckDense(piece, slot);
 }
 
 VerifyReport Verifier::Run(const std::function<void(uint64_t, uint64_t)>& progress) {

@@ -8,6 +8,7 @@
 
 #include "engine/runner.h"
 #include "io/simulated_reader.h"
+#include "store/drive_set.h"
 #include "test_store.h"
 
 namespace moraine {
@@ -161,6 +162,61 @@ TEST_F(FaultTest, AnErrorInDecodeLeavesTheSequenceWhereItWas) {
     EXPECT_EQ(runner->position(), status.ok() ? before + 1 : before);
   }
   EXPECT_EQ(status.code(), StatusCode::kIoError);
+}
+
+// The store's packs once more, beside it.
+class MirroredFaultTest : public FaultTest {
+ protected:
+  MirroredFaultTest() {
+    std::filesystem::create_directory(mirror_);
+    std::filesystem::copy(store_.pack_path(), mirror_ + "/experts-000.pack");
+    DriveSet drives;
+    drives.mirror = {mirror_, 1};
+    CHECK(drives.Write(store_.directory()).ok(), "DRIVES");
+  }
+  const std::string mirror_ = store_.directory() + "/mirror";
+};
+
+TEST_F(MirroredFaultTest, BothDrivesAreReadAndADeadOneIsNotNoticed) {
+  bool broken = false;
+  const auto runner = Open([&](const BlockRead& read) {
+    return broken && read.file == FileId(1) ? -EIO : kNoOpinion;
+  });
+  const auto healthy = Logits(*runner);
+  ASSERT_TRUE(healthy.ok()) << healthy.status().message();
+  EngineStats stats = runner->Stats();
+  ASSERT_EQ(stats.drives.size(), 2u);
+  EXPECT_EQ(stats.drives[1].directory, mirror_);
+  EXPECT_GT(stats.drives[0].bytes, 0u);
+  EXPECT_GT(stats.drives[1].bytes, 0u);
+  EXPECT_EQ(stats.drives[0].bytes + stats.drives[1].bytes,
+            stats.reads.demand_bytes + stats.reads.speculative_bytes);
+  broken = true;
+  const auto logits = Logits(*runner);
+  ASSERT_TRUE(logits.ok()) << logits.status().message();
+  EXPECT_EQ(*logits, *healthy);
+  stats = runner->Stats();
+  EXPECT_GT(stats.drives[1].healed, 0u);
+  EXPECT_EQ(stats.drives[1].healed, stats.drives[1].errors);
+  EXPECT_EQ(stats.residency.failed_reads, 0u);
+}
+
+TEST_F(MirroredFaultTest, ACopyThatIsRottenThroughoutIsHealedFromTheOther) {
+  const std::vector<float> healthy = Healthy();
+  {
+    std::fstream pack(mirror_ + "/experts-000.pack", std::ios::in | std::ios::out | std::ios::binary);
+    const auto size = std::filesystem::file_size(mirror_ + "/experts-000.pack");
+    for (uint64_t offset = 4096; offset < size; offset += 4096) {
+      pack.seekp(static_cast<std::streamoff>(offset));
+      pack.write("rotten", 6);
+    }
+  }
+  const auto runner = Open(nullptr);
+  const auto logits = Logits(*runner);
+  ASSERT_TRUE(logits.ok()) << logits.status().message();
+  EXPECT_EQ(*logits, healthy);
+  EXPECT_GT(runner->Stats().residency.healed, 0u);
+  EXPECT_EQ(runner->Stats().residency.quarantined, 0u);
 }
 
 }  // namespace

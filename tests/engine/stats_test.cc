@@ -40,6 +40,7 @@ EngineStats Filled() {
   stats.residency.evictions = 41;
   stats.residency.quarantined = 1;
   stats.residency.failed_reads = 42;
+  stats.residency.healed = 142;
   stats.residency.prefetch_issued = 43;
   stats.residency.prefetch_used = 44;
   stats.residency.prefetch_wasted = 45;
@@ -60,6 +61,7 @@ EngineStats Filled() {
                  .demand_records = 53, .speculative_records = 54, .short_reads = 55, .retries = 56,
                  .failures = 57, .deadline_misses = 58, .cancelled = 59, .submit_calls = 60,
                  .busy_ns = 2'000'000'000};
+  stats.drives = {{"/nvme1/q30", 61, 62, 63, 64}, {"/nvme2/q30", 65, 66, 67, 68}};
   stats.memory = {.budget_bytes = 8 * kGiB, .dense_bytes = kGiB, .kv_bytes = 256 * kMiB,
                   .slot_bytes = 4 * kGiB, .scratch_bytes = 64 * kMiB,
                   .resident_set_bytes = 6 * kGiB, .peak_resident_set_bytes = 7 * kGiB};
@@ -84,6 +86,11 @@ TEST(EngineStatsTest, JsonRoundTripKeepsEveryField) {
   EXPECT_EQ(parsed->decode.stall_ns, 270'000'000);
   EXPECT_EQ(parsed->residency.prefill.in_flight_miss, 33u);
   EXPECT_EQ(parsed->reads.submit_calls, 60u);
+  EXPECT_EQ(parsed->residency.healed, 142u);
+  ASSERT_EQ(parsed->drives.size(), 2u);
+  EXPECT_EQ(parsed->drives[1].directory, "/nvme2/q30");
+  EXPECT_EQ(parsed->drives[1].bytes, 66u);
+  EXPECT_EQ(parsed->drives[1].healed, 68u);
   EXPECT_EQ(parsed->memory.peak_resident_set_bytes, 7 * kGiB);
   EXPECT_EQ(parsed->expert_bytes, UINT64_C(1) << 40);
   ASSERT_EQ(parsed->layers.size(), 2u);

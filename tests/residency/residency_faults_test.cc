@@ -97,6 +97,7 @@ TEST(ResidencyFaultsTest, ARecordCorruptOnceIsReadAgain) {
   auto leases = world.Acquire(0, {1});
   world.Drain();
   EXPECT_EQ(reads, 2);
+  EXPECT_EQ(world.manager().stats().healed, 1u);
   ASSERT_EQ(leases[0].state(), State::kReady);
   EXPECT_TRUE(world.IsRecord(leases[0].key(), leases[0].data()));
   EXPECT_EQ(world.manager().stats().quarantined, 0u);
@@ -132,6 +133,69 @@ TEST(ResidencyFaultsTest, ARecordCorruptTwiceIsQuarantinedForGood) {
   auto healthy = world.Acquire(3, {3, 4});
   world.Drain();
   EXPECT_EQ(healthy[0].state(), State::kReady);
+}
+
+// Two chunks a record, one from each drive; the copies in `bad` have a flipped bit in every read.
+TEST(ResidencyFaultsTest, ARecordCorruptInOneCopyIsReadFromTheOther) {
+  for (const uint32_t bad : {0u, 1u}) {
+    SCOPED_TRACE(bad);
+    Script script;
+    World world({.faults = script.Faults(/*corruption=*/1), .mirrored = true});
+    uint64_t reads = 0;
+    script.next = [&](const BlockRead& read) {
+      ++reads;
+      return read.file == FileId(bad) ? kLetTheDiceDecide : static_cast<int32_t>(read.length);
+    };
+    auto leases = world.Acquire(0, {1});
+    world.Drain();
+    ASSERT_EQ(leases[0].state(), State::kReady);
+    EXPECT_TRUE(world.IsRecord(leases[0].key(), leases[0].data()));
+    // Mixed, then copy 0, then, if that was the bad one, copy 1.
+    EXPECT_EQ(reads, bad == 1 ? 4u : 6u);
+    EXPECT_EQ(world.manager().stats().healed, 1u);
+    EXPECT_EQ(world.manager().stats().quarantined, 0u);
+    world.manager().CheckInvariants();
+  }
+}
+
+TEST(ResidencyFaultsTest, ARecordCorruptInBothCopiesIsQuarantined) {
+  Script script;
+  World world({.faults = script.Faults(/*corruption=*/1), .mirrored = true});
+  auto leases = world.Acquire(0, {1});
+  world.Drain();
+  ASSERT_EQ(leases[0].state(), State::kFailed);
+  EXPECT_EQ(leases[0].failure().code(), StatusCode::kCorruption);
+  EXPECT_THAT(leases[0].failure().message(),
+              AllOf(HasSubstr("all 2 copies"), HasSubstr("layer 0 expert 1")));
+  EXPECT_EQ(world.StateOf(0, 1), kQuarantined);
+  EXPECT_EQ(world.manager().stats().quarantined, 1u);
+  EXPECT_EQ(world.manager().stats().healed, 0u);
+  EXPECT_EQ(world.manager().stats().bytes_read, 3 * kRecordBytes);
+  world.manager().CheckInvariants();
+}
+
+TEST(ResidencyFaultsTest, ADeadDriveIsNotNoticedButTwoAre) {
+  Script script;
+  World world({.faults = script.Faults(), .mirrored = true});
+  script.next = [](const BlockRead& read) {
+    return read.file == FileId(0) ? -EIO : kLetTheDiceDecide;
+  };
+  for (uint32_t layer = 0; layer < 4; ++layer) {
+    auto leases = world.Acquire(layer, {0, 1});
+    world.Drain();
+    for (const Lease& lease : leases) {
+      ASSERT_EQ(lease.state(), State::kReady);
+      EXPECT_TRUE(world.IsRecord(lease.key(), lease.data()));
+    }
+  }
+  EXPECT_GT(world.mirrored().drive_stats()[0].healed, 0u);
+  EXPECT_EQ(world.scheduler().stats().retries, 0u);
+  script.next = [](const BlockRead&) { return -EIO; };
+  auto leases = world.Acquire(0, {5});
+  world.Drain();
+  ASSERT_EQ(leases[0].state(), State::kFailed);
+  EXPECT_THAT(leases[0].failure().message(), AllOf(HasSubstr(kPackName), HasSubstr(kMirrorName)));
+  world.manager().CheckInvariants();
 }
 
 TEST(ResidencyFaultsTest, AQuarantineTakesNoSlot) {

@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/random.h"
+#include "io/mirrored_reader.h"
 #include "io/read_scheduler.h"
 #include "io/simulated_reader.h"
 #include "residency/residency_manager.h"
@@ -20,6 +21,7 @@ namespace moraine {
 
 inline constexpr uint64_t kRecordBytes = 8192;
 inline constexpr const char* kPackName = "experts-000.pack";
+inline constexpr const char* kMirrorName = "mirror/experts-000.pack";
 
 struct WorldOptions {
   std::vector<uint32_t> experts_per_layer = {8, 8, 8, 8};
@@ -34,6 +36,7 @@ struct WorldOptions {
   uint32_t queue_depth = 64;
   SimulatedFaults faults = {.min_latency_ns = 1000, .max_latency_ns = 1000, .script = {}};
   ReadSchedulerOptions scheduler = {.chunk_bytes = 4096};
+  bool mirrored = false;  // the simulated reader's file 1 is the copy of file 0
 };
 
 class World final : public RecordSource {
@@ -53,8 +56,17 @@ class World final : public RecordSource {
     reader_options.faults = options.faults;
     reader_options.manual_clock = &clock_;
     reader_options.memory_files[kPackName] = pack_;
+    if (options.mirrored) reader_options.memory_files[kMirrorName] = pack_;
     std::unique_ptr<BlockReader> reader = CreateSimulatedReader(std::move(reader_options));
-    file_ = reader->OpenFile(kPackName).value();
+    if (options.mirrored) {
+      auto mirrored = std::make_unique<MirroredReader>(
+          std::move(reader), std::vector<MirroredReader::Drive>{{"a", 1}, {"b", 1}});
+      file_ = mirrored->OpenCopies({{kPackName, 0}, {kMirrorName, 1}}).value();
+      mirrored_ = mirrored.get();
+      reader = std::move(mirrored);
+    } else {
+      file_ = reader->OpenFile(kPackName).value();
+    }
     scheduler_ = std::make_unique<ReadScheduler>(std::move(reader), options.scheduler, clock_);
     segments_ = MakeSegments();
     manager_ = Create(ManagerOptions()).value();
@@ -96,7 +108,8 @@ class World final : public RecordSource {
   void set_memory_is_short(bool is_short) { memory_is_short_ = is_short; }
 
   Location Locate(ExpertKey key) const override {
-    return {file_, (IndexOf(key) + 1) * kRecordBytes, kRecordBytes};
+    return {file_, (IndexOf(key) + 1) * kRecordBytes, kRecordBytes,
+            options_.mirrored ? 2u : 1u};
   }
   Status Verify(ExpertKey key, std::span<const std::byte> bytes) const override {
     if (IsRecord(key, bytes.data())) return OkStatus();
@@ -114,6 +127,7 @@ class World final : public RecordSource {
   ResidencyManager& manager() { return *manager_; }
   void DestroyManager() { manager_.reset(); }
   ReadScheduler& scheduler() { return *scheduler_; }
+  const MirroredReader& mirrored() const { return *mirrored_; }
   ManualClock& clock() { return clock_; }
 
   // Leases of `ids`, as many as were given.
@@ -157,6 +171,7 @@ class World final : public RecordSource {
   ManualClock clock_;
   FileId file_;
   std::unique_ptr<ReadScheduler> scheduler_;
+  const MirroredReader* mirrored_ = nullptr;
   bool memory_is_short_ = false;
   std::unique_ptr<SlotSegments> segments_;
   std::unique_ptr<ResidencyManager> manager_;

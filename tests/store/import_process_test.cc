@@ -30,8 +30,9 @@ ImportOptions SmallBatches(const std::string& store) {
   options.thread_count = 3;
   options.commit_bytes = 200'000;  // some 20 commits, so that kills land between and inside them
   options.pack_limit_bytes = 1'000'000;
-  // Two drives, each with several packs: one is a case of this.
+  // Two drives, each with several packs, and a mirror: one drive is a case of this.
   options.drives.stripes = {{"drive-a", 2}, {"drive-b", 1}};
+  options.drives.mirror = {"drive-c", 1};
   return options;
 }
 

@@ -46,6 +46,15 @@ inline void WriteText(const std::string& path, const std::string& text) {
   CHECK(file.good(), path);
 }
 
+inline void FlipBit(const std::string& path, uint64_t offset) {
+  std::fstream stream(path, std::ios::binary | std::ios::in | std::ios::out);
+  stream.seekg(static_cast<std::streamoff>(offset));
+  const int byte = stream.get();
+  stream.seekp(static_cast<std::streamoff>(offset));
+  stream.put(static_cast<char>(byte ^ 0x10));
+  CHECK(stream.good(), path);
+}
+
 inline std::string ReadBytes(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   CHECK(file.good(), path);
@@ -185,7 +194,7 @@ inline Status ImportCopy(const std::string& source, const std::string& store,
   return Import(**checkpoint, plan, options);
 }
 
-// Every pack's bytes and every entry of the index are the same.
+// Every pack's bytes, in every copy of `a`, and every entry of the index are the same.
 inline void ExpectSameStore(const std::string& a, const std::string& b) {
   const auto first = Store::Open(a, StoreMode::kReadOnly);
   const auto second = Store::Open(b, StoreMode::kReadOnly);
@@ -196,9 +205,10 @@ inline void ExpectSameStore(const std::string& a, const std::string& b) {
   ASSERT_EQ((*first)->expert_pack_paths().size(), (*second)->expert_pack_paths().size());
   EXPECT_TRUE(ReadBytes((*first)->dense_pack_path()) == ReadBytes((*second)->dense_pack_path()));
   for (size_t i = 0; i < (*first)->expert_pack_paths().size(); ++i) {
-    EXPECT_TRUE(ReadBytes((*first)->expert_pack_paths()[i]) ==
-                ReadBytes((*second)->expert_pack_paths()[i]))
-        << "expert pack " << i;
+    const std::string expected = ReadBytes((*second)->expert_pack_paths()[i]);
+    for (const std::string& path : (*first)->expert_pack_copies(static_cast<uint32_t>(i))) {
+      EXPECT_TRUE(ReadBytes(path) == expected) << path;
+    }
   }
   for (uint32_t layer = 0; layer < manifest.layers.size(); ++layer) {
     for (uint32_t expert = 0; expert < manifest.layers[layer].expert_count; ++expert) {

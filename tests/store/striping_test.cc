@@ -170,12 +170,13 @@ TEST_F(StripingTest, ABadDrivesFileIsNamedByLine) {
 
 TEST(DriveSet, RefusesWhatIsNoStriping) {
   DriveSet drives;
-  drives.stripes = {{"/x", 1}};
-  EXPECT_THAT(drives.Check().message(), HasSubstr("at least two"));
   drives.stripes = {{"/x", 1}, {"/x/", 1}};
   EXPECT_THAT(drives.Check().message(), HasSubstr("named twice"));
   drives.stripes = {{"/x", 0}, {"/y", 1}};
   EXPECT_THAT(drives.Check().message(), HasSubstr("weight 0"));
+  drives.stripes = {{"/x", 1}, {"/y", 1}};
+  drives.mirror = {"/y", 1};
+  EXPECT_THAT(drives.Check().message(), HasSubstr("named twice"));
 }
 
 }  // namespace

@@ -18,14 +18,6 @@ class VerifyTest : public ::testing::Test {
     ASSERT_TRUE(status.ok()) << status.ToString();
   }
   std::string path() const { return directory_ / "store"; }
-  static void FlipBit(const std::string& file, uint64_t offset) {
-    std::fstream stream(file, std::ios::binary | std::ios::in | std::ios::out);
-    stream.seekg(static_cast<std::streamoff>(offset));
-    const int byte = stream.get();
-    stream.seekp(static_cast<std::streamoff>(offset));
-    stream.put(static_cast<char>(byte ^ 0x10));
-    ASSERT_TRUE(stream.good());
-  }
 
   TempDirectory directory_;
   CheckpointShape shape_;

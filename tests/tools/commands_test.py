@@ -155,6 +155,27 @@ class CommandsTest(unittest.TestCase):
                     if check["status"] == "problem"]
         self.assertIn("filesystem", problems)
 
+    def test_a_mirrored_store_reads_both_copies_and_verify_names_the_bad_one(self):
+        store, mirror = (os.path.join(self.scratch.name, name) for name in ("mirrored", "mirror"))
+        self.expect(FAILED, ["--weights", "2"], "import", DEMO, store, "--experts", "q4", "--mirror",
+                    mirror, "--weights", "1")
+        self.expect(OK, [], "import", DEMO, store, "--experts", "q4", "--mirror", mirror,
+                    "--weights", "2,1", "--quiet")
+        result = self.expect(OK, [], "verify", store, "--json")
+        self.assertEqual(json.loads(result.stdout)["copies"], 2)
+        copy = os.path.join(mirror, "experts-000.pack")
+        with open(copy, "r+b") as pack:
+            pack.seek(4096)
+            pack.write(b"rotten")
+        result = self.expect(FAILED, [], "verify", store)
+        for word in ("bad: " + copy, "layer 0 expert 0", "experts-000.pack is right"):
+            self.assertIn(word, result.stdout)
+        result = self.expect(OK, [], "run", store, "What is 247 + 6?", "--temperature", "0",
+                             "--ram-budget", "25%", "--json", "--quiet")
+        self.assertEqual(json.loads(result.stdout)["text"], "247 + 6 = 253.")
+        os.rename(mirror, mirror + "-away")
+        self.expect(FAILED, [copy, "missing", "DRIVES"], "run", store, "Hi")
+
     def test_a_full_disk_behind_stdout_is_an_error(self):
         with open("/dev/full", "w") as full:
             self.expect(FAILED, ["standard output"], "inspect", self.store, stdout=full)
