@@ -75,8 +75,9 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
       ->add_option("--lossy-prefer-resident", a->options.prefer_resident,
                    "LOSSY: routers lean to experts in memory, by this share of their logits' span")
       ->check(CLI::Range(0.0, 1.0));
-  command->add_option("--profile", a->options.heat_profile,
-                      "named heat profile to start from and to save");
+  command->add_option("--profile", a->options.profile,
+                      "named profile of a workload to start from and to save")
+      ->capture_default_str();
 }
 
 void AddDriveArguments(CLI::App* command, DriveArguments* a) {

@@ -1,6 +1,12 @@
 #include "engine_session.h"
 
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "base/clock.h"
 #include "base/log.h"
+#include "progress_display.h"
 
 namespace moraine {
 
@@ -11,13 +17,19 @@ Result<std::unique_ptr<Engine>> OpenEngine(EngineOptions options) {
   // Not a store, or unfinished: that is FailedPrecondition, too, and the second attempt says it again.
   options.runner.store_mode = StoreMode::kReadOnly;
   auto read_only = Engine::Open(options);
-  if (read_only.ok()) LOG_WARN("{}; heat will not be saved", engine.status().message());
+  if (read_only.ok()) LOG_WARN("{}; what is learnt will not be saved", engine.status().message());
   return read_only;
 }
 
-Status WarmEngine(Engine& engine, const std::string& profile) {
+Status WarmEngine(Engine& engine) {
   Status warmed;
-  engine.RunOnEngineThread([&](Runner& runner) { warmed = runner.Warm(profile, nullptr); });
+  ProgressDisplay display("warming", isatty(fileno(stderr)) == 0);
+  const int64_t begin_ns = RealClock().NowNs();
+  engine.RunOnEngineThread([&](Runner& runner) {
+    warmed = runner.Warm(WarmOrder::kProfile, [&](uint64_t done, uint64_t total) {
+      display.Update(done, total, 0, static_cast<double>(RealClock().NowNs() - begin_ns) * 1e-9);
+    });
+  });
   return warmed.code() == StatusCode::kNotFound ? OkStatus() : warmed;
 }
 

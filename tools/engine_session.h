@@ -10,9 +10,9 @@ namespace moraine {
 // Opens the store for writing, so that heat and statistics are kept; if another process has it open for
 // writing, this one goes without.
 Result<std::unique_ptr<Engine>> OpenEngine(EngineOptions options);
-// Reads the hottest experts of the profile into the cache. A store that was never run has no heat yet,
-// which is no error.
-Status WarmEngine(Engine& engine, const std::string& profile);
+// Reads what the engine's profile names into the cache, with progress on stderr where that is a
+// terminal. A store that was never run has no profile yet, which is no error.
+Status WarmEngine(Engine& engine);
 // For `moraine stats --store`.
 void KeepStatistics(Engine& engine);
 

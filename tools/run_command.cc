@@ -77,13 +77,12 @@ void PrintJson(const std::string& text, const std::string& prompt, const Generat
 Status Run(const RunArguments& a) {
   EngineOptions options;
   ASSIGN_OR_RETURN(options.runner, FinishRunnerOptions(a.runner));
-  options.heat_save_interval_ns = 0;
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, OpenEngine(std::move(options)));
   std::string prompt = a.prompt;
   if (prompt == "-") {
     prompt.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
   }
-  if (!a.no_warm) RETURN_IF_ERROR(WarmEngine(*engine, a.runner.options.heat_profile));
+  if (!a.no_warm) RETURN_IF_ERROR(WarmEngine(*engine));
   GenerationRequest request;
   ASSIGN_OR_RETURN(request.prompt, EncodePrompt(*engine, a, prompt));
   request.sampling = Sampling(*engine, a);

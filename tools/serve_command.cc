@@ -148,7 +148,7 @@ Status Serve(const ServeArguments& a) {
     loaded = opened.status();
     if (loaded.ok()) {
       engine = std::move(*opened);
-      if (!a.no_warm) loaded = WarmEngine(*engine, a.runner.options.heat_profile);
+      if (!a.no_warm) loaded = WarmEngine(*engine);
     }
     if (!loaded.ok()) {
       pthread_kill(main_thread, SIGUSR1);

@@ -1,4 +1,5 @@
-// moraine warm: learns which experts a workload uses and saves it as a heat profile, from which run
+// moraine warm: fills the cache from a profile, from prompts whose routing it learns first, or from
+// static order, and says how fast that went. What it learns it saves as the profile, from which run
 // and serve preload their cache.
 #include <unistd.h>
 
@@ -6,10 +7,12 @@
 #include <fstream>
 #include <memory>
 
+#include "base/clock.h"
 #include "commands.h"
 #include "common_options.h"
 #include "engine/runner.h"
 #include "engine/text_model.h"
+#include "progress_display.h"
 
 namespace moraine {
 namespace {
@@ -17,6 +20,7 @@ namespace {
 struct WarmArguments {
   RunnerArguments runner;
   std::vector<std::string> prompt_files;
+  std::string order = "profile";
   bool json = false;
 };
 
@@ -47,21 +51,19 @@ Status Warm(const WarmArguments& a) {
     for (const std::string& path : a.prompt_files) {
       RETURN_IF_ERROR(LearnFrom(*runner, text.tokenizer(), path, &tokens));
     }
-    RETURN_IF_ERROR(runner->SaveHeat(options.heat_profile));
+    RETURN_IF_ERROR(runner->SaveProfile());
   }
   const EngineStats before = runner->Stats();
-  const bool terminal = !a.json && isatty(fileno(stderr));
-  const Status warmed = runner->Warm(options.heat_profile, [&](uint64_t done, uint64_t total) {
-    if (!terminal || total == 0) return;
-    std::fprintf(stderr, "\rwarming %3.0f %%", 100.0 * static_cast<double>(done) /
-                                                 static_cast<double>(total));
-    if (done == total) std::fprintf(stderr, "\n");
+  ProgressDisplay display("warming", a.json);
+  const auto order =
+      a.order == "static" ? WarmOrder::kStatic : WarmOrder::kProfile;
+  const int64_t begin_ns = RealClock().NowNs();
+  const Status warmed = runner->Warm(order, [&](uint64_t done, uint64_t total) {
+    display.Update(done, total, 0, static_cast<double>(RealClock().NowNs() - begin_ns) * 1e-9);
   });
   if (warmed.code() == StatusCode::kNotFound) {
-    const std::string profile =
-        options.heat_profile.empty() ? "heat profile" : "heat profile '" + options.heat_profile + "'";
-    return NotFound(options.store_directory + ": no " + profile +
-                    " yet: give --prompts FILE, or run or serve the model once");
+    return NotFound(warmed.message() +
+                    ": give --prompts FILE or --order static, or run or serve the model once");
   }
   RETURN_IF_ERROR(warmed);
   const EngineStats stats = runner->Stats();
@@ -82,9 +84,12 @@ Status Warm(const WarmArguments& a) {
 void RegisterWarmCommand(CLI::App& app, int* exit_code) {
   auto a = std::make_shared<WarmArguments>();
   CLI::App* command = app.add_subcommand(
-      "warm", "Learn a workload's hot experts, save them as a profile, check that they load");
+      "warm", "Fill the cache from a profile, from prompts (learnt and saved) or in static order");
   AddRunnerArguments(command, &a->runner);
   command->add_option("--prompts", a->prompt_files, "text files to learn the routing from");
+  command->add_option("--order", a->order, "what is read first, and stays if not all fits")
+      ->check(CLI::IsMember({"profile", "static"}))
+      ->capture_default_str();
   command->add_flag("--json", a->json, "one JSON object on stdout");
   command->callback([a, exit_code] {
     const Status status = Warm(*a);

@@ -13,6 +13,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "engine/profile_saver.h"
 #include "engine/text_assembler.h"
 
 namespace moraine {
@@ -77,15 +78,15 @@ class Engine::Impl {
   void Finish(const Job& job, GenerationEvent* event, FinishReason reason);
   void PublishStats();
   void PublishStatsIfDue();
-  void SaveHeatIfDue(bool now);
+  void SaveProfileIfDue(bool now);
 
   EngineOptions options_;
   std::unique_ptr<Runner> runner_;
   std::optional<TextModel> text_;
   SamplingOptions default_sampling_;
-  bool save_heat_ = false;
-  int64_t heat_saved_ns_ = 0, stats_published_ns_ = 0;
-  uint64_t heat_saved_steps_ = 0;
+  std::unique_ptr<ProfileSaver> profile_saver_;  // null: the store is read-only
+  int64_t profile_saved_ns_ = 0, stats_published_ns_ = 0;
+  uint64_t profile_saved_tokens_ = 0;
   std::vector<float> logits_;  // of the last position, engine thread only
 
   mutable std::mutex mutex_;
@@ -108,8 +109,11 @@ Status Engine::Impl::Open(const EngineOptions& options) {
   if (!text.ok()) return text.status().WithContext(options.runner.store_directory);
   text_.emplace(std::move(*text));
   default_sampling_ = ReadDefaultSampling(manifest, runner_->config().vocab_size);
-  save_heat_ = runner_->store().mode() == StoreMode::kReadWrite;
-  heat_saved_ns_ = RealClock().NowNs();
+  if (runner_->store().mode() == StoreMode::kReadWrite && manifest.expert_count() > 0) {
+    profile_saver_ = std::make_unique<ProfileSaver>(runner_->store(), options.runner.profile,
+                                                    runner_->profile());
+  }
+  profile_saved_ns_ = RealClock().NowNs();
   logits_.resize(runner_->config().vocab_size);
   stats_ = runner_->Stats();
   thread_ = std::thread([this] { ThreadMain(); });
@@ -186,8 +190,8 @@ void Engine::Impl::ThreadMain() {
     const auto ready = [&] {
       return stopping_ || resizing_ || !queue_.empty() || !calls_.empty();
     };
-    if (save_heat_ && options_.heat_save_interval_ns > 0) {
-      wake_.wait_for(lock, std::chrono::nanoseconds(options_.heat_save_interval_ns), ready);
+    if (profile_saver_) {
+      wake_.wait_for(lock, std::chrono::nanoseconds(options_.profile_save_interval_ns), ready);
     } else {
       wake_.wait(lock, ready);
     }
@@ -210,7 +214,7 @@ void Engine::Impl::ThreadMain() {
         continue;
       }
       lock.unlock();
-      SaveHeatIfDue(false);
+      SaveProfileIfDue(false);
       lock.lock();
       continue;
     }
@@ -221,12 +225,13 @@ void Engine::Impl::ThreadMain() {
     lock.unlock();
     RunJob(job);
     PublishStats();
-    SaveHeatIfDue(false);
+    SaveProfileIfDue(false);
     lock.lock();
     running_.reset();
   }
   lock.unlock();
-  SaveHeatIfDue(true);
+  SaveProfileIfDue(true);
+  profile_saver_.reset();  // writes it, before the store goes
   // Here, because reads ahead may still be in flight and the ring belongs to the thread that submits.
   runner_.reset();
 }
@@ -271,6 +276,7 @@ Status Engine::Impl::Prefill(const Job& job, GenerationEvent* event,
     event->prefilled_tokens = done;
     job.request.on_event(*event);
     PublishStatsIfDue();
+    SaveProfileIfDue(false);
   };
   RETURN_IF_ERROR(runner_->Forward(job.request.prompt,
                                    {.sink = &keep,
@@ -328,6 +334,7 @@ FinishReason Engine::Impl::Decode(const Job& job, std::span<const float> logits,
                                                      : FinishReason::kError;
     }
     PublishStatsIfDue();
+    SaveProfileIfDue(false);
   }
   event->text = text.Flush();
   if (!text.stopped_by().empty()) {
@@ -368,19 +375,15 @@ void Engine::Impl::PublishStats() {
   stats_ = std::move(fresh);
 }
 
-void Engine::Impl::SaveHeatIfDue(bool now) {
-  if (!save_heat_) return;
+void Engine::Impl::SaveProfileIfDue(bool now) {
+  if (!profile_saver_) return;
   const int64_t time = RealClock().NowNs();
-  const bool due = options_.heat_save_interval_ns > 0 &&
-                   time - heat_saved_ns_ >= options_.heat_save_interval_ns;
-  if (!now && !due) return;
-  heat_saved_ns_ = time;
-  const EngineStats stats = runner_->Stats();
-  const uint64_t steps = stats.prefill.steps + stats.decode.steps;
-  if (steps == heat_saved_steps_) return;  // nothing was learnt
-  heat_saved_steps_ = steps;
-  const Status status = runner_->SaveHeat(options_.runner.heat_profile);
-  if (!status.ok()) LOG_WARN("heat was not saved: {}", status.ToString());
+  if (!now && time - profile_saved_ns_ < options_.profile_save_interval_ns) return;
+  profile_saved_ns_ = time;
+  if (runner_->tokens() == profile_saved_tokens_) return;  // nothing was learnt
+  ProfileSnapshot snapshot = runner_->Snapshot();
+  profile_saved_tokens_ = snapshot.tokens;
+  profile_saver_->Submit(std::move(snapshot));
 }
 
 Engine::Engine() : impl_(std::make_unique<Impl>()) {}

@@ -75,8 +75,9 @@ class Generation {
 struct EngineOptions {
   RunnerOptions runner;
   uint32_t queue_limit = 8;  // waiting requests, the running one not counted
-  // Saves heat to the store this often while serving; 0: only at shutdown. Read-only stores: never.
-  int64_t heat_save_interval_ns = 10'000'000'000;
+  // The profile is saved this often, if anything was computed, also during a generation: what a kill
+  // can cost. Read-only stores: never.
+  int64_t profile_save_interval_ns = 3'000'000'000;
 };
 
 class Engine {

@@ -21,6 +21,7 @@ ExpertExecutor::ExpertExecutor(const ModelConfig& config, std::vector<ExpertLayo
       clock_(clock),
       config_(config),
       deferral_(config, residency),
+      co_activation_(config.experts_per_layer()),
       layer_stall_ns_(config.layers.size()) {
   const size_t rows = size_t{max_tokens} * config.top_k;
   const size_t experts = std::min<size_t>(config.expert_count, rows);
@@ -56,6 +57,9 @@ Status ExpertExecutor::RunExperts(LayerId layer, const RoutingDecision& routing,
   if (defers) deferral_.Choose(layer, routing, x, &experts_);
   LearnTokens(layer, routing);
   OrderByResidency(layer);
+  for (uint32_t t = 0; mode_ == AcquireMode::kCached && t < routing.token_count; ++t) {
+    co_activation_.Record(layer, {routing.experts + size_t{t} * routing.top_k, routing.top_k});
+  }
   kernels_.SetExpertInput(x, hidden_, routing.token_count, hidden_,
                           layouts_[layer.value()].gate_up);
   Status status = ComputeAll(layer, routing);
@@ -180,6 +184,7 @@ void ExpertExecutor::BeginStep(AcquireMode mode, std::span<const int32_t> tokens
   mode_ = mode;
   tokens_ = tokens;
   if (mode != AcquireMode::kCached) return;
+  co_activation_.BeginStep();
   watchdog_.OnStep(residency_.stats().prefetch_issued, residency_.stats().prefetch_used);
   if (token_table_ == nullptr || tokens.size() != 1 || LookaheadDepth() == 0) return;
   lookahead_.clear();

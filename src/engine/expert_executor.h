@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "compute/expert_kernels.h"
+#include "engine/co_activation.h"
 #include "engine/expert_deferral.h"
 #include "engine/speculation_watchdog.h"
 #include "engine/token_expert_table.h"
@@ -60,6 +61,8 @@ class ExpertExecutor final : public MoeExecutor {
   uint64_t deferred() const { return deferral_.deferred(); }
 
   const ExecutorTimes& times() const { return times_; }
+  const CoActivation& co_activation() const { return co_activation_; }
+  CoActivation& co_activation() { return co_activation_; }
   const std::vector<int64_t>& stall_ns_per_layer() const { return layer_stall_ns_; }
 
  private:
@@ -92,6 +95,7 @@ class ExpertExecutor final : public MoeExecutor {
   TokenExpertTable* token_table_ = nullptr;
   ExpertDeferral deferral_;
   float resident_preference_ = 0;
+  CoActivation co_activation_;
   ExecutorTimes times_;
   std::vector<int64_t> layer_stall_ns_;
 

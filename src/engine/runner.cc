@@ -3,8 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <ctime>
 #include <nlohmann/json.hpp>
-#include <numeric>
+#include <utility>
 
 #include "base/log.h"
 #include "compute/cpu_backend.h"
@@ -14,6 +15,7 @@
 #include "model/decoder_model.h"
 #include "model/kv_cache.h"
 #include "residency/slot_segments.h"
+#include "store/profile_section.h"
 #include "store/record_checksum.h"
 
 namespace moraine {
@@ -29,6 +31,7 @@ constexpr uint64_t kTokenizerBytesPerToken = 256;
 constexpr uint64_t kStepResizeBytes = 64 * kMiB;
 
 constexpr uint32_t kDefaultContext = 4096;
+constexpr char kTokenSection[] = "token_experts";  // of the profile: TokenExpertTable
 
 // A read that takes this long is not coming: a busy drive answers in milliseconds, a SATA disk that
 // retries a bad sector gives up after 7 to 20 s. The request fails, the slot waits for the device.
@@ -185,8 +188,10 @@ class Runner::Impl {
  public:
   Status Open(const RunnerOptions& options);
   Status Forward(std::span<const int32_t> tokens, const ForwardOptions& options);
-  Status Warm(const std::string& profile,
-              const std::function<void(uint64_t, uint64_t)>& progress);
+  Status Warm(WarmOrder order, const std::function<void(uint64_t, uint64_t)>& progress);
+  ProfileSnapshot Snapshot() const;
+  Status LoadProfile();
+  void SetProfileAside(const Status& why);
   EngineStats Stats() const;
   std::string LossyModes() const;
 
@@ -208,6 +213,9 @@ class Runner::Impl {
   std::atomic<uint32_t> wanted_slots_{0};
   std::atomic<uint64_t> wanted_budget_bytes_{0};
   uint32_t taken_slots_ = 0;  // of wanted_slots_
+  WorkloadProfile profile_;
+  bool has_profile_ = false;
+  uint64_t learnt_tokens_ = 0;  // by SaveProfile
   int64_t opened_ns_ = 0;
   PhaseStats prefill_, decode_;
 
@@ -339,12 +347,6 @@ Status Runner::Impl::OpenResidency(const Topology& topology) {
   if (plan_.slot_count > 0) {
     ASSIGN_OR_RETURN(residency_,
                      ResidencyManager::Create(residency, *segments_, *source_, *scheduler_));
-    const auto heat = store_->LoadHeat(options_.heat_profile);
-    if (heat.ok()) {
-      residency_->policy().ImportHeat(*heat);
-    } else if (heat.status().code() != StatusCode::kNotFound) {
-      LOG_WARN("heat profile ignored: {}", heat.status().ToString());
-    }
     executor_ = std::make_unique<ExpertExecutor>(config_, std::move(layouts_), *residency_,
                                                  *backend_, options_.prefill_chunk);
     executor_->set_lookahead(options_.lookahead);
@@ -352,8 +354,43 @@ Status Runner::Impl::OpenResidency(const Topology& topology) {
     executor_->set_token_table(token_table_.get());
     executor_->set_deferral(options_.defer_experts);
     executor_->set_resident_preference(options_.prefer_resident);
+    RETURN_IF_ERROR(LoadProfile());
   }
   return OkStatus();
+}
+
+Status Runner::Impl::LoadProfile() {
+  RETURN_IF_ERROR(CheckProfileName("profile", options_.profile));
+  const ModelIdentity identity = IdentityOf(store_->manifest(), config_.top_k);
+  profile_ = WorkloadProfile::Empty(identity);
+  auto loaded = WorkloadProfile::Load(*store_, options_.profile, identity);
+  if (!loaded.ok()) {
+    if (loaded.status().code() != StatusCode::kNotFound) SetProfileAside(loaded.status());
+    return OkStatus();
+  }
+  profile_ = std::move(*loaded);
+  has_profile_ = true;
+  residency_->policy().ImportHeat(profile_.PolicyHeat());
+  executor_->co_activation().Import(profile_.co_activation);
+  // Whoever keeps a section of its own reads it here and sets it in Snapshot.
+  if (const std::string* const tokens = profile_.FindSection(kTokenSection)) {
+    const Status restored = token_table_->Restore(*tokens, config_.expert_count);
+    if (!restored.ok()) LOG_WARN("going on without a token table: {}", restored.ToString());
+  }
+  return OkStatus();
+}
+
+// One that cannot be used keeps nobody from serving, and is not overwritten by what is learnt now.
+void Runner::Impl::SetProfileAside(const Status& why) {
+  LOG_WARN("going on without a profile: {}", why.ToString());
+  if (store_->mode() != StoreMode::kReadWrite) return;
+  const std::string aside = options_.profile.substr(0, 56) + ".damaged";
+  const Status renamed = store_->RenameProfile(options_.profile, aside);
+  if (renamed.ok()) {
+    LOG_WARN("profile '{}' is now called '{}'", options_.profile, aside);
+  } else {
+    LOG_WARN("profile '{}' could not be set aside: {}", options_.profile, renamed.ToString());
+  }
 }
 
 namespace {
@@ -421,40 +458,33 @@ Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptio
   return OkStatus();
 }
 
-Status Runner::Impl::Warm(const std::string& profile,
+Status Runner::Impl::Warm(WarmOrder order,
                           const std::function<void(uint64_t, uint64_t)>& progress) {
   if (!residency_) return OkStatus();
-  ASSIGN_OR_RETURN(const std::vector<float> heat, store_->LoadHeat(profile));
-  std::vector<std::pair<float, ExpertKey>> order;
-  size_t index = 0;
+  if (order == WarmOrder::kProfile && !has_profile_) {
+    return NotFound(fmt::format("{}: no profile '{}' yet", store_->directory(), options_.profile));
+  }
+  WarmCache(ExpertsInOrder(order, profile_), *store_, *residency_, *scheduler_, progress);
+  return OkStatus();
+}
+
+// Sections of others are set here when they have changed, and read in LoadProfile.
+ProfileSnapshot Runner::Impl::Snapshot() const {
+  ProfileSnapshot snapshot;
+  snapshot.tokens = prefill_.tokens + decode_.tokens;
+  if (!residency_) return snapshot;
   const std::vector<uint32_t> counts = config_.experts_per_layer();
   for (uint32_t layer = 0; layer < counts.size(); ++layer) {
-    for (uint32_t e = 0; e < counts[layer]; ++e, ++index) {
-      order.push_back({heat[index], {LayerId(layer), ExpertId(e)}});
+    for (uint32_t e = 0; e < counts[layer]; ++e) {
+      const ExpertState state = residency_->state({LayerId(layer), ExpertId(e)});
+      snapshot.resident.push_back(state == ExpertState::kReady || state == ExpertState::kLeased);
     }
   }
-  std::stable_sort(order.begin(), order.end(),
-                   [](const auto& a, const auto& b) { return a.first > b.first; });
-  residency_->policy().ImportHeat(heat);
-  const ResidencyStats& stats = residency_->stats();
-  const uint32_t cache_slots = stats.slot_count - stats.ring_slots;
-  const size_t count = std::min<size_t>(order.size(), cache_slots);
-  for (size_t i = 0; i < count; ++i) {
-    const ExpertKey key = order[i].second;
-    if (residency_->state(key) != ExpertState::kAbsent) continue;
-    // A few records queued keep the drive fed. A refusal while some are pending only means that a layer's
-    // worth of slots must stay free of DMA; with none pending, the cache is full.
-    while (scheduler_->speculative_pending() > 16) residency_->Poll(-1);
-    while (residency_->Prefetch(key.layer, std::span(&key.expert, 1), PrefetchReason::kHeat) == 0 &&
-           scheduler_->speculative_pending() > 0) {
-      residency_->Poll(-1);
-    }
-    if (residency_->state(key) == ExpertState::kAbsent) break;
-    if (progress) progress(i * plan_.slot_bytes, count * plan_.slot_bytes);
-  }
-  while (scheduler_->speculative_pending() > 0) residency_->Poll(-1);
-  if (progress) progress(count * plan_.slot_bytes, count * plan_.slot_bytes);
-  return OkStatus();
+  snapshot.heat.resize(snapshot.resident.size());
+  residency_->policy().ExportHeat(snapshot.heat);
+  snapshot.co_activation = executor_->co_activation();
+  snapshot.sections[kTokenSection] = token_table_->Serialize();
+  return snapshot;
 }
 
 // On any thread: reads what does not change after Open.
@@ -576,9 +606,8 @@ uint32_t Runner::position() const { return impl_->kv_->length(); }
 Status Runner::Forward(std::span<const int32_t> tokens, const ForwardOptions& options) {
   return impl_->Forward(tokens, options);
 }
-Status Runner::Warm(const std::string& profile,
-                    const std::function<void(uint64_t, uint64_t)>& progress) {
-  return impl_->Warm(profile, progress);
+Status Runner::Warm(WarmOrder order, const std::function<void(uint64_t, uint64_t)>& progress) {
+  return impl_->Warm(order, progress);
 }
 
 Status Runner::SetRamBudget(const RamBudget& budget) { return impl_->SetRamBudget(budget); }
@@ -587,12 +616,17 @@ bool Runner::AdvanceResize(uint64_t work_bytes) {
   return impl_->AdvanceResize(work_bytes, /*wait=*/true);
 }
 
-Status Runner::SaveHeat(const std::string& profile) {
+uint64_t Runner::tokens() const { return impl_->prefill_.tokens + impl_->decode_.tokens; }
+ProfileSnapshot Runner::Snapshot() const { return impl_->Snapshot(); }
+const WorkloadProfile& Runner::profile() const { return impl_->profile_; }
+Status Runner::SaveProfile() {
   if (!impl_->residency_) return OkStatus();
-  const std::vector<uint32_t> counts = impl_->config_.experts_per_layer();
-  std::vector<float> heat(std::accumulate(counts.begin(), counts.end(), size_t{0}));
-  impl_->residency_->policy().ExportHeat(heat);
-  return impl_->store_->SaveHeat(profile, heat);
+  WorkloadProfile& profile = impl_->profile_;
+  const ProfileSnapshot snapshot = impl_->Snapshot();
+  profile.Learn(snapshot, snapshot.tokens - std::exchange(impl_->learnt_tokens_, snapshot.tokens),
+                std::time(nullptr));
+  impl_->has_profile_ = true;
+  return profile.Save(*impl_->store_, impl_->options_.profile);
 }
 
 Result<BudgetAdvice> AdviseBudget(const Manifest& manifest) {

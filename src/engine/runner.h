@@ -20,7 +20,9 @@
 
 #include "base/status.h"
 #include "engine/budget.h"
+#include "engine/cache_warmer.h"
 #include "engine/stats.h"
+#include "engine/workload_profile.h"
 #include "io/block_reader.h"
 #include "model/config.h"
 #include "store/store.h"
@@ -44,8 +46,9 @@ struct RunnerOptions {
   // Lossy, decode only: what is computed then depends on what is in memory (expert_executor.h).
   uint32_t defer_experts = 0;    // of a layer, that may join one layer late
   float prefer_resident = 0;     // how far routers lean to experts in memory
-  // Heat profile to start from ("" the default one; ignored if there is none).
-  std::string heat_profile;
+  // Profile to start from, if there is one. One that is damaged is logged, renamed to NAME.damaged, and
+  // gone on without.
+  std::string profile = kDefaultProfile;
 };
 
 // What people call the model.
@@ -93,10 +96,16 @@ class Runner {
   // while something is left to do. Waits up to 10 ms for reads that are in the way.
   bool AdvanceResize(uint64_t work_bytes);
 
-  // Reads the experts of a heat profile into the cache, hottest first, until it is full.
-  Status Warm(const std::string& profile,
+  // Fills the cache (engine/cache_warmer.h). kProfile: kNotFound if there is no profile.
+  Status Warm(WarmOrder order,
               const std::function<void(uint64_t done_bytes, uint64_t total_bytes)>& progress);
-  Status SaveHeat(const std::string& profile);
+  uint64_t tokens() const;  // computed since Open
+  // What was learnt so far; cheap enough for between two steps.
+  ProfileSnapshot Snapshot() const;
+  // What was in the store at Open, or an empty profile.
+  const WorkloadProfile& profile() const;
+  // Learns from a snapshot and saves, on this thread.
+  Status SaveProfile();
 
   const ModelConfig& config() const;
   const ModelInfo& info() const;

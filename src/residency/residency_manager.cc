@@ -219,7 +219,9 @@ size_t ResidencyManager::Impl::Prefetch(LayerId layer, std::span<const ExpertId>
     if (expert.state != ExpertState::kAbsent) continue;
     const SlotIndex slot = TakeSlotForSpeculation(IndexOf(expert.key), reason);
     if (slot == kNoSlot) continue;
-    StartSpeculation(&expert, slot);
+    StartSpeculation(&expert, slot,
+                     reason == PrefetchReason::kHeat ? ReadPriority::kDemand
+                                                     : ReadPriority::kSpeculative);
     ++unleased_reads;
     ++queued;
   }
@@ -241,14 +243,15 @@ size_t ResidencyManager::Impl::Stream(LayerId layer, std::span<const ExpertId> i
     }
     if (slot == kNoSlot) slot = slots_.Take(SlotRole::kRing, IndexOf(expert.key));
     if (slot == kNoSlot) break;
-    StartSpeculation(&expert, slot);
+    StartSpeculation(&expert, slot, ReadPriority::kSpeculative);
   }
   FlushReads();
   return dealt_with;
 }
 
-void ResidencyManager::Impl::StartSpeculation(Expert* expert, SlotIndex slot) {
-  StartRead(expert, slot, ReadPriority::kSpeculative);
+void ResidencyManager::Impl::StartSpeculation(Expert* expert, SlotIndex slot,
+                                              ReadPriority priority) {
+  StartRead(expert, slot, priority);
   expert->speculative = true;
   ++stats_.prefetch_issued;
 }

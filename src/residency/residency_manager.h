@@ -98,7 +98,7 @@ enum class AcquireMode : uint8_t {
 };
 
 enum class PrefetchReason : uint8_t {
-  kHeat,       // warm-up: the policy's own opinion
+  kHeat,       // warm-up: the policy's own opinion; nobody else wants the drive, so read like demand
   kLookahead,  // the layer's router has been asked ahead of time
 };
 
@@ -144,10 +144,10 @@ class ResidencyManager {
   // lease held, it is always all of them, slots still draining aside.
   size_t Acquire(LayerId layer, std::span<const ExpertId> experts, std::span<const float> weights,
                  AcquireMode mode, std::span<Lease> leases);
-  // Speculation: reads absent experts at low priority. Into free slots or over other layers' experts:
-  // from heat alone those that the policy does not prefer to them, from a lookahead those that are not
-  // hot. Returns how many reads were queued. Reads that a layer's Acquire then does not
-  // name, and that have not landed, are given up.
+  // Speculation: reads absent experts into free slots or over other layers' experts. From a lookahead at
+  // low priority, over those that are not hot; what the layer's Acquire then does not name, and has not
+  // landed, is given up. From heat (warming) like demand, over those that the policy does not prefer.
+  // Returns how many reads were queued.
   size_t Prefetch(LayerId layer, std::span<const ExpertId> experts, PrefetchReason reason);
   // Speculation of a prefill: as Prefetch, but into free slots only, the ring's included, where the
   // experts stay until their layer's Acquire. Returns how many of `experts`, from the first on, are

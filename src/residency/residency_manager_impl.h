@@ -106,7 +106,7 @@ class ResidencyManager::Impl {
   bool Hold(Expert* expert, AcquireMode mode, uint64_t LookupCounters::** kind);
   SlotIndex TakeSlot(uint32_t expert_index, AcquireMode mode);
   SlotIndex TakeSlotForSpeculation(uint32_t expert_index, PrefetchReason reason);
-  void StartSpeculation(Expert* expert, SlotIndex slot);
+  void StartSpeculation(Expert* expert, SlotIndex slot, ReadPriority priority);
   void GiveUpUnwanted(LayerId layer);
   void StartRead(Expert* expert, SlotIndex slot, ReadPriority priority);
   void ReadInto(const Expert& expert, ReadPriority priority);

@@ -31,7 +31,7 @@ inline constexpr char kImportKey[] = "import/plan";      // present: an import h
 inline constexpr char kRecordPrefix[] = "record/";       // + layer + expert -> RecordLocation
 inline constexpr char kStripPrefix[] = "import/strip/";  // + tensor + strip -> checksum, until done
 inline constexpr char kFilePrefix[] = "file/";           // + name -> contents, for Manifest::files
-inline constexpr char kHeatPrefix[] = "heat/";           // + profile -> floats
+inline constexpr char kProfilePrefix[] = "profile/";     // + name + "/" + section -> section
 inline constexpr char kNotePrefix[] = "note/";           // + key -> value
 
 std::string PairKey(std::string_view prefix, uint32_t first, uint32_t second);

@@ -12,6 +12,7 @@
 #include "store/checksum_mismatch.h"
 #include "store/pack_header.h"
 #include "store/posix_file.h"
+#include "store/profile_section.h"
 #include "store/record_checksum.h"
 #include "store/store_directory.h"
 
@@ -25,6 +26,21 @@ constexpr uint64_t kDenseReadBytes = 8 * kMiB;
 std::string Describe(ExpertKey key) {
   return "layer " + std::to_string(key.layer.value()) + " expert " +
          std::to_string(key.expert.value());
+}
+
+std::string SectionKey(const std::string& profile, const std::string& section) {
+  return kProfilePrefix + profile + "/" + section;
+}
+
+Result<CatalogueBatch> ProfileBatch(const std::string& name,
+                                    const std::map<std::string, std::string>& sections) {
+  RETURN_IF_ERROR(CheckProfileName("profile", name));
+  CatalogueBatch batch;
+  for (const auto& [section, payload] : sections) {
+    RETURN_IF_ERROR(CheckProfileName("profile section", section));
+    batch.puts.emplace_back(SectionKey(name, section), WrapProfileSection(payload));
+  }
+  return batch;
 }
 
 }  // namespace
@@ -43,6 +59,8 @@ class Store::Impl {
   // The database to read from: ours, or a fresh view beside whoever writes.
   Result<std::optional<std::string>> Get(const std::string& key) const;
   Result<std::vector<std::string>> ListSuffixes(const std::string& prefix) const;
+  // Deletes the sections of a profile that the batch does not write.
+  Status DeleteOtherSections(const std::string& profile, CatalogueBatch* batch) const;
 
   std::string directory;
   StoreMode mode = StoreMode::kReadOnly;
@@ -301,29 +319,78 @@ Status Store::ReadDense(const DenseTensor& tensor, std::span<std::byte> destinat
                           tensor.checksum, checksum);
 }
 
-Status Store::SaveHeat(const std::string& profile, std::span<const float> heat) {
-  ASSIGN_OR_RETURN(Catalogue* const catalogue, impl_->Writable());
-  CHECK(heat.size() == impl_->records.size(), "heat has one value for each expert");
-  std::string value(reinterpret_cast<const char*>(heat.data()), heat.size_bytes());
-  return catalogue->Write({.puts = {{kHeatPrefix + profile, std::move(value)}}, .deletes = {}},
-                          /*sync=*/false);
-}
-
-Result<std::vector<float>> Store::LoadHeat(const std::string& profile) const {
-  ASSIGN_OR_RETURN(const std::optional<std::string> value, impl_->Get(kHeatPrefix + profile));
-  if (!value) return NotFound(impl_->directory + ": no heat profile '" + profile + "'");
-  std::vector<float> heat(impl_->records.size());
-  if (value->size() != heat.size() * sizeof(float)) {
-    return Corruption(impl_->directory + ": heat profile '" + profile + "' has " +
-                      std::to_string(value->size()) + " bytes, expected " +
-                      std::to_string(heat.size() * sizeof(float)));
+Status Store::Impl::DeleteOtherSections(const std::string& profile, CatalogueBatch* batch) const {
+  ASSIGN_OR_RETURN(const std::vector<std::string> sections, ListSuffixes(SectionKey(profile, "")));
+  for (const std::string& section : sections) {
+    const std::string key = SectionKey(profile, section);
+    const bool written = std::any_of(batch->puts.begin(), batch->puts.end(),
+                                     [&](const auto& put) { return put.first == key; });
+    if (!written) batch->deletes.push_back(key);
   }
-  std::memcpy(heat.data(), value->data(), value->size());
-  return heat;
+  return OkStatus();
 }
 
-Result<std::vector<std::string>> Store::ListHeatProfiles() const {
-  return impl_->ListSuffixes(kHeatPrefix);
+Status Store::SaveProfile(const std::string& name,
+                          const std::map<std::string, std::string>& sections) {
+  ASSIGN_OR_RETURN(Catalogue* const catalogue, impl_->Writable());
+  ASSIGN_OR_RETURN(const CatalogueBatch batch, ProfileBatch(name, sections));
+  return catalogue->Write(batch, /*sync=*/false);
+}
+
+Status Store::ReplaceProfile(const std::string& name,
+                             const std::map<std::string, std::string>& sections) {
+  ASSIGN_OR_RETURN(Catalogue* const catalogue, impl_->Writable());
+  ASSIGN_OR_RETURN(CatalogueBatch batch, ProfileBatch(name, sections));
+  RETURN_IF_ERROR(impl_->DeleteOtherSections(name, &batch));
+  return catalogue->Write(batch, /*sync=*/false);
+}
+
+Result<std::string> Store::LoadProfileSection(const std::string& name,
+                                              const std::string& section) const {
+  const std::string where = impl_->directory + ": profile '" + name + "', section '" + section + "'";
+  ASSIGN_OR_RETURN(const std::optional<std::string> value,
+                   impl_->Get(SectionKey(name, section)));
+  if (!value) return NotFound(where + ": there is none");
+  Result<std::string> payload = UnwrapProfileSection(*value);
+  if (!payload.ok()) return payload.status().WithContext(where);
+  return payload;
+}
+
+Result<std::vector<std::string>> Store::ListProfileSections(const std::string& name) const {
+  return impl_->ListSuffixes(kProfilePrefix + name + "/");
+}
+
+Result<std::vector<std::string>> Store::ListProfiles() const {
+  ASSIGN_OR_RETURN(const std::vector<std::string> keys, impl_->ListSuffixes(kProfilePrefix));
+  std::vector<std::string> names;
+  for (const std::string& key : keys) {
+    const std::string name = key.substr(0, key.find('/'));
+    if (names.empty() || names.back() != name) names.push_back(name);
+  }
+  return names;
+}
+
+Status Store::DeleteProfile(const std::string& name) {
+  ASSIGN_OR_RETURN(Catalogue* const catalogue, impl_->Writable());
+  CatalogueBatch batch;
+  RETURN_IF_ERROR(impl_->DeleteOtherSections(name, &batch));
+  if (batch.deletes.empty()) return NotFound(impl_->directory + ": no profile '" + name + "'");
+  return catalogue->Write(batch, /*sync=*/false);
+}
+
+Status Store::RenameProfile(const std::string& from, const std::string& to) {
+  ASSIGN_OR_RETURN(Catalogue* const catalogue, impl_->Writable());
+  RETURN_IF_ERROR(CheckProfileName("profile", to));
+  ASSIGN_OR_RETURN(const std::vector<std::string> sections, ListProfileSections(from));
+  if (sections.empty()) return NotFound(impl_->directory + ": no profile '" + from + "'");
+  CatalogueBatch batch;
+  for (const std::string& section : sections) {
+    ASSIGN_OR_RETURN(std::optional<std::string> value, impl_->Get(SectionKey(from, section)));
+    if (value) batch.puts.emplace_back(SectionKey(to, section), std::move(*value));
+  }
+  RETURN_IF_ERROR(impl_->DeleteOtherSections(from, &batch));
+  RETURN_IF_ERROR(impl_->DeleteOtherSections(to, &batch));
+  return catalogue->Write(batch, /*sync=*/false);
 }
 
 Status Store::PutNote(const std::string& key, const std::string& value) {

@@ -12,11 +12,12 @@
 // and place are in the catalogue, which is read into flat arrays here when the store opens and never
 // touched on the decode path.
 //
-// Threads: thread-compatible; const methods are safe from several threads. The heat methods may be
-// called from any one thread at a time and never block readers of the index.
+// Threads: thread-compatible; const methods are safe from several threads. Profiles and
+// notes may be saved from any thread and never block readers of the index.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -70,13 +71,22 @@ class Store {
   // Reads a dense tensor's bytes and verifies its checksum. `destination` has tensor.bytes.
   Status ReadDense(const DenseTensor& tensor, std::span<std::byte> destination) const;
 
-  // Heat: one float for each (layer, expert), layer-major over all layers in manifest order. Saved
-  // under a profile name; "" is the default profile. Written with RocksDB's WAL, not synced: a kill
-  // loses at most the last save. Read-only stores: kFailedPrecondition on save.
-  Status SaveHeat(const std::string& profile, std::span<const float> heat);
-  // kNotFound if there is none; kCorruption if it does not fit the model.
-  Result<std::vector<float>> LoadHeat(const std::string& profile) const;
-  Result<std::vector<std::string>> ListHeatProfiles() const;
+  // Workload profiles: named sets of named sections, whose bytes are the engine's business
+  // (engine/workload_profile.h); each is kept with its length and checksum. Each call takes effect at
+  // once or not at all, by RocksDB's WAL, not synced: a kill loses nothing, a power failure at most the
+  // last calls. Read-only stores: kFailedPrecondition. A bad name is kInvalidArgument.
+  // Writes the sections given; the profile's others stay.
+  Status SaveProfile(const std::string& name, const std::map<std::string, std::string>& sections);
+  // The sections given are all that the profile has afterwards.
+  Status ReplaceProfile(const std::string& name, const std::map<std::string, std::string>& sections);
+  // kNotFound if there is none; kCorruption naming store, profile and section.
+  Result<std::string> LoadProfileSection(const std::string& name, const std::string& section) const;
+  Result<std::vector<std::string>> ListProfileSections(const std::string& name) const;
+  Result<std::vector<std::string>> ListProfiles() const;
+  // kNotFound if there is none.
+  Status DeleteProfile(const std::string& name);
+  // As it is, damaged sections included; what was called `to` is replaced. kNotFound.
+  Status RenameProfile(const std::string& from, const std::string& to);
   // Small persistent values of the operator's tools (drive measurements, last run's statistics).
   Status PutNote(const std::string& key, const std::string& value);
   Result<std::string> GetNote(const std::string& key) const;

@@ -233,7 +233,32 @@ TEST_F(EngineTest, ShutdownFinishesEveryRequestWithReadsInFlight) {
   EXPECT_EQ(queued.WaitForEnd().back().finish_reason, FinishReason::kCancelled);
 }
 
-TEST_F(EngineTest, HeatSurvivesARestart) {
+TEST_F(EngineTest, TheProfileIsSavedInTheMiddleOfAGeneration) {
+  EngineOptions options;
+  options.runner = TestRunnerOptions(*store_, "25%");
+  options.runner.store_mode = StoreMode::kReadWrite;
+  options.runner.profile = "mid";
+  options.profile_save_interval_ns = 0;  // at every token
+  const auto engine = Engine::Open(options);
+  ASSERT_TRUE(engine.ok());
+  const auto reader = Store::Open(store_->directory(), StoreMode::kReadOnly);
+  ASSERT_TRUE(reader.ok());
+  Collector collector;
+  Status saved = NotFound("no token");
+  collector.on_event = [&](const GenerationEvent& event) {
+    // Holds the third token back until what the tokens before it taught is in the store.
+    if (event.timings.completion_tokens != 3) return;
+    const int64_t deadline_ns = RealClock().NowNs() + 30'000'000'000;
+    do {
+      saved = (*reader)->LoadProfileSection("mid", "heat").status();
+    } while (!saved.ok() && RealClock().NowNs() < deadline_ns);
+  };
+  ASSERT_TRUE((*engine)->Submit(Story(&collector, 8)).ok());
+  collector.WaitForEnd();
+  EXPECT_TRUE(saved.ok()) << saved.message();
+}
+
+TEST_F(EngineTest, TheProfileSurvivesARestart) {
   EngineOptions options;
   options.runner = TestRunnerOptions(*store_, "25%");
   options.runner.store_mode = StoreMode::kReadWrite;
@@ -246,10 +271,13 @@ TEST_F(EngineTest, HeatSurvivesARestart) {
   }
   const auto store = Store::Open(store_->directory(), StoreMode::kReadOnly);
   ASSERT_TRUE(store.ok());
-  const auto heat = (*store)->LoadHeat("");
-  ASSERT_TRUE(heat.ok()) << heat.status().message();
-  EXPECT_EQ(heat->size(), 256u);
-  EXPECT_GT(*std::max_element(heat->begin(), heat->end()), 0.0f);
+  const auto profile = WorkloadProfile::Load(**store, kDefaultProfile,
+                                             IdentityOf((*store)->manifest(), 4));
+  ASSERT_TRUE(profile.ok()) << profile.status().message();
+  EXPECT_EQ(profile->heat.size(), 256u);
+  EXPECT_GT(*std::max_element(profile->heat.begin(), profile->heat.end()), 0.0f);
+  EXPECT_GE(profile->tokens, 11u);
+  EXPECT_GT(profile->warm_set.size(), 4u);
 }
 
 }  // namespace

@@ -105,13 +105,13 @@ TEST(Streaming, AWarmedCacheAnswersTheSame) {
   {
     const auto runner = Runner::Open(options);
     ASSERT_TRUE(runner.ok());
-    EXPECT_EQ((*runner)->Warm("", nullptr).code(), StatusCode::kNotFound);
+    EXPECT_EQ((*runner)->Warm(WarmOrder::kProfile, nullptr).code(), StatusCode::kNotFound);
     cold = last_logits(**runner);
-    ASSERT_TRUE((*runner)->SaveHeat("").ok());
+    ASSERT_TRUE((*runner)->SaveProfile().ok());
   }
   const auto runner = Runner::Open(options);
   ASSERT_TRUE(runner.ok());
-  ASSERT_TRUE((*runner)->Warm("", nullptr).ok());
+  ASSERT_TRUE((*runner)->Warm(WarmOrder::kProfile, nullptr).ok());
   EXPECT_GT((*runner)->Stats().residency.resident, 20u);
   EXPECT_EQ(last_logits(**runner), cold);
   EXPECT_GT((*runner)->Stats().residency.prefill.prefetch_hit, 0u);

@@ -127,7 +127,6 @@ TEST_F(SyntheticModelTest, SkewMakesFewExpertsPopular) {
     options.skew = skew;
     RunnerOptions runner_options;
     runner_options.store_directory = Make(options);
-    runner_options.store_mode = StoreMode::kReadWrite;
     runner_options.max_context = 256;
     const auto runner = Runner::Open(runner_options);
     CHECK(runner.ok(), runner.status().message());
@@ -136,8 +135,7 @@ TEST_F(SyntheticModelTest, SkewMakesFewExpertsPopular) {
       const Status status = (*runner)->Forward({&token, 1}, {});
       CHECK(status.ok(), status.message());
     }
-    CHECK((*runner)->SaveHeat("").ok());
-    std::vector<float> heat = *(*runner)->store().LoadHeat("");
+    std::vector<float> heat = (*runner)->Snapshot().heat;
     const auto deepest = heat.end() - 32;
     std::sort(deepest, heat.end(), std::greater<>());
     return std::accumulate(deepest, deepest + 4, 0.0) / std::accumulate(deepest, heat.end(), 0.0);

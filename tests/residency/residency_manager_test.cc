@@ -348,8 +348,22 @@ TEST(ResidencyManagerTest, PrefetchDisplacesNothingThatHasProvedItself) {
     world.manager().BeginStep(1);
     for (uint32_t layer = 0; layer < 4; ++layer) world.Use(layer, {0, 1});
   }
-  EXPECT_EQ(world.Prefetch(0, {5, 6}), 0u);
+  EXPECT_EQ(world.Prefetch(0, {5, 6}, PrefetchReason::kHeat), 0u);
   EXPECT_EQ(world.manager().stats().resident, 8u);
+}
+
+TEST(ResidencyManagerTest, WarmingReadsLikeDemandAndWaitsForNobody) {
+  World world({.slot_count = 16});
+  ASSERT_EQ(world.Prefetch(1, {0, 1}, PrefetchReason::kHeat), 2u);
+  EXPECT_EQ(world.scheduler().demand_in_flight(), 2u);
+  EXPECT_EQ(world.scheduler().speculative_pending(), 0u);
+  auto lease = world.Acquire(1, {0});  // does not give 1/1 up
+  world.manager().CancelPrefetches();
+  world.Drain();
+  EXPECT_EQ(world.StateOf(1, 1), kReady);
+  EXPECT_EQ(lease[0].state(), State::kReady);
+  EXPECT_EQ(world.manager().stats().prefetch_used, 1u);
+  world.manager().CheckInvariants();
 }
 
 TEST(ResidencyManagerTest, ALookaheadDisplacesWhatIsColdButNothingHot) {

@@ -141,7 +141,7 @@ class World final : public RecordSource {
     return leases;
   }
   size_t Prefetch(uint32_t layer, const std::vector<uint32_t>& ids,
-                  PrefetchReason reason = PrefetchReason::kHeat) {
+                  PrefetchReason reason = PrefetchReason::kLookahead) {
     std::vector<ExpertId> experts;
     for (uint32_t id : ids) experts.push_back(ExpertId(id));
     return manager().Prefetch(LayerId(layer), experts, reason);

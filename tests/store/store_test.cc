@@ -1,6 +1,7 @@
 // Opening a store, its checks, heat and notes.
 #include <gmock/gmock.h>
 
+#include "store/profile_section.h"
 #include "store_test_support.h"
 
 namespace moraine {
@@ -64,23 +65,45 @@ TEST_F(StoreTest, CanBeOpenedForWritingAgainAfterClosing) {
   EXPECT_TRUE(OpenError(StoreMode::kReadWrite).ok());
 }
 
-TEST_F(StoreTest, HeatSurvivesReopeningAndIsSeenByReaders) {
-  std::vector<float> heat(24);
-  for (size_t i = 0; i < heat.size(); ++i) heat[i] = static_cast<float>(i) * 0.5f;
+TEST_F(StoreTest, ProfilesSurviveReopeningAndAreSeenByReaders) {
   auto writer = Open(StoreMode::kReadWrite);
   const auto reader = Open(StoreMode::kReadOnly);
-  EXPECT_EQ(writer->LoadHeat("").status().code(), StatusCode::kNotFound);
-  ASSERT_TRUE(writer->SaveHeat("", heat).ok());
-  ASSERT_TRUE(writer->SaveHeat("coding", heat).ok());
-  ASSERT_TRUE(reader->LoadHeat("").ok());
-  EXPECT_EQ(*reader->LoadHeat(""), heat);
-  heat[3] = 99;
-  ASSERT_TRUE(writer->SaveHeat("", heat).ok());
+  EXPECT_EQ(writer->LoadProfileSection("default", "heat").status().code(), StatusCode::kNotFound);
+  ASSERT_TRUE(writer->SaveProfile("default", {{"heat", "abc"}, {"warm_set", ""}}).ok());
+  ASSERT_TRUE(writer->SaveProfile("coding", {{"heat", "xyz"}}).ok());
+  ASSERT_TRUE(writer->SaveProfile("default", {{"heat", "def"}}).ok());
+  EXPECT_EQ(*reader->LoadProfileSection("default", "heat"), "def");
+  EXPECT_EQ(*reader->LoadProfileSection("default", "warm_set"), "") << "the other sections stay";
   writer.reset();
-  EXPECT_EQ(*Open(StoreMode::kReadWrite)->LoadHeat(""), heat);
-  EXPECT_EQ(*reader->LoadHeat(""), heat);
-  EXPECT_THAT(*reader->ListHeatProfiles(), ElementsAre("", "coding"));
-  EXPECT_EQ(reader->SaveHeat("", heat).code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(*Open(StoreMode::kReadWrite)->LoadProfileSection("coding", "heat"), "xyz");
+  EXPECT_THAT(*reader->ListProfiles(), ElementsAre("coding", "default"));
+  EXPECT_THAT(*reader->ListProfileSections("default"), ElementsAre("heat", "warm_set"));
+  EXPECT_EQ(reader->SaveProfile("x", {{"heat", ""}}).code(), StatusCode::kFailedPrecondition);
+
+  writer = Open(StoreMode::kReadWrite);
+  EXPECT_THAT(writer->SaveProfile("a/b", {{"heat", ""}}).message(), HasSubstr("'a/b'"));
+  EXPECT_EQ(writer->DeleteProfile("none").code(), StatusCode::kNotFound);
+  ASSERT_TRUE(writer->ReplaceProfile("default", {{"heat", "ghi"}}).ok());
+  EXPECT_THAT(*writer->ListProfileSections("default"), ElementsAre("heat"));
+  ASSERT_TRUE(writer->SaveProfile("old", {{"other", ""}}).ok());
+  EXPECT_EQ(writer->RenameProfile("none", "old").code(), StatusCode::kNotFound);
+  ASSERT_TRUE(writer->RenameProfile("default", "old").ok());
+  EXPECT_THAT(*writer->ListProfiles(), ElementsAre("coding", "old"));
+  EXPECT_THAT(*writer->ListProfileSections("old"), ElementsAre("heat"));
+  EXPECT_EQ(*writer->LoadProfileSection("old", "heat"), "ghi");
+  ASSERT_TRUE(writer->DeleteProfile("old").ok());
+  EXPECT_THAT(*writer->ListProfiles(), ElementsAre("coding"));
+}
+
+TEST(ProfileSection, OneThatIsNotWholeIsAnError) {
+  const std::string whole = WrapProfileSection("routing of a workload");
+  EXPECT_EQ(*UnwrapProfileSection(whole), "routing of a workload");
+  for (size_t bytes = 0; bytes < whole.size(); ++bytes) {
+    EXPECT_EQ(UnwrapProfileSection(whole.substr(0, bytes)).status().code(), StatusCode::kCorruption);
+    std::string flipped = whole;
+    flipped[bytes] = static_cast<char>(flipped[bytes] ^ 4);
+    EXPECT_EQ(UnwrapProfileSection(flipped).status().code(), StatusCode::kCorruption) << bytes;
+  }
 }
 
 TEST_F(StoreTest, NotesAreKept) {
