@@ -8,6 +8,7 @@
 #include <ctime>
 
 #include "../tests/residency/policy_replay.h"
+#include "residency/eviction_policy.h"
 
 namespace moraine {
 namespace {
@@ -16,24 +17,27 @@ constexpr uint64_t kSeed = 1;
 constexpr uint32_t kLayers = 48, kExperts = 128, kTopK = 8;
 
 void Run(const char* what, const RoutingTrace& trace, uint32_t percent) {
-  for (const char* policy : {"heat", "sieve", "lru"}) {
+  for (const char* policy : EvictionPolicyNames()) {
     const std::clock_t begin = std::clock();
-    const ReplayResult result = Replay(trace, policy, kLayers * kExperts * percent / 100);
+    const double hit_rate = HitRate(trace, policy, kLayers * kExperts * percent / 100);
     const double us = 1e6 * static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
     const double lookups = static_cast<double>(trace.picks.size());
-    std::printf("%-28s %2u %% of experts  %-5s  %6.1f us/token  %5.1f ns/lookup  %5.1f %% hits\n",
+    std::printf("%-28s %2u %% of experts  %-9s  %6.1f us/token  %5.1f ns/lookup  %5.1f %% hits\n",
                 what, percent, policy, us / trace.tokens(), 1e3 * us / lookups,
-                100 * result.hit_rate());
+                100 * hit_rate);
   }
 }
 
 // Every lookup of every token misses: eight experts a layer that rotate through all 128.
 RoutingTrace MakeAllMissTrace(uint32_t tokens) {
-  RoutingTrace trace{kLayers, kExperts, kTopK, 0, {}};
+  RoutingTrace trace;
+  trace.layers = kLayers;
+  trace.experts = kExperts;
+  trace.top_k = kTopK;
   for (uint32_t token = 0; token < tokens; ++token) {
     for (uint32_t layer = 0; layer < kLayers; ++layer) {
       for (uint32_t i = 0; i < kTopK; ++i) {
-        trace.picks.push_back((token * kTopK + i + layer) % kExperts);
+        trace.picks.push_back(static_cast<uint16_t>((token * kTopK + i + layer) % kExperts));
       }
     }
   }
@@ -53,7 +57,7 @@ int main(int argc, char** argv) {
   const moraine::RoutingTrace skewed = moraine::MakeSkewedTrace(
       moraine::kSeed, moraine::kLayers, moraine::kExperts, moraine::kTopK, count);
   const moraine::RoutingTrace all_miss = moraine::MakeAllMissTrace(count);
-  for (uint32_t percent : {10u, 30u}) {
+  for (uint32_t percent : {10u, 30u, 100u}) {
     moraine::Run("skewed", skewed, percent);
     moraine::Run("every lookup misses", all_miss, percent);
   }

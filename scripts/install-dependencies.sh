@@ -6,7 +6,7 @@ packages=(
   g++ cmake ninja-build ccache pkg-config git
   libjemalloc-dev liburing-dev libnuma-dev librocksdb-dev libspdlog-dev libfmt-dev
   libboost1.81-dev nlohmann-json3-dev libsimdjson-dev libcli11-dev libxxhash-dev libpcre2-dev
-  libutf8proc-dev
+  libutf8proc-dev zlib1g-dev
   libgtest-dev libgmock-dev        # tests
   python3 python3-jinja2           # oracle of the chat template tests
   clang libclang-rt-14-dev         # libFuzzer

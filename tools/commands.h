@@ -19,6 +19,7 @@ void RegisterEvalCommand(CLI::App& app, int* exit_code);
 void RegisterWarmCommand(CLI::App& app, int* exit_code);
 void RegisterDoctorCommand(CLI::App& app, int* exit_code);
 void RegisterProfileCommand(CLI::App& app, int* exit_code);
+void RegisterTraceCommand(CLI::App& app, int* exit_code);
 
 // `moraine bench`, which holds those below.
 void RegisterBenchCommand(CLI::App& app, int* exit_code);

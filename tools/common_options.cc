@@ -3,6 +3,9 @@
 #include <charconv>
 #include <cstdio>
 #include <filesystem>
+#include <vector>
+
+#include "residency/eviction_policy.h"
 
 namespace moraine {
 namespace {
@@ -41,7 +44,8 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
                    "default: what is free, or what the cgroup allows")
       ->envname("MORAINE_RAM_BUDGET");
   command->add_option("--policy", a->options.policy, "eviction policy")
-      ->check(CLI::IsMember({"heat", "sieve", "lru"}))
+      ->check(CLI::IsMember(std::vector<std::string>(EvictionPolicyNames().begin(),
+                                                     EvictionPolicyNames().end())))
       ->capture_default_str();
   command
       ->add_option("--io", a->options.io.kind, "how experts are read; auto: io_uring, else pread")

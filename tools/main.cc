@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
   moraine::RegisterBenchCommand(app, &exit_code);
   moraine::RegisterDoctorCommand(app, &exit_code);
   moraine::RegisterProfileCommand(app, &exit_code);
+  moraine::RegisterTraceCommand(app, &exit_code);
   constexpr int kUsage = 2;
   // CLI11 alone would say that a subcommand is required.
   const auto named = [&](CLI::App* command) { return command->get_name() == argv[1]; };

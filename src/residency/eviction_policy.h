@@ -5,15 +5,14 @@
 // told by the caller through `Evictable`, so that the same object serves the engine, the simulation
 // and the replay of traces.
 //
-// Implementations (eviction_policies.cc):
-//   heat   default. Heat = exponentially decayed access count of an expert; score = heat divided by
-//          the distance, in layers, to the layer's next visit; per-layer floors of top-k experts
-//          (layers below their floor are not evicted from while others are above theirs). One global
-//          SIEVE is not offered: layers are visited cyclically and its hand never completes a turn
-//          (37 % hits where per-layer LRU has 50 %).
-//   sieve  SIEVE (Zhang et al., NSDI '24) per layer; the layer with the most experts above its equal
-//          share gives.
-//   lru    least recently used, global.
+// Implementations, one file each group; docs/policies.md compares them with Belady's OPT:
+//   heat       default (heat_policy.cc). Heat = probability of use at the layer's next visit, a mixture
+//              of moving averages and co-activation whose weights are learnt while running; score = heat
+//              over the distance, in layers, to that visit; per-layer floors of top-k experts.
+//   lru, lfu   least recently used, least frequently used (ties: LRU); global (list_policies.cc)
+//   lru_layer, sieve, s3fifo, arc   of the visited layer if it has its equal share of the slots, else of
+//              the layer with the most (list_policies.cc, ghost_policies.cc). As global queues they
+//              fail: layers are visited cyclically, and SIEVE's hand never completes a turn.
 //
 // Threads: owned by the ResidencyManager's thread. No allocation after construction.
 #pragma once
@@ -59,6 +58,9 @@ class EvictionPolicy {
   virtual void OnAccess(ExpertKey key, float weight) = 0;
   virtual void OnInsert(ExpertKey key) = 0;
   virtual void OnEvict(ExpertKey key) = 0;
+  // Something that looks ahead (the layer's router, asked early) expects these experts at the layer's
+  // next visit with this probability; they count as that probable until the visit. By default ignored.
+  virtual void OnPredicted(LayerId layer, std::span<const ExpertId> experts, float confidence);
   // The victim, or nothing if no inserted expert is evictable. `visiting`: the layer being computed.
   virtual std::optional<ExpertKey> ChooseVictim(LayerId visiting, const Evictable& evictable) = 0;
   // Would `candidate` be kept rather than `victim` if both were resident? Decides whether a prefill
@@ -72,7 +74,10 @@ class EvictionPolicy {
   virtual void ImportHeat(std::span<const float> heat) = 0;
 };
 
-// name: "heat", "sieve", "lru"; anything else is kInvalidArgument listing them.
+// What CreateEvictionPolicy knows, the default first.
+std::span<const char* const> EvictionPolicyNames();
+
+// Anything but a name of EvictionPolicyNames() is kInvalidArgument listing them.
 Result<std::unique_ptr<EvictionPolicy>> CreateEvictionPolicy(std::string_view name,
                                                              const PolicyShape& shape);
 

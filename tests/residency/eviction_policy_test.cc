@@ -47,10 +47,10 @@ float HeatOf(const EvictionPolicy& policy, const PolicyShape& shape, size_t inde
 }
 
 TEST(EvictionPolicyTest, UnknownNameListsTheKnownOnes) {
-  const auto result = CreateEvictionPolicy("lfu", {{4}, 1, 2});
+  const auto result = CreateEvictionPolicy("opt", {{4}, 1, 2});
   ASSERT_FALSE(result.ok());
   EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument);
-  EXPECT_THAT(result.status().message(), HasSubstr("'lfu': expected heat, sieve or lru"));
+  EXPECT_THAT(result.status().message(), HasSubstr("'opt': expected heat, lru, lru_layer, lfu, sieve, s3fifo or arc"));
 }
 
 class AnyPolicyTest : public ::testing::TestWithParam<const char*> {
@@ -58,7 +58,7 @@ class AnyPolicyTest : public ::testing::TestWithParam<const char*> {
   const PolicyShape shape_{{4, 0, 4}, 1, 4};
   std::unique_ptr<EvictionPolicy> policy_ = Make(GetParam(), shape_);
 };
-INSTANTIATE_TEST_SUITE_P(All, AnyPolicyTest, ::testing::Values("heat", "sieve", "lru"),
+INSTANTIATE_TEST_SUITE_P(All, AnyPolicyTest, ::testing::ValuesIn(EvictionPolicyNames().begin(), EvictionPolicyNames().end()),
                          [](const auto& param) { return std::string(param.param); });
 
 TEST_P(AnyPolicyTest, HasItsName) { EXPECT_STREQ(policy_->name(), GetParam()); }
@@ -110,7 +110,7 @@ TEST_P(AnyPolicyTest, HeatSurvivesExportAndImport) {
 }
 
 TEST(HeatPolicyTest, OfOneLayerTheColdestGoes) {
-  auto policy = Make("heat", {{4, 4}, 1, 8});
+  auto policy = Make("heat", {{4, 4}, 1, 7});
   Insert(*policy, {Key(1, 0), Key(1, 1), Key(1, 2)});
   Decode(*policy, Key(1, 0), 3);
   Decode(*policy, Key(1, 2), 1);
@@ -118,7 +118,7 @@ TEST(HeatPolicyTest, OfOneLayerTheColdestGoes) {
 }
 
 TEST(HeatPolicyTest, RecentAccessesOutweighOlderOnes) {
-  auto policy = Make("heat", {{4, 4}, 1, 8});
+  auto policy = Make("heat", {{4, 4}, 1, 7});
   Insert(*policy, {Key(1, 0), Key(1, 1)});
   Decode(*policy, Key(1, 0), 10);  // about 6.5
   Decode(*policy, Key(1, 1), 20);  // 0.9^20 = 12 % of that is left beside about 8.8
@@ -130,29 +130,62 @@ TEST(HeatPolicyTest, AtEqualHeatTheLayerVisitedLastGoes) {
   policy->OnStep(1);
   for (uint32_t layer = 0; layer < 4; ++layer) Insert(*policy, {Key(layer, 0), Key(layer, 1)});
   // Layer 1 has just been left behind, layer 3 comes next.
-  EXPECT_EQ(policy->ChooseVictim(LayerId(2), AllBut())->layer, LayerId(1));
-  EXPECT_EQ(policy->ChooseVictim(LayerId(0), AllBut())->layer, LayerId(3));
+  // Layer 2 itself is farther than layer 1, if it may give at all.
+  const AllBut of_others({Key(2, 0), Key(2, 1)});
+  EXPECT_EQ(policy->ChooseVictim(LayerId(2), of_others)->layer, LayerId(1));
+  EXPECT_EQ(policy->ChooseVictim(LayerId(2), AllBut())->layer, LayerId(2));
 }
 
 TEST(HeatPolicyTest, HeatWeighsAgainstDistance) {
   auto policy = Make("heat", PolicyShape{{4, 4, 4, 4}, 1, 8});
   for (uint32_t layer = 0; layer < 4; ++layer) Insert(*policy, {Key(layer, 0), Key(layer, 1)});
   // Layer 1 is three times as far away as layer 3, but more than three times as hot.
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < 30; ++i) {
     policy->OnStep(1);
-    for (uint32_t layer : {0u, 1u}) {
-      policy->OnAccess(Key(layer, 0), 1);
-      policy->OnAccess(Key(layer, 1), 1);
-    }
+    for (uint32_t layer : {0u, 1u, 2u}) policy->OnAccess(Key(layer, i % 2), 1);
+    policy->OnAccess(Key(3, 2 + i % 2), 1);  // its residents are not used
   }
   EXPECT_EQ(policy->ChooseVictim(LayerId(2), AllBut())->layer, LayerId(3));
 }
 
-TEST(HeatPolicyTest, TheVisitedLayerGivesOnlyWhenNoOtherCan) {
-  auto policy = Make("heat", {{4, 4}, 1, 8});
-  Insert(*policy, {Key(0, 0), Key(0, 1), Key(1, 0)});
+TEST(HeatPolicyTest, TheVisitedLayersOthersAreAWholeTurnAway) {
+  auto policy = Make("heat", {{4, 4}, 1, 7});
+  Insert(*policy, {Key(0, 0), Key(0, 1), Key(1, 0), Key(1, 1)});
+  EXPECT_EQ(policy->ChooseVictim(LayerId(0), AllBut()), Key(0, 0));
+  EXPECT_EQ(policy->ChooseVictim(LayerId(0), AllBut({Key(0, 0), Key(0, 1)})), Key(1, 0));
+}
+
+TEST(HeatPolicyTest, WhatIsPredictedStaysUntilItsLayerHasBeenVisited) {
+  auto policy = Make("heat", {{4, 4, 4}, 1, 7});
+  Insert(*policy, {Key(1, 0), Key(1, 1), Key(2, 0), Key(2, 1)});
+  for (int i = 0; i < 20; ++i) {
+    policy->OnStep(1);
+    for (uint32_t layer : {0u, 1u}) policy->OnAccess(Key(layer, 1), 1);
+    policy->OnAccess(Key(2, i % 2), 1);
+  }
+  ASSERT_EQ(policy->ChooseVictim(LayerId(0), AllBut()), Key(1, 0));
+  const ExpertId predicted[] = {ExpertId(0)};
+  policy->OnPredicted(LayerId(1), predicted, 0.9f);
+  EXPECT_NE(policy->ChooseVictim(LayerId(0), AllBut()), Key(1, 0));
+  EXPECT_TRUE(policy->IsHot(Key(1, 0)));
+  policy->OnAccess(Key(1, 1), 1);  // the router decided otherwise
+  policy->OnStep(1);
   EXPECT_EQ(policy->ChooseVictim(LayerId(0), AllBut()), Key(1, 0));
-  EXPECT_EQ(policy->ChooseVictim(LayerId(0), AllBut({Key(1, 0)})), Key(0, 0));
+}
+
+TEST(HeatPolicyTest, LearnsWhatFollowsWhat) {
+  auto policy = Make("heat", {{8, 8}, 1, 7});
+  Insert(*policy, {Key(1, 0), Key(1, 1), Key(1, 2), Key(1, 3)});
+  for (int i = 0; i < 200; ++i) {
+    policy->OnStep(1);
+    policy->OnAccess(Key(0, 0), 1);
+    policy->OnAccess(Key(1, i % 4), 1);  // a round; a decayed count keeps what has just been used
+  }
+  // 3 was last, so 0 is next, though it has been idle for longest.
+  EXPECT_NE(policy->ChooseVictim(LayerId(0), AllBut()), Key(1, 0));
+  for (uint32_t other : {1u, 2u, 3u}) {
+    EXPECT_TRUE(policy->Prefers(Key(1, 0), Key(1, other), LayerId(0))) << other;
+  }
 }
 
 TEST(HeatPolicyTest, ALayerOnItsFloorIsSparedWhileAnotherIsAbove) {
@@ -161,13 +194,14 @@ TEST(HeatPolicyTest, ALayerOnItsFloorIsSparedWhileAnotherIsAbove) {
   Insert(*policy, {Key(1, 0), Key(1, 1), Key(2, 0), Key(2, 1), Key(2, 2)});
   for (int i = 0; i < 10; ++i) {
     policy->OnStep(1);
+    policy->OnAccess(Key(1, 3), 1);
     for (uint32_t expert : {0u, 1u, 2u}) policy->OnAccess(Key(2, expert), 1);
   }
   // Layer 1's are ice-cold, but they are its last two.
-  const auto victim = policy->ChooseVictim(LayerId(0), AllBut());
-  EXPECT_EQ(victim->layer, LayerId(2));
-  policy->OnEvict(*victim);
-  EXPECT_EQ(policy->ChooseVictim(LayerId(0), AllBut()), Key(1, 0));
+  const AllBut but_one({Key(2, 0), Key(2, 1)});
+  EXPECT_EQ(policy->ChooseVictim(LayerId(0), but_one), Key(2, 2));
+  policy->OnEvict(Key(2, 2));
+  EXPECT_EQ(policy->ChooseVictim(LayerId(0), AllBut())->layer, LayerId(1));
 }
 
 TEST(HeatPolicyTest, FloorsShrinkWithTheBudget) {
@@ -180,7 +214,7 @@ TEST(HeatPolicyTest, FloorsShrinkWithTheBudget) {
 }
 
 TEST(HeatPolicyTest, TiesGoToTheLeastRecentlyUsed) {
-  auto policy = Make("heat", {{4, 4}, 1, 8});
+  auto policy = Make("heat", {{4, 4}, 1, 7});
   policy->OnStep(1);
   for (uint32_t expert : {2u, 0u, 1u}) Insert(*policy, {Key(1, expert)});
   EXPECT_EQ(policy->ChooseVictim(LayerId(0), AllBut()), Key(1, 2));
@@ -208,7 +242,7 @@ TEST(HeatPolicyTest, APromptDisplacesWhatDecodeDoesNotUse) {
 }
 
 TEST(HeatPolicyTest, AChunkOfOneTokenIsADecodeStep) {
-  const PolicyShape shape{{2}, 1, 2};
+  const PolicyShape shape{{2}, 1, 1};
   auto chunk = Make("heat", shape), steps = Make("heat", shape);
   chunk->OnStep(4);
   chunk->OnAccess(Key(0, 0), 4);
@@ -217,7 +251,7 @@ TEST(HeatPolicyTest, AChunkOfOneTokenIsADecodeStep) {
 }
 
 TEST(HeatPolicyTest, ImportedHeatDecidesBeforeTheFirstToken) {
-  auto policy = Make("heat", {{4, 4}, 1, 8});
+  auto policy = Make("heat", {{4, 4}, 1, 7});
   const std::vector<float> heat = {0, 0, 0, 0, 5, 1, 9, 7};
   policy->ImportHeat(heat);
   for (uint32_t expert : {0u, 1u, 2u, 3u}) policy->OnInsert(Key(1, expert));
@@ -226,7 +260,7 @@ TEST(HeatPolicyTest, ImportedHeatDecidesBeforeTheFirstToken) {
 }
 
 TEST(HeatPolicyTest, OrderSurvivesTheRescalingOfVeryLongRuns) {
-  auto policy = Make("heat", {{4, 4}, 1, 8});
+  auto policy = Make("heat", {{4, 4}, 1, 7});
   Insert(*policy, {Key(1, 0), Key(1, 1), Key(1, 2)});
   for (int i = 0; i < 20000; ++i) {
     policy->OnStep(1);

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "residency/eviction_policy.h"
+
 namespace moraine {
 namespace {
 
@@ -15,35 +17,35 @@ const RoutingTrace& Trace() {
 }
 
 TEST(PolicyReplayTest, AtTenPercentHeatBeatsLruAndBothBeatChance) {
-  const double heat = Replay(Trace(), "heat", kAll / 10).hit_rate();
-  const double lru = Replay(Trace(), "lru", kAll / 10).hit_rate();
+  const double heat = HitRate(Trace(), "heat", kAll / 10);
+  const double lru = HitRate(Trace(), "lru", kAll / 10);
   EXPECT_GE(heat, lru) << "seed " << kSeed;
   EXPECT_GE(lru, 0.25) << "seed " << kSeed;  // chance: 10 %
 }
 
 TEST(PolicyReplayTest, SievePerLayerCompletesItsTurns) {
   // As one global queue its hand never comes round and it falls to chance.
-  EXPECT_GE(Replay(Trace(), "sieve", kAll / 10).hit_rate(), 0.3) << "seed " << kSeed;
+  EXPECT_GE(HitRate(Trace(), "sieve", kAll / 10), 0.3) << "seed " << kSeed;
 }
 
 TEST(PolicyReplayTest, BelowOneTokensSlotsLruCollapsesAndHeatDoesNot) {
   const uint32_t capacity = kLayers * kTopK * 8 / 10;
-  EXPECT_LE(Replay(Trace(), "lru", capacity).hit_rate(), 0.03) << "seed " << kSeed;
-  EXPECT_GE(Replay(Trace(), "heat", capacity).hit_rate(), 0.2) << "seed " << kSeed;
+  EXPECT_LE(HitRate(Trace(), "lru", capacity), 0.03) << "seed " << kSeed;
+  EXPECT_GE(HitRate(Trace(), "heat", capacity), 0.2) << "seed " << kSeed;
 }
 
 TEST(PolicyReplayTest, MoreSlotsNeverMakeHeatWorse) {
   double last = 0;
   for (uint32_t percent : {5u, 10u, 20u, 30u}) {
-    const double rate = Replay(Trace(), "heat", kAll * percent / 100).hit_rate();
+    const double rate = HitRate(Trace(), "heat", kAll * percent / 100);
     EXPECT_GT(rate, last) << percent << " %, seed " << kSeed;
     last = rate;
   }
 }
 
 TEST(PolicyReplayTest, ReplaysAreDeterministic) {
-  for (const char* policy : {"heat", "sieve", "lru"}) {
-    EXPECT_EQ(Replay(Trace(), policy, kAll / 10).hits, Replay(Trace(), policy, kAll / 10).hits);
+  for (const char* policy : EvictionPolicyNames()) {
+    EXPECT_EQ(HitRate(Trace(), policy, kAll / 10), HitRate(Trace(), policy, kAll / 10));
   }
 }
 
