@@ -8,8 +8,7 @@
 //   - co-activation: what followed the experts of the layer's last token, one token later,
 //   - the uniform one (so that layers of different skew compare well).
 // Heat is their mixture. Its weights, one set a layer, are what maximum likelihood says of the accesses
-// so far: each access raises the predictors that expected it (online EM, as in the fixed-share and LRFU
-// literature, without a parameter to set). An access that was certain anyway teaches little, since no
+// so far: each access raises the predictors that expected it (online EM). An access that was certain anyway teaches little, since no
 // eviction hangs on it, and counts less.
 //
 // Score = heat / distance to the layer's next visit, in layers; the visited layer's own is a whole turn
@@ -17,8 +16,8 @@
 // borrow from each other by marginal gain. Floors: layers at top_k experts are spared while others have
 // more.
 //
-// Cost, in docs/policies.md: a hit adds to eight floats and top_k table entries; a layer is ranked anew
-// once a visit, and only when somebody has to go. Memory: 36 bytes an expert and a byte for each pair of
+// Cost: an access adds to six floats and top_k table entries; a layer is ranked anew at most twice a visit,
+// and only when somebody has to go. Memory: some 60 bytes an expert and a byte for each pair of
 // experts of a layer (0.8 MB for 48 x 128).
 #include <array>
 #include <utility>
@@ -46,7 +45,7 @@ constexpr float kPairPrior = 3;
 // the next one (docs/policies.md).
 constexpr uint8_t kMaxPairCount = 31;
 constexpr uint32_t kPairPriorRate = 4;
-// The weights' own memory: visits of a layer.
+// The weights' own memory: visits of a layer (docs/policies.md has the choice).
 constexpr float kWeightMemory = 200, kFirstWeightMemory = 50;
 // As many misses as one layer has in a token.
 constexpr uint32_t kColdest = 8;
