@@ -79,7 +79,7 @@ class HeatPolicy final : public PolicyBase {
     size_t first_four = 0;  // in averages_
     size_t first_pair = 0;  // in pairs_: experts x experts, [before][after]
     float uniform = 0;
-    uint64_t visits = 0;
+    uint64_t visits = 0, visited_in = 0;  // the step of the last one
     Rates rate_weights;  // of the predictors; all weights sum to 1
     float pair_weight = 0, uniform_weight = 0;
     std::vector<uint32_t> members;    // residents, unordered
@@ -156,6 +156,7 @@ class HeatPolicy final : public PolicyBase {
   // By layers ahead + layers(), twice round, so that a layer's are consecutive whoever is visited.
   std::vector<float> inverse_distance_;
 
+  uint64_t step_ = 0;
   uint32_t step_tokens_ = 1;
   Rates unit_, per_unit_, per_unit_before_;  // per_unit_ = 1 / unit_; of the step before
   Rates added_;  // by an access of weight 1: the gain, in units
@@ -239,6 +240,12 @@ void HeatPolicy::OnStep(uint32_t tokens) {
   if (never_evicts_) return;
   CloseVisit();
   if (unit_[0] > kMaxUnit) Rescale();  // the fastest grows fastest
+  for (uint32_t l = 0; l < index_.layers(); ++l) {
+    if (layers_[l].visited_in == step_) continue;
+    layers_[l].heat_is_stale = true;  // its averages fade without a visit, too
+    ScoreIsStale(l);
+  }
+  ++step_;
   step_tokens_ = std::max(tokens, 1u);
   const double counted = std::min<double>(step_tokens_, kMaxStepTokens);
   per_unit_before_ = per_unit_;
@@ -269,6 +276,7 @@ void HeatPolicy::SetAverages(const Layer& layer, uint32_t i, float value) {
 
 void HeatPolicy::OpenVisit(uint32_t l) {
   open_ = l;
+  layers_[l].visited_in = step_;
   ranked_in_visit_ = false;
   accessed_.clear();
   rate_credit_.fill(0);
