@@ -1,5 +1,6 @@
 // make_gguf: writes a Q4_0 GGUF of a published Qwen3-MoE shape with random weights, for peers that
-// read that format (GGUF specification: github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+// read that format. Format version 3; what was checked is that llama.cpp loads and decodes a file of
+// three layers, not the text of the GGUF specification.
 //
 // The recipe is the synthetic store's (engine/synthetic_model.h), taken from the synthetic
 // checkpoint itself: routers and norms are its floats, and random blocks have the deviations of its

@@ -124,7 +124,7 @@ Result<std::vector<T>> Values(const std::string& section, const std::string& byt
                                   bytes.size(), sizeof(T)));
   }
   std::vector<T> values(bytes.size() / sizeof(T));
-  std::memcpy(values.data(), bytes.data(), bytes.size());
+  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
   return values;
 }
 
