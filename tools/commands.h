@@ -20,6 +20,7 @@ void RegisterWarmCommand(CLI::App& app, int* exit_code);
 void RegisterDoctorCommand(CLI::App& app, int* exit_code);
 void RegisterProfileCommand(CLI::App& app, int* exit_code);
 void RegisterTraceCommand(CLI::App& app, int* exit_code);
+void RegisterTraceRecordCommand(CLI::App& trace, int* exit_code);
 
 // `moraine bench`, which holds those below.
 void RegisterBenchCommand(CLI::App& app, int* exit_code);

@@ -1,4 +1,5 @@
-// moraine trace replay: routing traces through the eviction policies, beside Belady's OPT.
+// moraine trace: `record` is in trace_record_command.cc. `replay`: routing traces through the eviction
+// policies, beside Belady's OPT.
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -139,8 +140,9 @@ Status Replay(const ReplayArguments& a) {
 }  // namespace
 
 void RegisterTraceCommand(CLI::App& app, int* exit_code) {
-  CLI::App* command = app.add_subcommand("trace", "Replay recorded routing");
+  CLI::App* command = app.add_subcommand("trace", "Record routing, and replay it through eviction policies");
   command->require_subcommand(1);
+  RegisterTraceRecordCommand(*command, exit_code);
   auto a = std::make_shared<ReplayArguments>();
   CLI::App* replay = command->add_subcommand(
       "replay", "Hit rates of eviction policies on routing traces, beside the optimum");

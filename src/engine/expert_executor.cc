@@ -51,6 +51,7 @@ Status ExpertExecutor::RunExperts(LayerId layer, const RoutingDecision& routing,
                                   float* out) {
   const int64_t begin = clock_.NowNs();
   const int64_t stall_before = times_.stall_ns;
+  if (recorder_ != nullptr) recorder_->Record(layer, routing);
   GroupByExpert(routing);
   CollectArrivals();
   const bool defers = Defers();
@@ -186,7 +187,7 @@ void ExpertExecutor::BeginStep(AcquireMode mode, std::span<const int32_t> tokens
   if (mode != AcquireMode::kCached) return;
   co_activation_.BeginStep();
   watchdog_.OnStep(residency_.stats().prefetch_issued, residency_.stats().prefetch_used);
-  if (token_table_ == nullptr || tokens.size() != 1 || LookaheadDepth() == 0) return;
+  if (token_table_ == nullptr || tokens.size() != 1 || ReadAheadDepth() == 0) return;
   lookahead_.clear();
   token_table_->Append(tokens[0], &lookahead_);
   if (!lookahead_.empty()) {
@@ -195,6 +196,11 @@ void ExpertExecutor::BeginStep(AcquireMode mode, std::span<const int32_t> tokens
 }
 
 uint32_t ExpertExecutor::LookaheadDepth() const {
+  if (recorder_ != nullptr) return kMaxLookahead;
+  return ReadAheadDepth();
+}
+
+uint32_t ExpertExecutor::ReadAheadDepth() const {
   if (!lookahead_allowed_ || residency_.stats().resident == expert_total_) return 0;
   if (mode_ == AcquireMode::kTransient) return 1;
   return watchdog_.paused() ? 0 : 1;
@@ -203,7 +209,7 @@ uint32_t ExpertExecutor::LookaheadDepth() const {
 // One layer ahead only: two layers ahead the reads came too early for what they were worth, and lost 1 to
 // 5 % in simulation at every cache size (docs/overlap.md).
 void ExpertExecutor::Speculate(const RoutingDecision& routing) {
-  if (routing.lookaheads.empty()) return;
+  if (routing.lookaheads.empty() || ReadAheadDepth() == 0) return;
   const RouterLookahead& ahead = routing.lookaheads.front();
   lookahead_.clear();
   for (uint32_t i = 0; i < routing.top_k; ++i) lookahead_.emplace_back(ahead.experts[i]);
@@ -214,7 +220,7 @@ void ExpertExecutor::Speculate(const RoutingDecision& routing) {
 void ExpertExecutor::PlanStream(const RoutingDecision& routing) {
   stream_.clear();
   stream_next_ = 0;
-  if (routing.lookaheads.empty()) return;
+  if (routing.lookaheads.empty() || ReadAheadDepth() == 0) return;
   const RouterLookahead& ahead = routing.lookaheads[0];
   stream_layer_ = ahead.layer;
   std::fill(streamed_.begin(), streamed_.end(), false);

@@ -17,6 +17,7 @@
 #include "compute/expert_kernels.h"
 #include "engine/co_activation.h"
 #include "engine/expert_deferral.h"
+#include "engine/routing_recorder.h"
 #include "engine/speculation_watchdog.h"
 #include "engine/token_expert_table.h"
 #include "model/decoder_model.h"
@@ -51,6 +52,8 @@ class ExpertExecutor final : public MoeExecutor {
   void set_lookahead(bool on) { lookahead_allowed_ = on; }
   // A table to learn from and to read ahead for the first MoE layer by; null: none. Not owned.
   void set_token_table(TokenExpertTable* table) { token_table_ = table; }
+  // Writes down all routing from now on; null: no more. Not owned.
+  void set_recorder(RoutingRecorder* recorder) { recorder_ = recorder; }
   // Lossy, see expert_deferral.h: experts a layer that may join one layer late; 0: none.
   void set_deferral(uint32_t experts) { deferral_.set_limit(experts); }
   // Lossy: how much a router's choice leans to what is in memory, in shares of the span between the token's
@@ -66,6 +69,8 @@ class ExpertExecutor final : public MoeExecutor {
   const std::vector<int64_t>& stall_ns_per_layer() const { return layer_stall_ns_; }
 
  private:
+  // How many layers ahead to read; a recorder wants to know more than that.
+  uint32_t ReadAheadDepth() const;
   void GroupByExpert(const RoutingDecision& routing);
   void OrderByResidency(LayerId layer);
   bool Defers() const;
@@ -93,6 +98,7 @@ class ExpertExecutor final : public MoeExecutor {
   LayerId first_moe_layer_;
   std::span<const int32_t> tokens_;  // of the step
   TokenExpertTable* token_table_ = nullptr;
+  RoutingRecorder* recorder_ = nullptr;
   ExpertDeferral deferral_;
   float resident_preference_ = 0;
   CoActivation co_activation_;

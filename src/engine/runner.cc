@@ -601,6 +601,10 @@ void Runner::SetLookahead(bool on) {
   if (impl_->executor_) impl_->executor_->set_lookahead(on);
 }
 
+void Runner::SetRoutingRecorder(RoutingRecorder* recorder) {
+  if (impl_->executor_) impl_->executor_->set_recorder(recorder);
+}
+
 void Runner::ResetSequence() { impl_->kv_->set_length(0); }
 uint32_t Runner::position() const { return impl_->kv_->length(); }
 Status Runner::Forward(std::span<const int32_t> tokens, const ForwardOptions& options) {

@@ -21,6 +21,7 @@
 #include "base/status.h"
 #include "engine/budget.h"
 #include "engine/cache_warmer.h"
+#include "engine/routing_recorder.h"
 #include "engine/stats.h"
 #include "engine/workload_profile.h"
 #include "io/block_reader.h"
@@ -69,6 +70,9 @@ class Runner {
 
   // Whether decode reads ahead from now on; RunnerOptions::lookahead is how it begins.
   void SetLookahead(bool on);
+
+  // Writes down the routing of all tokens from now on; null: no more. Not owned.
+  void SetRoutingRecorder(RoutingRecorder* recorder);
 
   // Empties the runner's sequence (there is one; its KV was allocated at Open).
   void ResetSequence();
