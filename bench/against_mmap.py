@@ -3,34 +3,32 @@
 
     bench/against_mmap.py GGUF STORE [--memory 16,10,6,4] [--readahead 128,default] [--rounds 2]
 
-GGUF is written by make_gguf, STORE by `moraine bench make-store --shape qwen3-30b-a3b`; the peer is
-installed by `npm install --prefix bench/peers`. Needs root: it makes memory cgroups, sets the
-drive's readahead (put back at the end, also after an error), drops the page cache before every run.
-
-THE TWO MODELS HAVE THE SAME SHAPE, QUANTISATION SIZE AND ROUTING RECIPE, NOT THE SAME WEIGHTS:
-Moraine does not read GGUF. docs/against_mmap.md has the method. One JSON line a memory limit on
-stdout, a table on stderr.
+GGUF is written by make_gguf, STORE is imported from it: the same weights. The peer is installed by
+`npm install --prefix bench/peers`. Needs root: it makes memory cgroups, sets the drive's readahead
+(put back at the end, also after an error), drops the page cache before every run.
+docs/against_mmap.md has the method. One JSON line a memory limit on stdout, a table on stderr.
 """
 import argparse
 import contextlib
 import json
 import os
 import pathlib
-import random
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 
-NOTE = "same shape, quantisation size and routing recipe, not the same weights"
 PEERS = pathlib.Path(__file__).resolve().parent / "peers"
 
 
 class MemoryCgroup:
-    """A memory cgroup (v1 or v2) of its own, removed at the end."""
+    """A memory cgroup (v1 or v2) of its own, removed at the end. None: no limit, no cgroup."""
 
     def __init__(self, limit_bytes):
+        self.limit_bytes, self.path = limit_bytes, None
+        if limit_bytes is None:
+            return
         for parent, limit_file in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
                                    ("/sys/fs/cgroup", "memory.max")):
             self.path = pathlib.Path(parent) / f"moraine-against-mmap-{os.getpid()}"
@@ -49,13 +47,18 @@ class MemoryCgroup:
         return self
 
     def __exit__(self, *_):
-        self.path.rmdir()
+        if self.path:
+            self.path.rmdir()
+
+    def enter(self):
+        if self.path:
+            (self.path / "cgroup.procs").write_text(str(os.getpid()))
 
     def run(self, command, **environment):
         """The last line of stdout as JSON; None, with a line on stderr, if the command failed."""
         result = subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, **environment},
-            preexec_fn=lambda: (self.path / "cgroup.procs").write_text(str(os.getpid())))
+            preexec_fn=self.enter)
         if result.returncode == 0:
             return json.loads(result.stdout.splitlines()[-1])
         print(f"{command[0]} failed with {result.returncode} (-9: killed for memory): "
@@ -94,35 +97,29 @@ class Drive:
 
 
 def run_peer(cgroup, args):
+    # With all in memory the peer may keep its repacked copy: that is its fastest.
+    preload = {"LD_PRELOAD": args.preload} if cgroup.limit_bytes else {}
     return cgroup.run(["node", str(PEERS / "llama_cpp.mjs"), args.gguf, str(args.prefill),
-                       str(args.decode), str(args.threads)], LD_PRELOAD=args.preload)
+                       str(args.decode), str(args.threads)], **preload)
 
 
-def run_moraine(cgroup, args, limit_bytes):
-    """Figures of one run in the peer's form, and the bound: bytes a token over the bandwidth that
-    the drive gave while reads were in flight, or the time not spent waiting, the longer of them."""
-    letters = random.Random(1)  # about one token a letter: the tokenizer joins few random pairs
-    prompt = "".join(letters.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", k=args.prefill))
-    result = cgroup.run([args.moraine, "run", args.store, prompt, "--raw", "--json", "--ignore-eos",
-                         "--temperature", "1", "--seed", "1", "--top-k", "40", "--no-warm",
-                         "--threads", str(args.threads), "--max-context",
-                         str(args.prefill + args.decode + 64), "--max-tokens", str(args.decode),
-                         "--ram-budget", str(limit_bytes)])
-    if result is None:
-        return None
-    stats = result["stats"]
-    reads = stats["reads"]
-    read_bytes = reads["demand_bytes"] + reads["speculative_bytes"]
-    drive = read_bytes / (reads["busy_ns"] * 1e-9) if reads["busy_ns"] else None
-    figures = {"drive_gb_per_s": drive * 1e-9 if drive else None}
-    for phase in ("prefill", "decode"):
-        p = stats[phase]
-        tokens, seconds = p["tokens"], p["wall_ns"] * 1e-9
-        read_s = p["bytes_read"] / drive if drive else 0
-        compute_s = (p["wall_ns"] - p["stall_ns"]) * 1e-9
-        figures[phase] = {"tokens": tokens, "tok_per_s": tokens / seconds,
-                          "bytes_per_token": p["bytes_read"] / tokens,
-                          "bound_tok_per_s": tokens / max(read_s, compute_s)}
+def run_moraine(cgroup, args):
+    """`moraine bench` for both phases, each in a process of its own that starts with an empty cache."""
+    figures = {}
+    budget = str(cgroup.limit_bytes or "100%")
+    common = ["--rounds", "1", "--json", "--threads", str(args.threads), "--ram-budget", budget,
+              "--prompt-tokens", str(args.prefill)]
+    # The peer's first tokens fill its page cache from its prompt on, so ours are counted from the first too.
+    phases = {"prefill": [], "decode": ["--warm-tokens", "0", "--tokens", str(args.decode)]}
+    for phase, options in phases.items():
+        if not cgroup.limit_bytes:
+            options = [*options, "--warm"]
+        run = cgroup.run([args.moraine, "bench", phase, args.store, *common, *options])
+        if run is None:
+            return None
+        figures["drive_gb_per_s"] = run["drive_gb_per_s"]
+        figures[phase] = {"tok_per_s": run["tok_per_s"], "bound_tok_per_s": run["bound_tok_per_s"],
+                          "bytes_per_token": run["mib_per_token"] * 2**20}
     return figures
 
 
@@ -137,7 +134,7 @@ def median_of(runs, *keys):
 
 
 def compare(args, drive, gigabytes):
-    limit_bytes = int(float(gigabytes) * 1e9)
+    limit_bytes = None if gigabytes == "all" else int(float(gigabytes) * 1e9)
     readaheads = args.readahead.split(",")
     peers, ours = {kib: [] for kib in readaheads}, []
     with MemoryCgroup(limit_bytes) as cgroup:
@@ -147,11 +144,11 @@ def compare(args, drive, gigabytes):
                     drive.drop_cache()
                     peers[kib].append(run_peer(cgroup, args))
             drive.drop_cache()
-            ours.append(run_moraine(cgroup, args, limit_bytes))
+            ours.append(run_moraine(cgroup, args))
     peers = {kib: [r for r in runs if r] for kib, runs in peers.items()}
     ours = [r for r in ours if r]
-    row = {"bench": "against_mmap", "memory_gb": float(gigabytes), "rounds": args.rounds,
-           "threads": args.threads, "load_average": os.getloadavg()[0], "note": NOTE, "peer": {},
+    row = {"bench": "against_mmap", "memory_gb": limit_bytes and float(gigabytes), "rounds": args.rounds,
+           "threads": args.threads, "load_average": os.getloadavg()[0], "peer": {},
            "moraine": None}
     for kib, runs in peers.items():
         if not runs:
@@ -179,7 +176,6 @@ def compare(args, drive, gigabytes):
 
 
 def print_rows(rows):
-    print(NOTE, file=sys.stderr)
     print(f"{'GB':>5} {'phase':8} {'best peer':>10} {'moraine':>9} {'ratio':>6} {'bound':>8} "
           f"{'of bound':>8} {'MB/token':>9}", file=sys.stderr)
 
@@ -190,7 +186,7 @@ def print_rows(rows):
         ours = row["moraine"] or {}
         for phase in ("prefill", "decode"):
             size = ours.get(f"{phase}_bytes_per_token")
-            print(f"{row['memory_gb']:5g} {phase:8}",
+            print(f"{row['memory_gb'] or 'all':>5} {phase:8}",
                   show(row[f"{phase}_best_peer_tok_per_s"], 10, ".2f"),
                   show(ours.get(f"{phase}_tok_per_s"), 9, ".2f"),
                   show(row[f"{phase}_ratio"], 6, ".2f"),
@@ -204,7 +200,7 @@ def main():
     parser.add_argument("gguf")
     parser.add_argument("store")
     parser.add_argument("--memory", default="16,10,6,4",
-                        help="GB (10^9 bytes), of the whole process")
+                        help="GB (10^9 bytes) of the whole process, or all: no limit")
     parser.add_argument("--readahead", default="128,default", help="KiB, for the peer")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--prefill", type=int, default=128)

@@ -29,7 +29,7 @@ struct BenchForwardArguments {
   uint32_t prompt_tokens = 64, tokens = 128, warm_tokens = 32;
   int rounds = 3;
   uint64_t seed = 1;
-  bool against_no_lookahead = false, json = false;
+  bool against_no_lookahead = false, warm = false, json = false;
 };
 
 // What one measured stretch did, a token.
@@ -112,6 +112,9 @@ class ForwardBench {
     ASSIGN_OR_RETURN(runner_, Runner::Open(options));
     if (runner_->store().manifest().expert_count() == 0) {
       return InvalidArgument(options.store_directory + ": a model without experts reads nothing");
+    }
+    if (arguments_.warm) {
+      RETURN_IF_ERROR(runner_->Warm(WarmOrder::kStatic, [](uint64_t, uint64_t) {}));
     }
     RETURN_IF_ERROR(ReadPrompt());
     std::vector<Sample> with, without;
@@ -261,6 +264,7 @@ void RegisterForward(CLI::App& bench, const char* name, const char* help, bool d
   command->add_option("--seed", a->seed, "of tokens and sampling");
   command->add_flag("--against-no-lookahead", a->against_no_lookahead,
                     "every round once more without reading ahead");
+  command->add_flag("--warm", a->warm, "fill the cache first, in static order");
   command->add_flag("--json", a->json, "only the JSON lines");
   command->callback([a, decode, exit_code] {
     const Status status = ForwardBench(*a, decode).Run();

@@ -13,6 +13,7 @@ namespace {
 struct EvalArguments {
   RunnerArguments runner;
   std::vector<std::string> references, fixtures, texts, chats;
+  std::string baseline;
   bool json = false;
 };
 
@@ -20,6 +21,13 @@ Result<EvaluationReport> Evaluate(const EvalArguments& arguments) {
   ASSIGN_OR_RETURN(RunnerOptions options, FinishRunnerOptions(arguments.runner));
   ASSIGN_OR_RETURN(const std::unique_ptr<Runner> runner, Runner::Open(options));
   ASSIGN_OR_RETURN(const auto evaluation, Evaluation::Create(*runner));
+  std::unique_ptr<Runner> baseline;
+  if (!arguments.baseline.empty()) {
+    RunnerOptions other = options;
+    other.store_directory = arguments.baseline;
+    ASSIGN_OR_RETURN(baseline, Runner::Open(other));
+    RETURN_IF_ERROR(evaluation->SetBaseline(*baseline));
+  }
   for (const auto& file : arguments.references) {
     RETURN_IF_ERROR(evaluation->AddReference(file));
   }
@@ -43,6 +51,9 @@ void RegisterEvalCommand(CLI::App& app, int* exit_code) {
                       "directory with expected.json and logits.safetensors");
   command->add_option("--text", arguments->texts, "text files for NLL, windows of 512 tokens");
   command->add_option("--chat", arguments->chats, "JSON list of {question, answer}");
+  command->add_option("--against", arguments->baseline,
+                      "another store of the same model, for KL and agreement on the texts; it gets "
+                      "a RAM budget of the same size");
   command->add_flag("--json", arguments->json, "one JSON object on stdout");
   command->callback([arguments, exit_code] {
     if (arguments->references.empty() && arguments->fixtures.empty() &&

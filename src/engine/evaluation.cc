@@ -23,6 +23,8 @@ using nlohmann::ordered_json;
 constexpr size_t kWindowTokens = 512;
 // Below this distance of the best two logits a reference's choice is rounding, not the model's.
 constexpr double kTieMargin = 1e-3;
+// Tokens of a window whose baseline logits are kept at a time.
+constexpr size_t kBaselineTokens = 32;
 constexpr size_t kMaxAnswerTokens = 256;
 constexpr size_t kMaxMismatchLines = 20;
 
@@ -126,11 +128,27 @@ BestTwo FindBestTwo(std::span<const float> logits) {
   return best;
 }
 
-double NegativeLogLikelihood(std::span<const float> logits, int32_t token) {
+// log(sum(exp(logits)))
+double LogSumExp(std::span<const float> logits) {
   const float best = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
   for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - best);
-  return std::log(sum) + best - logits[static_cast<size_t>(token)];
+  return std::log(sum) + best;
+}
+
+double NegativeLogLikelihood(std::span<const float> logits, int32_t token) {
+  return LogSumExp(logits) - logits[static_cast<size_t>(token)];
+}
+
+// sum p (log p - log q), p and q being softmax of the two.
+double KlDivergence(std::span<const float> p_logits, std::span<const float> q_logits) {
+  const double p_norm = LogSumExp(p_logits), q_norm = LogSumExp(q_logits);
+  double sum = 0;
+  for (size_t i = 0; i < p_logits.size(); ++i) {
+    const double log_p = p_logits[i] - p_norm;
+    sum += std::exp(log_p) * (log_p - (q_logits[i] - q_norm));
+  }
+  return sum;
 }
 
 }  // namespace
@@ -166,6 +184,8 @@ class Evaluation::Impl {
   void CompareContinuation(const std::string& what, std::span<const Step> steps,
                            std::span<const int32_t> expected, double min_margin);
   Status CompareAnswer(const ordered_json& item);
+  // Adds a window's NLL and, with a baseline, its divergence to the sums.
+  Status ReadWindow(std::span<const int32_t> ids, double* nll, Divergence* divergence);
   void RaiseError(double error) {
     report_.logits_max_abs_error = std::max(report_.logits_max_abs_error.value_or(0), error);
   }
@@ -180,6 +200,8 @@ class Evaluation::Impl {
   }
 
   Runner& runner_;
+  Runner* baseline_ = nullptr;
+  std::vector<float> baseline_logits_;  // kBaselineTokens x vocabulary
   std::optional<TextModel> text_;
   EvaluationReport report_;
   XXH3_state_t hash_;
@@ -339,6 +361,21 @@ Status Evaluation::AddFixture(const std::string& directory) {
   return OkStatus();
 }
 
+Status Evaluation::SetBaseline(Runner& baseline) {
+  const uint32_t own = impl_->runner_.config().vocab_size, other = baseline.config().vocab_size;
+  if (own != other) {
+    return InvalidArgument(fmt::format("the baseline '{}' has a vocabulary of {}, expected {}",
+                                       baseline.info().name, other, own));
+  }
+  if (baseline.max_context() < kWindowTokens) {
+    return InvalidArgument(fmt::format("the baseline has a context of {} tokens, expected {}",
+                                       baseline.max_context(), kWindowTokens));
+  }
+  impl_->baseline_ = &baseline;
+  impl_->baseline_logits_.resize(kBaselineTokens * own);
+  return OkStatus();
+}
+
 Status Evaluation::AddText(const std::string& file) {
   Impl& impl = *impl_;
   RETURN_IF_ERROR(impl.NeedText("--text"));
@@ -359,18 +396,47 @@ Status Evaluation::AddText(const std::string& file) {
     return FailedPrecondition(fmt::format("{}: the tokenizer gives token {}, the model's vocabulary "
                                           "has {}", file, id, impl.runner_.config().vocab_size));
   }
-  double sum = 0;
+  double nll = 0;
+  Divergence divergence;
   for (size_t w = 0; w < windows; ++w) {
-    const size_t begin = w * kWindowTokens;
-    impl.runner_.ResetSequence();
-    RETURN_IF_ERROR(impl.Run(std::span(ids).subspan(begin, kWindowTokens),
-                             Runner::LogitsMode::kAll,
-                             [&](uint32_t position, std::span<const float> logits) {
-                               sum += NegativeLogLikelihood(logits, ids[begin + position + 1]);
-                             }));
+    RETURN_IF_ERROR(impl.ReadWindow(std::span(ids).subspan(w * kWindowTokens, kWindowTokens + 1),
+                                    &nll, &divergence));
   }
-  impl.report_.nll[std::filesystem::path(file).filename().string()] =
-      sum / static_cast<double>(windows * kWindowTokens);
+  const auto positions = static_cast<double>(windows * kWindowTokens);
+  const std::string name = std::filesystem::path(file).filename().string();
+  impl.report_.nll[name] = nll / positions;
+  if (impl.baseline_ != nullptr) {
+    impl.report_.divergence[name] = {divergence.kl / positions, divergence.same_best / positions};
+  }
+  return OkStatus();
+}
+
+Status Evaluation::Impl::ReadWindow(std::span<const int32_t> ids, double* nll,
+                                    Divergence* divergence) {
+  const size_t vocabulary = runner_.config().vocab_size;
+  const auto baseline_row = [&](uint32_t position) {
+    return std::span(baseline_logits_).subspan(position % kBaselineTokens * vocabulary, vocabulary);
+  };
+  const Runner::LogitsSink keep = [&](uint32_t position, std::span<const float> logits) {
+    std::copy(logits.begin(), logits.end(), baseline_row(position).begin());
+  };
+  runner_.ResetSequence();
+  if (baseline_ != nullptr) baseline_->ResetSequence();
+  const size_t step = baseline_ == nullptr ? kWindowTokens : kBaselineTokens;
+  for (size_t begin = 0; begin < kWindowTokens; begin += step) {
+    if (baseline_ != nullptr) {
+      RETURN_IF_ERROR(baseline_->Forward(ids.subspan(begin, step),
+                                         {.logits = Runner::LogitsMode::kAll, .sink = &keep}));
+    }
+    RETURN_IF_ERROR(Run(ids.subspan(begin, step), Runner::LogitsMode::kAll,
+                        [&](uint32_t position, std::span<const float> logits) {
+      *nll += NegativeLogLikelihood(logits, ids[position + 1]);
+      if (baseline_ == nullptr) return;
+      divergence->kl += KlDivergence(baseline_row(position), logits);
+      divergence->same_best +=
+          FindBestTwo(logits).token == FindBestTwo(baseline_row(position)).token;
+    }));
+  }
   return OkStatus();
 }
 
@@ -397,6 +463,9 @@ std::string EvaluationReport::ToJson() const {
     json["prefill_decode_max_abs_difference"] = *prefill_decode_max_abs_difference;
   }
   if (!nll.empty()) json["nll"] = nll;
+  for (const auto& [file, d] : divergence) {
+    json["divergence"][file] = {{"kl", d.kl}, {"same_best", d.same_best}};
+  }
   if (chat) json["chat"] = {{"match", chat->match}, {"total", chat->total}};
   if (!digest.empty()) json["digest"] = digest;
   return json.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
@@ -420,6 +489,10 @@ std::string EvaluationReport::ToText() const {
   for (const auto& [file, value] : nll) {
     line(("NLL of " + file).c_str(), fmt::format("{:.5f} (perplexity {:.3f})", value,
                                                  std::exp(value)));
+  }
+  for (const auto& [file, d] : divergence) {
+    line(("KL from the baseline, " + file).c_str(),
+         fmt::format("{:.6f} nats a token, same best token {:.2f} %", d.kl, 100 * d.same_best));
   }
   if (chat) line("chat answers exact", fmt::format("{} of {}", chat->match, chat->total));
   if (!digest.empty()) line("digest of all logits", digest);

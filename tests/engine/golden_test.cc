@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -54,6 +55,32 @@ TEST(Golden, DemoModelInBf16IsTheReference) {
   EXPECT_LT(*report.logits_max_abs_error, 5e-3);
   ExpectNll(report, 0.001);
   EXPECT_EQ(report.chat->match, 200u);
+}
+
+TEST(Golden, DivergenceFromAnotherFormat) {
+  const TestStore exact(DemoModelPath(), Encoding::kBf16), q4(DemoModelPath(), Encoding::kQ4);
+  std::ifstream books(GoldenPath("demo/valid-books.txt"));
+  std::string text(6000, '\0');
+  books.read(text.data(), static_cast<std::streamsize>(text.size()));
+  const std::string file = exact.directory() + "-text.txt";
+  std::ofstream(file) << text;
+  const auto diverge = [&](const TestStore& store) {
+    const auto runner = Runner::Open(TestRunnerOptions(store, "100%"));
+    const auto baseline = Runner::Open(TestRunnerOptions(exact, "30%"));
+    const auto evaluation = Evaluation::Create(**runner);
+    CHECK((*evaluation)->SetBaseline(**baseline).ok(), "baseline");
+    const Status status = (*evaluation)->AddText(file);
+    CHECK(status.ok(), status.message());
+    return (*evaluation)->Finish().divergence.begin()->second;
+  };
+  const Divergence none = diverge(exact), some = diverge(q4);
+  EXPECT_EQ(none.kl, 0);
+  EXPECT_EQ(none.same_best, 1);
+  EXPECT_GT(some.kl, 0.01);
+  EXPECT_LT(some.kl, 0.1);
+  EXPECT_GT(some.same_best, 0.8);
+  EXPECT_LT(some.same_best, 0.95);
+  std::filesystem::remove(file);
 }
 
 TEST(Golden, DemoModelInQ8) {
