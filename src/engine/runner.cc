@@ -200,6 +200,7 @@ class Runner::Impl {
   Status SetRamBudget(const RamBudget& budget);
   RamBudgetRange BudgetRange() const;
   bool AdvanceResize(uint64_t work_bytes, bool wait);
+  Status Settle(int64_t wait_ns);
 
   RunnerOptions options_;
   ModelConfig config_;
@@ -531,6 +532,35 @@ bool Runner::Impl::AdvanceResize(uint64_t work_bytes, bool wait) {
   return residency_->AdvanceResize(work_bytes);
 }
 
+Status Runner::Impl::Settle(int64_t wait_ns) {
+  if (!residency_) return OkStatus();
+  const int64_t give_up_ns = RealClock().NowNs() + wait_ns;
+  residency_->CancelPrefetches();
+  while (RealClock().NowNs() < give_up_ns &&
+         (AdvanceResize(kStepResizeBytes, /*wait=*/true) || !scheduler_->idle())) {
+    residency_->Poll(10'000'000);
+  }
+  const std::vector<uint32_t> counts = config_.experts_per_layer();
+  uint32_t between = 0;
+  for (uint32_t layer = 0; layer < counts.size(); ++layer) {
+    for (uint32_t e = 0; e < counts[layer]; ++e) {
+      const ExpertState state = residency_->state({LayerId(layer), ExpertId(e)});
+      between += state != ExpertState::kAbsent && state != ExpertState::kReady &&
+                 state != ExpertState::kQuarantined;
+    }
+  }
+  const ResidencyStats& stats = residency_->stats();
+  if (scheduler_->idle() && residency_->leases() == 0 && between == 0 &&
+      stats.closing_slots == 0 && stats.slot_count == stats.slot_target) {
+    return OkStatus();
+  }
+  return DeadlineExceeded(fmt::format(
+      "after {} ms: {} leases, {} experts neither absent nor ready, {} reads in flight, {} slots of "
+      "{} wanted, {} closing",
+      wait_ns / 1'000'000, residency_->leases(), between, scheduler_->reader().in_flight(),
+      stats.slot_count, stats.slot_target, stats.closing_slots));
+}
+
 std::string Runner::Impl::LossyModes() const {
   std::string modes;
   if (options_.defer_experts > 0) modes = fmt::format("defer {}", options_.defer_experts);
@@ -619,6 +649,7 @@ RamBudgetRange Runner::ram_budget_range() const { return impl_->BudgetRange(); }
 bool Runner::AdvanceResize(uint64_t work_bytes) {
   return impl_->AdvanceResize(work_bytes, /*wait=*/true);
 }
+Status Runner::Settle(int64_t wait_ns) { return impl_->Settle(wait_ns); }
 
 uint64_t Runner::tokens() const { return impl_->prefill_.tokens + impl_->decode_.tokens; }
 ProfileSnapshot Runner::Snapshot() const { return impl_->Snapshot(); }

@@ -99,6 +99,10 @@ class Runner {
   // Goes on with a change of budget for about `work_bytes` of copying, mapping and unmapping; true
   // while something is left to do. Waits up to 10 ms for reads that are in the way.
   bool AdvanceResize(uint64_t work_bytes);
+  // Between two calls of Forward: gives up what is read ahead, finishes a change of budget and waits
+  // until nothing is being read. kDeadlineExceeded after wait_ns (0: only looks), telling what does not
+  // end; that a lease is held or a slot is lost shows here, too.
+  Status Settle(int64_t wait_ns);
 
   // Fills the cache (engine/cache_warmer.h). kProfile: kNotFound if there is no profile.
   Status Warm(WarmOrder order,

@@ -101,6 +101,21 @@ TEST(RamBudget, RefusalsNameTheLimit) {
   EXPECT_EQ(Runner::Open(options).status().code(), StatusCode::kInvalidArgument);
 }
 
+TEST(RamBudget, SettlingFinishesAChangeOrTellsWhatIsLeft) {
+  const TestStore store(DemoModelPath(), Encoding::kQ8);
+  const auto runner = Runner::Open(TestRunnerOptions(store, "100%"));
+  ASSERT_TRUE(runner.ok()) << runner.status().message();
+  LogitsOf(**runner, std::vector<int32_t>{685, 531, 258, 519});
+  ASSERT_TRUE((*runner)->SetRamBudget(*ParseRamBudget("10%")).ok());
+  (*runner)->AdvanceResize(1);
+  const Status early = (*runner)->Settle(0);
+  EXPECT_EQ(early.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(early.message(), HasSubstr("slots of 25 wanted"));
+  const Status settled = (*runner)->Settle(10'000'000'000);
+  EXPECT_TRUE(settled.ok()) << settled.message();
+  EXPECT_EQ((*runner)->Stats().residency.slot_count, 25u);
+}
+
 // 3 x 64 experts of 1.5 MiB, as in memory_test.
 TEST(RamBudget, TheResidentSetFallsAndRisesAgain) {
   const std::string checkpoint = MakeScratchDirectory("checkpoint");
