@@ -16,8 +16,8 @@
 // borrow from each other by marginal gain. Floors: layers at top_k experts are spared while others have
 // more.
 //
-// Cost: an access adds to six floats and top_k table entries; a layer is ranked anew at most twice a visit,
-// and only when somebody has to go. Memory: some 60 bytes an expert and a byte for each pair of
+// Cost: an access adds to six floats and top_k table entries; a layer is ranked anew once a visit, and
+// only when somebody has to go. Memory: some 60 bytes an expert and a byte for each pair of
 // experts of a layer (0.8 MB for 48 x 128).
 #include <array>
 #include <utility>
@@ -161,7 +161,6 @@ class HeatPolicy final : public PolicyBase {
   Rates unit_, per_unit_, per_unit_before_;  // per_unit_ = 1 / unit_; of the step before
   Rates added_;  // by an access of weight 1: the gain, in units
   uint32_t open_ = kNone;          // the layer of the open visit
-  bool ranked_in_visit_ = false;
   std::vector<uint32_t> accessed_;  // in the open visit
   Rates expected_share_;           // weight of a rate's predictor, by unit of its average
   Rates rate_credit_;              // of its accesses: what each predictor deserves of each
@@ -277,8 +276,9 @@ void HeatPolicy::SetAverages(const Layer& layer, uint32_t i, float value) {
 void HeatPolicy::OpenVisit(uint32_t l) {
   open_ = l;
   layers_[l].visited_in = step_;
-  ranked_in_visit_ = false;
   accessed_.clear();
+  for (const uint32_t i : layers_[l].predicted) predicted_[i] = 0;
+  layers_[l].predicted.clear();
   rate_credit_.fill(0);
   pair_credit_ = uniform_credit_ = credit_total_ = 0;
   for (uint32_t r = 0; r < kRates; ++r) {
@@ -299,9 +299,7 @@ void HeatPolicy::OnAccess(ExpertKey key, float weight) {
   float* const averages = AveragesOf(layer, i);
   for (uint32_t r = 0; r < kRates; ++r) averages[4 * r] += added_[r] * weight;
   if (accessed_.size() < accessed_.capacity()) accessed_.push_back(i);
-  // Callers look up what is there first. What is missing has been asked for once the first victim is
-  // sought, and is not resident: it can wait for the end of the visit.
-  if (ranked_in_visit_ || layer.heat_is_stale) return;
+  if (layer.heat_is_stale) return;
   layer.heat_is_stale = true;
   ScoreIsStale(l);
 }
@@ -326,7 +324,8 @@ void HeatPolicy::Learn(const Layer& layer, uint32_t i) {
   credit_total_ += surprise;
 }
 
-// M step, pairs, and the end of predictions.
+// M step, and pairs. The layer's ranking stays as it was made during the visit: what changes here counts
+// from the next one.
 void HeatPolicy::CloseVisit() {
   if (open_ == kNone) return;
   const uint32_t l = std::exchange(open_, kNone);
@@ -346,10 +345,6 @@ void HeatPolicy::CloseVisit() {
   } else {
     layer.last.clear();  // nobody knows which of them was last
   }
-  for (const uint32_t i : layer.predicted) predicted_[i] = 0;
-  layer.predicted.clear();
-  layer.heat_is_stale = true;
-  ScoreIsStale(l);
 }
 
 void HeatPolicy::CountPairs(Layer* layer) {
@@ -521,10 +516,7 @@ void HeatPolicy::RemoveCold(Layer* layer, uint32_t i) {
 
 uint32_t HeatPolicy::Coldest(Layer* layer) {
   if (layer->members.empty()) return kNone;
-  if (layer->heat_is_stale) {
-    Refresh(layer);
-    ranked_in_visit_ |= open_ != kNone && layer == &layers_[open_];
-  }
+  if (layer->heat_is_stale) Refresh(layer);
   if (layer->cold_count == 0) {
     for (const uint32_t i : layer->members) {
       const bool full = layer->cold_count == kColdest;

@@ -87,6 +87,12 @@ size_t ResidencyManager::Impl::Acquire(LayerId layer, std::span<const ExpertId> 
   NameInCall(layer, ids);
   GiveUpUnwanted(layer);
   LookupCounters& totals = mode == AcquireMode::kCached ? stats_.decode : stats_.prefill;
+  // All of the call first: the victims of the first misses hang on what the others tell of the token.
+  for (size_t i = 0; i < ids.size(); ++i) {
+    Expert& expert = experts_[IndexOf({layer, ids[i]})];
+    if (std::exchange(expert.access_told_in, step_) == step_) continue;
+    policy_->OnAccess(expert.key, weights.empty() ? 1.0f : weights[i]);
+  }
   size_t given = 0;
   for (; given < ids.size(); ++given) {
     Expert& expert = experts_[IndexOf({layer, ids[given]})];
@@ -94,7 +100,7 @@ size_t ResidencyManager::Impl::Acquire(LayerId layer, std::span<const ExpertId> 
     if (!Hold(&expert, mode, &kind)) break;
     ++(expert.counters.*kind);
     ++(totals.*kind);
-    policy_->OnAccess(expert.key, weights.empty() ? 1.0f : weights[given]);
+    expert.access_told_in = 0;
 
     Lease lease;
     lease.manager_ = manager;

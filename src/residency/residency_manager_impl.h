@@ -22,7 +22,9 @@ class ResidencyManager::Impl {
     bool speculative = false;
     uint32_t wrong_reads = 0;  // how often the record of this read had a wrong checksum
     bool in_policy = false;  // between OnInsert and OnEvict
-    uint64_t call = 0;      // the last Acquire or Prefetch that named it
+    // The step in which the policy heard of an access that has no lease yet; else 0.
+    uint64_t access_told_in = 0;
+    uint64_t call = 0;  // the last Acquire or Prefetch that named it
     LookupCounters counters;
   };
 
@@ -39,7 +41,10 @@ class ResidencyManager::Impl {
   Status SetSlotTarget(uint32_t slots);
   bool AdvanceResize(uint64_t work_bytes);
 
-  void BeginStep(uint32_t tokens) { policy_->OnStep(tokens); }
+  void BeginStep(uint32_t tokens) {
+    ++step_;
+    policy_->OnStep(tokens);
+  }
   size_t Acquire(LayerId layer, std::span<const ExpertId> ids, std::span<const float> weights,
                  AcquireMode mode, std::span<Lease> leases, ResidencyManager* manager);
   size_t Prefetch(LayerId layer, std::span<const ExpertId> ids, PrefetchReason reason);
@@ -162,6 +167,7 @@ class ResidencyManager::Impl {
 
   LayerId visiting_;
   uint64_t call_ = 0;
+  uint64_t step_ = 1;
   std::vector<Expert*> reserved_;     // enqueued, not yet flushed
   std::vector<ReadOutcome> outcomes_;  // of one Poll
   // Leases that hold no slot: of experts that were in quarantine at lookup.

@@ -82,11 +82,8 @@ class Replayer {
     missing_.clear();
     for (const uint16_t expert : call) {
       const ExpertKey key = Key(layer, expert);
-      if (Resident(key)) {
-        policy_.OnAccess(key, 1.0f);
-      } else {
-        missing_.push_back(key);
-      }
+      policy_.OnAccess(key, 1.0f);
+      if (!Resident(key)) missing_.push_back(key);
     }
     const NotOfCall evictable(LayerId(layer), call);
     for (const ExpertKey key : missing_) {
@@ -97,7 +94,6 @@ class Replayer {
         Resident(*victim) = 0;
         --used_;
       }
-      policy_.OnAccess(key, 1.0f);
       ++used_;
     }
     for (const ExpertKey key : missing_) {

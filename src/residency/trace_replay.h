@@ -1,12 +1,13 @@
 // Replay of routing traces through an eviction policy, and the bounds that no policy passes.
 //
-// The policy objects are the engine's own, and they are asked as the residency manager asks in decode:
-// what is resident is looked up first, then each miss picks its victim (never one of the call), and what
-// was read enters when the layer is done. There are no slots, no reads and no time. Tokens of the prompt
-// go through one by one, as in decode, because the trace knows their order; they warm the cache and are
-// not counted.
+// The policy objects are the engine's own, and they are asked as the residency manager asks in
+// decode: they hear of all accesses of the call, then each miss picks its victim (never one of the
+// call), and what was read enters when the layer is done. There are no slots, no reads and no time.
+// Tokens of the prompt go through one by one, as in decode, because the trace knows their order; they
+// warm the cache and are not counted.
 //
-// Several traces in one call are a shift of domain: the policy and the cache go on from one to the next.
+// Several traces in one call are a shift of domain: the policy and the cache go on from one to the
+// next.
 //
 // Threads: functions without state. Cost: a token of 48 layers some 50 us with the heat policy.
 #pragma once
