@@ -7,8 +7,8 @@
 //
 // Implementations, one file each group; docs/policies.md compares them with Belady's OPT:
 //   heat       default (heat_policy.cc). Heat = probability of use at the layer's next visit, a mixture
-//              of moving averages and co-activation whose weights are learnt while running; score = heat
-//              over the distance, in layers, to that visit; per-layer floors of top-k experts.
+//              of moving averages, co-activation and similar tokens, weighted while running; score = heat
+//              over the root of the distance, in layers, to that visit; per-layer floors of top-k.
 //   lru, lfu   least recently used, least frequently used (ties: LRU); global (list_policies.cc)
 //   lru_layer, sieve, s3fifo, arc   of the visited layer if it has its equal share of the slots, else of
 //              the layer with the most (list_policies.cc, ghost_policies.cc). As global queues they
@@ -54,7 +54,7 @@ class EvictionPolicy {
   virtual void SetCapacity(uint32_t) {}
   // One decode step, or one prefill chunk of `tokens` tokens, begins.
   virtual void OnStep(uint32_t tokens) = 0;
-  // A lookup, hit or miss. weight: tokens of the step that routed to it (1 in decode).
+  // A lookup, hit or miss; all of a call come before its first ChooseVictim. weight: its tokens.
   virtual void OnAccess(ExpertKey key, float weight) = 0;
   virtual void OnInsert(ExpertKey key) = 0;
   virtual void OnEvict(ExpertKey key) = 0;

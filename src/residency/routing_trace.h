@@ -4,13 +4,13 @@
 //   # columns: token,layer,actual experts (space separated, best first),...
 //   0,0,49 19 58 29 16 70,0.22130 0.19184 0.19079 0.14712 0.13674 0.11221
 //
-// One row for each token and layer, in order; a recorder may have lost some layers of a token. After the experts there is nothing, one column with the
-// gate weights, or two with what the routers of layer+1 and layer+2 picked from this layer's input (empty
-// where there is no such layer), or these three: weights last. Dense layers have no
-// experts: their columns are empty.
+// One row for each token and layer, in order; a recorder may have lost some layers of a token.
+// After the experts there is nothing, one column with the gate weights, or two with what the
+// routers of layer+1 and layer+2 picked from this layer's input (empty where there is no such
+// layer), or these three: weights last. Dense layers have no experts: their columns are empty.
 //
-// Why text: traces are exchanged with people who look at them with zcat. A megabyte takes some tens of
-// milliseconds.
+// Why text: traces are exchanged with people who look at them with zcat. A megabyte takes some tens
+// of milliseconds.
 //
 // Threads: values; the functions have no state.
 #pragma once
@@ -52,8 +52,8 @@ struct RoutingTrace {
 
 inline constexpr uint16_t kNoTracedExpert = 0xffff;
 
-// `name` stands in errors, which are kInvalidArgument and name the line. Nothing is allocated that the
-// text does not fill.
+// `name` stands in errors, which are kInvalidArgument and name the line. Nothing is allocated that
+// the text does not fill.
 Result<RoutingTrace> ParseRoutingTrace(std::string_view text, const std::string& name);
 std::string FormatRoutingTrace(const RoutingTrace& trace);
 // gzip or plain text. kInvalidArgument beyond 4 GiB of text.

@@ -17,7 +17,8 @@ Status CheckShapes(std::span<const RoutingTrace> traces, uint32_t slots) {
   if (traces.empty()) return InvalidArgument("no trace to replay");
   const RoutingTrace& first = traces.front();
   for (const RoutingTrace& trace : traces) {
-    if (trace.layers == first.layers && trace.experts == first.experts && trace.top_k == first.top_k) {
+    if (trace.layers == first.layers && trace.experts == first.experts &&
+        trace.top_k == first.top_k) {
       continue;
     }
     return InvalidArgument(fmt::format(
@@ -73,7 +74,9 @@ class Replayer {
   }
 
  private:
-  ExpertKey Key(uint32_t layer, uint16_t expert) const { return {LayerId(layer), ExpertId(expert)}; }
+  ExpertKey Key(uint32_t layer, uint16_t expert) const {
+    return {LayerId(layer), ExpertId(expert)};
+  }
   uint8_t& Resident(ExpertKey key) {
     return resident_[size_t{key.layer.value()} * experts_ + key.expert.value()];
   }
@@ -113,7 +116,8 @@ class Replayer {
       Recall& recall = recall_[distance - 1];
       predicted_.clear();
       for (const uint16_t expert : said) predicted_.emplace_back(expert);
-      policy_.OnPredicted(LayerId(ahead), predicted_, static_cast<float>(recall.right / recall.said));
+      policy_.OnPredicted(LayerId(ahead), predicted_,
+                          static_cast<float>(recall.right / recall.said));
       for (const uint16_t expert : said) {
         recall.said += 1;
         recall.right += std::find(actual.begin(), actual.end(), expert) != actual.end();
