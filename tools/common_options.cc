@@ -69,6 +69,11 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
                    "tokens that are prefilled together")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
+  command
+      ->add_option("--kv", a->kv_format,
+                   "keys and values: f32; LOSSY: bf16 or q8, for 2 or nearly 4 times the context")
+      ->check(CLI::IsMember({"f32", "bf16", "q8"}))
+      ->capture_default_str();
   command->add_flag("!--no-lookahead", a->options.lookahead,
                     "do not read ahead what the next layer's router probably wants");
   command
@@ -134,6 +139,7 @@ Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments) {
     ASSIGN_OR_RETURN(options.ram_budget_max, ParseRamBudget(arguments.ram_budget_max));
   }
   options.io.direct = !arguments.no_direct;
+  ASSIGN_OR_RETURN(options.kv_format, ParseKvFormat(arguments.kv_format));
   return options;
 }
 

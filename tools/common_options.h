@@ -17,6 +17,7 @@ struct RunnerArguments {
   RunnerOptions options;
   std::string ram_budget = "auto";
   std::string ram_budget_max;  // "": ram_budget
+  std::string kv_format = "f32";
   bool no_direct = false;
 };
 

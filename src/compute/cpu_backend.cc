@@ -165,11 +165,9 @@ void CpuBackend::SiluMul(float* gate, const float* up, size_t count) {
 }
 
 void CpuBackend::Attention(const AttentionShape& shape, const float* q, size_t q_stride,
-                           const float* keys, const float* values, size_t kv_stride,
-                           uint32_t first_position, uint32_t token_count, float* out,
-                           size_t out_stride) {
-  impl_->attention_.Run({shape, q, q_stride, keys, values, kv_stride, first_position, token_count,
-                         out, out_stride});
+                           const KvView& kv, uint32_t first_position, uint32_t token_count,
+                           float* out, size_t out_stride) {
+  impl_->attention_.Run({shape, q, q_stride, kv, first_position, token_count, out, out_stride});
 }
 
 }  // namespace moraine

@@ -17,6 +17,7 @@
 
 #include "compute/encoding.h"
 #include "compute/expert_kernels.h"
+#include "compute/kv_format.h"
 #include "compute/thread_pool.h"
 
 namespace moraine {
@@ -32,6 +33,14 @@ struct AttentionShape {
   uint32_t query_heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 0;              // multiplies q.k, normally 1/sqrt(head_dim)
   uint32_t sliding_window = 0;  // 0: full causal
+};
+
+// Keys and values of one layer, position-major: kv_heads heads a position, `stride` bytes apart.
+struct KvView {
+  KvFormat format = KvFormat::kF32;
+  const std::byte* keys = nullptr;
+  const std::byte* values = nullptr;
+  size_t stride = 0;
 };
 
 class CpuBackend final : public ExpertKernels {
@@ -76,14 +85,12 @@ class CpuBackend final : public ExpertKernels {
   // gate <- silu(gate) * up, elementwise.
   void SiluMul(float* gate, const float* up, size_t count);
 
-  // Causal attention with grouped queries, float32 KV. Token t (of token_count) is at position
-  // first_position + t and sees positions 0 .. first_position + t. keys/values: position-major,
-  // kv_heads x head_dim floats a position (kv_stride floats apart), already holding the batch's own.
-  // Flash-style: blocks of a fixed number of positions counted from 0, so that the result does not
-  // depend on how the prompt was chunked.
-  void Attention(const AttentionShape& shape, const float* q, size_t q_stride, const float* keys,
-                 const float* values, size_t kv_stride, uint32_t first_position,
-                 uint32_t token_count, float* out, size_t out_stride);
+  // Causal attention with grouped queries. Token t (of token_count) is at position
+  // first_position + t and sees positions 0 .. first_position + t. kv already holds the batch's
+  // own. Flash-style: blocks of a fixed number of positions counted from 0, so that the result does not
+  // depend on how the prompt was chunked. Packed formats: head_dim up to 256.
+  void Attention(const AttentionShape& shape, const float* q, size_t q_stride, const KvView& kv,
+                 uint32_t first_position, uint32_t token_count, float* out, size_t out_stride);
 
  private:
   class Impl;

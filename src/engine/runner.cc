@@ -154,10 +154,10 @@ uint64_t BackendScratchBytes(uint64_t tokens, uint64_t cols) {
 }
 
 FixedMemory CountFixedMemory(const Manifest& manifest, const ModelConfig& config,
-                             uint32_t max_context, uint32_t chunk) {
+                             uint32_t max_context, uint32_t chunk, KvFormat kv_format) {
   FixedMemory fixed;
   fixed.dense_bytes = DenseWeights::BytesFor(manifest);
-  fixed.kv_bytes = KvCache::BytesFor(config, max_context);
+  fixed.kv_bytes = KvCache::BytesFor(config, max_context, kv_format);
   fixed.scratch_bytes = DecoderModel::ScratchBytes(config, chunk) +
                         ExpertExecutor::ScratchBytes(config, chunk) +
                         BackendScratchBytes(chunk, WidestColumns(config)) +
@@ -266,7 +266,8 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.isa));
   ASSIGN_OR_RETURN(const MemoryLimit limit, DetectMemoryLimit());
   // The plan first: a budget that is too small must say so before gigabytes have been read.
-  fixed_ = CountFixedMemory(manifest, config_, max_context_, options_.prefill_chunk);
+  fixed_ = CountFixedMemory(manifest, config_, max_context_, options_.prefill_chunk,
+                            options_.kv_format);
   ASSIGN_OR_RETURN(plan_, PlanSlots(manifest, config_.top_k, fixed_, options.ram_budget, limit));
   max_slots_ = plan_.slot_count;
   if (options.ram_budget_max) {
@@ -285,7 +286,7 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   pool_ = std::make_unique<ThreadPool>(topology, ThreadPoolOptions{options.threads, true});
   backend_ = std::make_unique<CpuBackend>(isa, *pool_, options_.prefill_chunk,
                                           WidestColumns(config_));
-  ASSIGN_OR_RETURN(KvCache cache, KvCache::Allocate(config_, max_context_));
+  ASSIGN_OR_RETURN(KvCache cache, KvCache::Allocate(config_, max_context_, options_.kv_format));
   kv_ = std::make_unique<KvCache>(std::move(cache));
   RETURN_IF_ERROR(OpenResidency(topology));
   ASSIGN_OR_RETURN(dense_, DenseWeights::Load(*store_));
@@ -562,12 +563,15 @@ Status Runner::Impl::Settle(int64_t wait_ns) {
 }
 
 std::string Runner::Impl::LossyModes() const {
-  std::string modes;
-  if (options_.defer_experts > 0) modes = fmt::format("defer {}", options_.defer_experts);
+  std::vector<std::string> modes;
+  if (options_.defer_experts > 0) modes.push_back(fmt::format("defer {}", options_.defer_experts));
   if (options_.prefer_resident > 0) {
-    modes += fmt::format("{}prefer resident {:g}", modes.empty() ? "" : ", ", options_.prefer_resident);
+    modes.push_back(fmt::format("prefer resident {:g}", options_.prefer_resident));
   }
-  return modes;
+  if (options_.kv_format != KvFormat::kF32) {
+    modes.push_back(fmt::format("KV {}", KvFormatName(options_.kv_format)));
+  }
+  return fmt::format("{}", fmt::join(modes, ", "));
 }
 
 EngineStats Runner::Impl::Stats() const {
@@ -671,7 +675,7 @@ Result<BudgetAdvice> AdviseBudget(const Manifest& manifest) {
   return AdviseBudget(manifest, config.top_k,
                       CountFixedMemory(manifest, config,
                                        std::min(config.max_position, kDefaultContext),
-                                       defaults.prefill_chunk));
+                                       defaults.prefill_chunk, defaults.kv_format));
 }
 
 const ModelConfig& Runner::config() const { return impl_->config_; }

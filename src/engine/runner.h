@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "compute/kv_format.h"
 #include "engine/budget.h"
 #include "engine/cache_warmer.h"
 #include "engine/routing_recorder.h"
@@ -42,6 +43,7 @@ struct RunnerOptions {
   std::string isa;              // "": the best
   int threads = 0;              // 0: one per CPU
   uint32_t max_context = 0;     // tokens of KV; 0: the model's, at most 4096
+  KvFormat kv_format = KvFormat::kF32;  // the others are lossy
   uint32_t prefill_chunk = 512; // tokens
   bool lookahead = true;         // read ahead what the next router probably wants
   // Lossy, decode only: what is computed then depends on what is in memory (expert_executor.h).

@@ -95,7 +95,8 @@ uint64_t DecoderModel::ScratchBytes(const ModelConfig& c, uint32_t max_tokens) {
     }
   }
   const uint64_t q = uint64_t{c.query_heads} * c.head_dim;
-  const uint64_t row = 3 * c.hidden + 2 * q + 2 * dense + c.head_dim + c.expert_count +
+  const uint64_t kv = uint64_t{c.kv_heads} * c.head_dim;
+  const uint64_t row = 3 * c.hidden + 2 * q + 2 * kv + 2 * dense + c.head_dim + c.expert_count +
                        (2 + kMaxLookahead) * c.top_k;
   const uint64_t lookahead_row = c.hidden + c.expert_count + c.top_k;
   return sizeof(float) * (row * max_tokens + lookahead_row * std::min(max_tokens, kLookaheadRows) +
@@ -147,6 +148,8 @@ DecoderModel::DecoderModel(const ModelConfig& config, const DenseSource& weights
   normed_.resize(n * config.hidden);
   block_out_.resize(n * config.hidden);
   q_.resize(n * q);
+  keys_.resize(n * config.kv_heads * config.head_dim);
+  values_.resize(keys_.size());
   attention_out_.resize(n * q);
   gate_.resize(n * dense);
   up_.resize(n * dense);
@@ -209,17 +212,17 @@ void DecoderModel::RunAttention(const Layer& layer, uint32_t index, uint32_t tok
   const uint32_t hidden = config_.hidden, head_dim = config_.head_dim;
   const size_t q_stride = size_t{config_.query_heads} * head_dim;
   const uint32_t first = cache.length();
-  float* keys = cache.keys(index) + first * cache.stride();
-  float* values = cache.values(index) + first * cache.stride();
+  const size_t kv_stride = size_t{config_.kv_heads} * head_dim;
+  float *const keys = keys_.data(), *const values = values_.data();
 
   backend_.RmsNorm(hidden_.data(), hidden, a.norm.data(), config_.rms_norm_epsilon, token_count,
                    hidden, normed_.data(), hidden);
   const CpuBackend::MatMulTarget projections[] = {
-      {a.q, q_.data(), q_stride}, {a.k, keys, cache.stride()}, {a.v, values, cache.stride()}};
+      {a.q, q_.data(), q_stride}, {a.k, keys, kv_stride}, {a.v, values, kv_stride}};
   backend_.MatMulMany(projections, normed_.data(), hidden, token_count);
   AddBias(q_.data(), q_stride, a.q_bias, token_count);
-  AddBias(keys, cache.stride(), a.k_bias, token_count);
-  AddBias(values, cache.stride(), a.v_bias, token_count);
+  AddBias(keys, kv_stride, a.k_bias, token_count);
+  AddBias(values, kv_stride, a.v_bias, token_count);
 
   // Norm per head, then RoPE. A head is a row: token rows are contiguous, so heads are too.
   backend_.RmsNorm(q_.data(), head_dim, a.q_norm.data(), config_.rms_norm_epsilon,
@@ -228,15 +231,16 @@ void DecoderModel::RunAttention(const Layer& layer, uint32_t index, uint32_t tok
                    token_count * config_.kv_heads, head_dim, keys, head_dim);
   backend_.Rope(q_.data(), q_stride, token_count, config_.query_heads, head_dim, head_dim,
                 cos_.data(), sin_.data());
-  backend_.Rope(keys, cache.stride(), token_count, config_.kv_heads, head_dim, head_dim,
-                cos_.data(), sin_.data());
+  backend_.Rope(keys, kv_stride, token_count, config_.kv_heads, head_dim, head_dim, cos_.data(),
+                sin_.data());
+  cache.Write(index, first, token_count, keys, values);
 
   const AttentionShape shape{.query_heads = config_.query_heads,
                              .kv_heads = config_.kv_heads,
                              .head_dim = head_dim,
                              .scale = 1.0f / std::sqrt(static_cast<float>(head_dim))};
-  backend_.Attention(shape, q_.data(), q_stride, cache.keys(index), cache.values(index),
-                     cache.stride(), first, token_count, attention_out_.data(), q_stride);
+  backend_.Attention(shape, q_.data(), q_stride, cache.layer(index), first, token_count,
+                     attention_out_.data(), q_stride);
   backend_.MatMul(a.o, attention_out_.data(), q_stride, token_count, block_out_.data(), hidden);
   AddBias(block_out_.data(), hidden, a.o_bias, token_count);
   backend_.Add(hidden_.data(), hidden, block_out_.data(), hidden, token_count, hidden);

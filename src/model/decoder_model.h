@@ -108,7 +108,7 @@ class DecoderModel {
   std::vector<Layer> layers_;
   std::vector<float> inverse_frequencies_;
   // Scratch, max_tokens rows each.
-  std::vector<float> hidden_, normed_, q_, attention_out_, block_out_, gate_, up_;
+  std::vector<float> hidden_, normed_, q_, keys_, values_, attention_out_, block_out_, gate_, up_;
   std::vector<float> cos_, sin_, router_logits_, routing_weights_, logits_;
   std::vector<uint32_t> routing_experts_;
   std::vector<uint8_t> resident_;

@@ -1,12 +1,15 @@
-// KvCache: keys and values of one sequence, float32, contiguous by layer and position.
+// KvCache: keys and values of one sequence, contiguous by layer and position.
 //
-// float32 because exact is the default: the reference's logits are float32. Memory is reserved for
-// the whole context at once but committed by the kernel only as positions are written.
+// float32 by default, because exact is the default: the reference's logits are float32. bf16 and q8
+// (compute/kv_format.h) hold 2 and nearly 4 times as many tokens in the same memory and change results.
+// Memory is reserved for the whole context at once but committed by the kernel only as positions are written.
 #pragma once
 
 #include <cstdint>
 
 #include "base/check.h"
+#include "compute/cpu_backend.h"
+#include "compute/kv_format.h"
 #include "memory/host_arena.h"
 #include "model/config.h"
 
@@ -14,13 +17,16 @@ namespace moraine {
 
 class KvCache {
  public:
-  static uint64_t BytesFor(const ModelConfig& config, uint32_t max_positions);
-  static Result<KvCache> Allocate(const ModelConfig& config, uint32_t max_positions);
+  static uint64_t BytesFor(const ModelConfig& config, uint32_t max_positions,
+                           KvFormat format = KvFormat::kF32);
+  static Result<KvCache> Allocate(const ModelConfig& config, uint32_t max_positions,
+                                  KvFormat format = KvFormat::kF32);
 
-  // Floats between two positions of one layer.
-  size_t stride() const { return stride_; }
-  float* keys(uint32_t layer) { return base_ + 2 * layer * layer_floats_; }
-  float* values(uint32_t layer) { return base_ + (2 * layer + 1) * layer_floats_; }
+  // count positions from `first` on; keys and values are kv_heads x head_dim floats each.
+  void Write(uint32_t layer, uint32_t first, uint32_t count, const float* keys,
+             const float* values);
+  KvView layer(uint32_t index) const;
+  KvFormat format() const { return format_; }
   uint32_t max_positions() const { return max_positions_; }
 
   uint32_t length() const { return length_; }
@@ -32,8 +38,9 @@ class KvCache {
 
  private:
   HostArena arena_;
-  float* base_ = nullptr;
-  size_t stride_ = 0, layer_floats_ = 0;
+  KvFormat format_ = KvFormat::kF32;
+  uint32_t heads_ = 0, head_dim_ = 0;
+  size_t stride_ = 0, plane_bytes_ = 0;  // of a position; of a layer's keys
   uint32_t max_positions_ = 0, length_ = 0;
 };
 

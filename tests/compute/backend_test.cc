@@ -266,6 +266,38 @@ struct AttentionScene {
     keys = RandomFloats(random, size_t{positions} * kv_stride(), 1.0f);
     values = RandomFloats(random, size_t{positions} * kv_stride(), 1.0f);
   }
+  // From now on keys and values are kept in this format; `keys` and `values` become what it makes of them.
+  void Pack(KvFormat kv_format) {
+    format = kv_format;
+    const size_t head_bytes = KvHeadBytes(format, shape.head_dim);
+    packed_stride = shape.kv_heads * head_bytes;
+    for (auto* floats : {&keys, &values}) {
+      std::vector<std::byte>& out = floats == &keys ? packed_keys : packed_values;
+      out.resize(positions * packed_stride);
+      EncodeKv(format, floats->data(), kv_stride(), positions, shape.kv_heads, shape.head_dim,
+               out.data(), packed_stride);
+      for (size_t i = 0; i < floats->size(); ++i) {
+        const std::byte* head = out.data() + i / shape.head_dim * head_bytes;
+        const size_t d = i % shape.head_dim;
+        if (format == KvFormat::kBf16) {
+          uint16_t bits;
+          std::memcpy(&bits, head + 2 * d, 2);
+          (*floats)[i] = Bf16ToFloat(bits);
+        } else {
+          float scale;
+          std::memcpy(&scale, head, 4);
+          (*floats)[i] = scale * static_cast<float>(static_cast<int8_t>(head[4 + d]));
+        }
+      }
+    }
+  }
+  KvView kv() const {
+    if (format != KvFormat::kF32) {
+      return {format, packed_keys.data(), packed_values.data(), packed_stride};
+    }
+    return {format, reinterpret_cast<const std::byte*>(keys.data()),
+            reinterpret_cast<const std::byte*>(values.data()), kv_stride() * sizeof(float)};
+  }
   uint32_t q_stride() const { return shape.query_heads * shape.head_dim + 5; }
   uint32_t kv_stride() const { return shape.kv_heads * shape.head_dim; }
   // The last `count` tokens, `chunk` at a time.
@@ -274,9 +306,9 @@ struct AttentionScene {
     std::vector<float> out(size_t{count} * out_stride);
     for (uint32_t t = 0; t < count; t += chunk) {
       const uint32_t position = positions - count + t;
-      backend.Attention(shape, q.data() + size_t{position} * q_stride(), q_stride(), keys.data(),
-                        values.data(), kv_stride(), position, std::min(chunk, count - t),
-                        out.data() + size_t{t} * out_stride, out_stride);
+      backend.Attention(shape, q.data() + size_t{position} * q_stride(), q_stride(), kv(),
+                        position, std::min(chunk, count - t), out.data() + size_t{t} * out_stride,
+                        out_stride);
     }
     return out;
   }
@@ -307,6 +339,9 @@ struct AttentionScene {
   AttentionShape shape;
   uint32_t positions;
   std::vector<float> q, keys, values;
+  KvFormat format = KvFormat::kF32;
+  std::vector<std::byte> packed_keys, packed_values;
+  size_t packed_stride = 0;
 };
 
 TEST(Attention, MatchesDoubleArithmeticAndIsInvariantToChunks) {
@@ -336,6 +371,27 @@ TEST(Attention, MatchesDoubleArithmeticAndIsInvariantToChunks) {
           ASSERT_NEAR(whole[(t * c.shape.query_heads + head) * dim + d], expected[d], 1e-4)
               << "token " << t << " head " << head;
         }
+      }
+    }
+  }
+}
+
+// Unpacking is exact in float32, so a packed cache gives what its own values give unpacked, to the bit.
+TEST(Attention, PackedCachesComputeWhatTheirValuesDo) {
+  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kQ8}) {
+    for (const AttentionShape shape : {AttentionShape{4, 2, 64, 0.125f, 0}, AttentionShape{6, 1, 20, 0.3f, 0},
+                                       AttentionShape{8, 1, 256, 0.06f, 300}, AttentionShape{1, 1, 7, 1.0f, 0}}) {
+      AttentionScene packed(31, shape, 700);
+      packed.Pack(format);
+      AttentionScene floats = packed;
+      floats.format = KvFormat::kF32;
+      for (const uint32_t chunk : {1u, 13u}) {
+        const auto run = [&](const AttentionScene& scene) {
+          return SameOnAllRigs([&](CpuBackend& backend) { return scene.Run(backend, 13, chunk); });
+        };
+        const std::vector<float> a = run(packed), b = run(floats);
+        ASSERT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)), 0)
+            << KvFormatName(format) << " head_dim " << shape.head_dim << " chunk " << chunk;
       }
     }
   }
@@ -385,8 +441,7 @@ TEST(Allocation, NoCallAllocatesAfterConstruction) {
       for (ExpertTask& task : tasks) task.token_count = tokens;
       rig.backend.RunExperts(tasks);
       rig.backend.Attention(attention.shape, attention.q.data(), attention.q_stride(),
-                            attention.keys.data(), attention.values.data(), attention.kv_stride(),
-                            1200 - tokens, tokens, out.data(), 128);
+                            attention.kv(), 1200 - tokens, tokens, out.data(), 128);
       rig.backend.RmsNorm(out.data(), 128, scene.x.data(), 1e-6f, tokens, 128, out.data(), 128);
       rig.backend.SiluMul(out.data(), scene.x.data(), tokens * 128);
     }

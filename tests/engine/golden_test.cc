@@ -13,12 +13,15 @@ namespace moraine {
 namespace {
 
 struct Parts {
+  KvFormat kv = KvFormat::kF32;
   bool reference = false, texts = false, chat = false;
   std::string fixture = {};
 };
 
 EvaluationReport Evaluate(const TestStore& store, const std::string& budget, const Parts& parts) {
-  const auto runner = Runner::Open(TestRunnerOptions(store, budget));
+  RunnerOptions options = TestRunnerOptions(store, budget);
+  options.kv_format = parts.kv;
+  const auto runner = Runner::Open(options);
   CHECK(runner.ok(), runner.status().message());
   const auto evaluation = Evaluation::Create(**runner);
   CHECK(evaluation.ok(), evaluation.status().message());
@@ -55,6 +58,18 @@ TEST(Golden, DemoModelInBf16IsTheReference) {
   EXPECT_LT(*report.logits_max_abs_error, 5e-3);
   ExpectNll(report, 0.001);
   EXPECT_EQ(report.chat->match, 200u);
+}
+
+TEST(Golden, PackedKeysAndValues) {
+  const TestStore store(DemoModelPath(), Encoding::kBf16);
+  std::string exact = Evaluate(store, "100%", {.chat = true}).digest;
+  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kQ8}) {
+    const EvaluationReport report =
+        Evaluate(store, "100%", {.kv = format, .texts = true, .chat = true});
+    ExpectNll(report, 0.002);
+    EXPECT_GE(report.chat->match, 199u) << KvFormatName(format);
+    EXPECT_NE(report.digest, exact) << "the format made no difference";
+  }
 }
 
 TEST(Golden, DivergenceFromAnotherFormat) {

@@ -18,6 +18,10 @@ constexpr size_t kStateFloats = 8192;
 // A running state and a split's state for RunWhole; in RunInSplits the same memory gives at least
 // one running and one split's state to each of fewer than 2 * threads units.
 constexpr size_t kStatesPerThread = 4;
+// Of a packed cache: a block is then 64 KiB of floats, which all query heads of the group read.
+constexpr uint32_t kMaxPackedDim = 256;
+static_assert(static_cast<int>(KvPacking::kQ8) == static_cast<int>(KvFormat::kQ8) &&
+              static_cast<int>(KvPacking::kBf16) == static_cast<int>(KvFormat::kBf16));
 
 // Heads are processed in groups of those that share a KV head.
 struct Unit {
@@ -42,9 +46,11 @@ AttentionArguments ArgumentsFor(const AttentionCall& call, const Unit& unit, uin
   const uint32_t group = call.shape.query_heads / call.shape.kv_heads;
   AttentionArguments arguments;
   arguments.q = call.q + unit.token * call.q_stride + size_t{unit.kv_head * group + first_head} * dim;
-  arguments.keys = call.keys + size_t{unit.kv_head} * dim;
-  arguments.values = call.values + size_t{unit.kv_head} * dim;
-  arguments.kv_stride = call.kv_stride;
+  const size_t head = unit.kv_head * KvHeadBytes(call.kv.format, dim);
+  arguments.keys = call.kv.keys + head;
+  arguments.values = call.kv.values + head;
+  arguments.kv_stride = call.kv.stride;
+  arguments.packing = static_cast<KvPacking>(call.kv.format);
   arguments.heads = heads;
   arguments.head_dim = dim;
   arguments.scale = call.shape.scale;
@@ -63,7 +69,9 @@ AttentionRunner::AttentionRunner(const KernelTable& kernels, ThreadPool& pool)
     : kernels_(kernels),
       pool_(pool),
       scratch_floats_(static_cast<size_t>(pool.thread_count()) * kStatesPerThread * kStateFloats),
-      scratch_(scratch_floats_) {}
+      scratch_(scratch_floats_),
+      unpacked_(static_cast<size_t>(pool.thread_count()) * AttentionScratchFloats(kMaxPackedDim)) {
+}
 
 void AttentionRunner::Run(const AttentionCall& call) {
   const AttentionShape& shape = call.shape;
@@ -71,6 +79,8 @@ void AttentionRunner::Run(const AttentionCall& call) {
   CHECK(shape.kv_heads > 0 && shape.query_heads % shape.kv_heads == 0,
         "query heads must be a multiple of KV heads");
   CHECK(AttentionStateStride(shape.head_dim) <= kStateFloats, "head_dim is too large");
+  CHECK(call.kv.format == KvFormat::kF32 || shape.head_dim <= kMaxPackedDim,
+        "head_dim is too large for a packed KV cache");
   const uint32_t units = call.token_count * shape.kv_heads;
   const uint32_t threads = static_cast<uint32_t>(pool_.thread_count());
   const size_t state = size_t{shape.query_heads / shape.kv_heads} * AttentionStateStride(shape.head_dim);
@@ -83,6 +93,10 @@ void AttentionRunner::Run(const AttentionCall& call) {
   pool_.ParallelFor(units, [&](uint32_t unit, uint32_t thread) { RunWhole(call, unit, thread); });
 }
 
+float* AttentionRunner::Unpacked(uint32_t thread) {
+  return unpacked_.data() + size_t{thread} * AttentionScratchFloats(kMaxPackedDim);
+}
+
 void AttentionRunner::RunWhole(const AttentionCall& call, uint32_t index, uint32_t thread) {
   const Unit unit = UnitAt(call, index);
   const uint32_t dim = call.shape.head_dim;
@@ -93,6 +107,7 @@ void AttentionRunner::RunWhole(const AttentionCall& call, uint32_t index, uint32
   for (uint32_t first = 0; first < group; first += slice) {
     const uint32_t heads = std::min(slice, group - first);
     AttentionArguments arguments = ArgumentsFor(call, unit, first, heads);
+    arguments.unpacked = Unpacked(thread);
     const uint32_t first_split = unit.begin / kSplit;
     for (uint32_t split = first_split; split * kSplit < unit.end; ++split) {
       arguments.begin = std::max(unit.begin, split * kSplit);
@@ -122,7 +137,7 @@ void AttentionRunner::RunInSplits(const AttentionCall& call, uint32_t splits_per
   for (uint32_t wave = UnitAt(call, units - 1).begin / kSplit; wave < split_count;
        wave += splits_per_wave) {
     const uint32_t count = std::min(splits_per_wave, split_count - wave);
-    pool_.ParallelFor(units * count, [&](uint32_t task, uint32_t) {
+    pool_.ParallelFor(units * count, [&](uint32_t task, uint32_t thread) {
       const Unit unit = UnitAt(call, task / count);
       const uint32_t split = wave + task % count;
       if (!sees(unit, split)) return;
@@ -130,6 +145,7 @@ void AttentionRunner::RunInSplits(const AttentionCall& call, uint32_t splits_per
       arguments.begin = std::max(unit.begin, split * kSplit);
       arguments.end = std::min(unit.end, (split + 1) * kSplit);
       arguments.state = part(task / count, task % count);
+      arguments.unpacked = Unpacked(thread);
       kernels_.attend(arguments);
     });
     pool_.ParallelFor(units, [&](uint32_t index, uint32_t) {

@@ -1,4 +1,4 @@
-// Causal attention over a float32 KV cache. Internal to compute.
+// Causal attention over a KV cache. Internal to compute.
 //
 // Positions are cut into splits of 512 counted from 0; each split is one online softmax from
 // scratch, and splits are merged in order. Both ways of running it follow that definition, so they
@@ -19,9 +19,7 @@ struct AttentionCall {
   AttentionShape shape;
   const float* q;
   size_t q_stride;
-  const float* keys;
-  const float* values;
-  size_t kv_stride;
+  KvView kv;
   uint32_t first_position, token_count;
   float* out;
   size_t out_stride;
@@ -34,12 +32,14 @@ class AttentionRunner {
 
  private:
   void RunWhole(const AttentionCall& call, uint32_t unit, uint32_t thread);
+  float* Unpacked(uint32_t thread);
   void RunInSplits(const AttentionCall& call, uint32_t splits_per_wave);
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
   const size_t scratch_floats_;
   AlignedArray<float> scratch_;
+  AlignedArray<float> unpacked_;  // a block of packed keys and values for each thread
 };
 
 }  // namespace moraine

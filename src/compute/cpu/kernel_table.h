@@ -49,12 +49,22 @@ struct PanelArguments {
 };
 using PanelFunction = void (*)(const PanelArguments& arguments);
 
+// KvFormat, without the standard library.
+enum class KvPacking : uint8_t { kF32, kBf16, kQ8 };
+
+// Floats into which a block of packed keys and values is unpacked.
+static constexpr uint32_t AttentionScratchFloats(uint32_t head_dim) {
+  return 2 * kAttentionBlock * ((head_dim + kLaneCount - 1) / kLaneCount * kLaneCount);
+}
+
 // The query heads of one KV head and one token, against positions [begin, end).
 struct AttentionArguments {
   const float* q = nullptr;  // heads x head_dim
-  const float* keys = nullptr;    // position 0 of this KV head, kv_stride floats a position
-  const float* values = nullptr;
+  const void* keys = nullptr;    // position 0 of this KV head, kv_stride bytes a position
+  const void* values = nullptr;
   size_t kv_stride = 0;
+  KvPacking packing = KvPacking::kF32;  // as compute/kv_format.h says
+  float* unpacked = nullptr;  // scratch for packed keys and values: AttentionScratchFloats
   uint32_t heads = 0, head_dim = 0;
   float scale = 0;
   uint32_t begin = 0, end = 0;

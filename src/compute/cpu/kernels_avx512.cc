@@ -13,6 +13,14 @@ struct Lanes512 {
   static __mmask16 Mask(uint32_t n) { return static_cast<__mmask16>((1u << n) - 1); }
   static V load(const float* p) { return _mm512_loadu_ps(p); }
   static V load_n(const float* p, uint32_t n) { return _mm512_maskz_loadu_ps(Mask(n), p); }
+  static V load_bf16(const uint8_t* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  static V load_int8(const int8_t* p) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   static void store(float* p, V v) { _mm512_storeu_ps(p, v); }
   static void store_n(float* p, V v, uint32_t n) { _mm512_mask_storeu_ps(p, Mask(n), v); }
   static void store_int8(int8_t* p, V v) {

@@ -22,6 +22,16 @@ struct ScalarLanes {
   static V load_n(const float* p, uint32_t n) {
     return Map([&](uint32_t i) { return i < n ? p[i] : 0.0f; });
   }
+  static V load_bf16(const uint8_t* p) {
+    return Map([&](uint32_t i) {
+      uint16_t bits;
+      __builtin_memcpy(&bits, p + 2 * i, 2);
+      return __builtin_bit_cast(float, uint32_t{bits} << 16);
+    });
+  }
+  static V load_int8(const int8_t* p) {
+    return Map([&](uint32_t i) { return static_cast<float>(p[i]); });
+  }
   static void store(float* p, V v) { store_n(p, v, kLaneCount); }
   static void store_n(float* p, V v, uint32_t n) {
     for (uint32_t i = 0; i < n; ++i) p[i] = v.lane[i];

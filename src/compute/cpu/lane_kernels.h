@@ -176,12 +176,55 @@ struct LaneKernels {
     }
   }
 
-  static void AttendBlock(const AttentionArguments& a, uint32_t begin, uint32_t count, float* state,
-                          const float* q) {
+  // Keys and values of a block of positions as floats, `stride` of them a position.
+  struct KvBlock {
+    const float *keys, *values;
+    size_t stride;
+  };
+
+  static void Unpack(const AttentionArguments& a, const void* packed, uint32_t begin, uint32_t count,
+                     float* out, size_t out_stride) {
+    const auto* row = static_cast<const uint8_t*>(packed) + begin * a.kv_stride;
+    const uint32_t whole = a.head_dim / kLaneCount * kLaneCount;
+    for (uint32_t j = 0; j < count; ++j, row += a.kv_stride, out += out_stride) {
+      uint32_t d = 0;
+      if (a.packing == KvPacking::kBf16) {
+        for (; d < whole; d += kLaneCount) L::store(out + d, L::load_bf16(row + 2 * d));
+        for (; d < a.head_dim; ++d) {
+          uint16_t bits;
+          __builtin_memcpy(&bits, row + 2 * d, 2);
+          out[d] = __builtin_bit_cast(float, uint32_t{bits} << 16);
+        }
+      } else {
+        float scale;
+        __builtin_memcpy(&scale, row, 4);
+        const auto* codes = reinterpret_cast<const int8_t*>(row + 4);
+        const V scales = L::set1(scale);
+        for (; d < whole; d += kLaneCount) {
+          L::store(out + d, L::mul(scales, L::load_int8(codes + d)));
+        }
+        for (; d < a.head_dim; ++d) out[d] = scale * static_cast<float>(codes[d]);
+      }
+    }
+  }
+
+  static KvBlock BlockAt(const AttentionArguments& a, uint32_t begin, uint32_t count) {
+    if (a.packing == KvPacking::kF32) {
+      const size_t stride = a.kv_stride / sizeof(float);
+      return {static_cast<const float*>(a.keys) + begin * stride,
+              static_cast<const float*>(a.values) + begin * stride, stride};
+    }
+    const size_t floats = AttentionScratchFloats(a.head_dim) / 2, stride = floats / kAttentionBlock;
+    Unpack(a, a.keys, begin, count, a.unpacked, stride);
+    Unpack(a, a.values, begin, count, a.unpacked + floats, stride);
+    return {a.unpacked, a.unpacked + floats, stride};
+  }
+
+  static void AttendBlock(const AttentionArguments& a, const KvBlock& kv, uint32_t count,
+                          float* state, const float* q) {
     alignas(64) float weights[kAttentionBlock];
     for (float& weight : weights) weight = -__builtin_inff();
-    const size_t offset = begin * a.kv_stride;
-    Scores(q, a.keys + offset, a.kv_stride, a.head_dim, a.scale, count, weights);
+    Scores(q, kv.keys, kv.stride, a.head_dim, a.scale, count, weights);
     static_assert(kAttentionBlock == 2 * kLaneCount);
     V w0 = L::load(weights), w1 = L::load(weights + kLaneCount);
     const float old_max = state[0];
@@ -194,7 +237,7 @@ struct LaneKernels {
     const float correction = Exp1(old_max - new_max);
     state[0] = new_max;
     state[1] = state[1] * correction + L::reduce_add(L::add(w0, w1));
-    AccumulateValues(weights, a.values + offset, a.kv_stride, a.head_dim, count, correction,
+    AccumulateValues(weights, kv.values, kv.stride, a.head_dim, count, correction,
                      state + kAttentionStateHeader);
   }
 
@@ -208,8 +251,9 @@ struct LaneKernels {
       const uint32_t begin = block > a.begin ? block : a.begin;
       const uint32_t block_end = block + kAttentionBlock;
       const uint32_t end = block_end < a.end ? block_end : a.end;
+      const KvBlock kv = BlockAt(a, begin, end - begin);
       for (uint32_t h = 0; h < a.heads; ++h) {
-        AttendBlock(a, begin, end - begin, a.state + h * stride, a.q + h * a.head_dim);
+        AttendBlock(a, kv, end - begin, a.state + h * stride, a.q + h * a.head_dim);
       }
     }
   }
