@@ -16,7 +16,7 @@ constexpr double kMaxStepTokens = 6.5788;
 // fastest rate; and what is no longer worth keeping.
 constexpr float kMaxUnit = 1e30f, kNegligible = 1e-15f;
 // Pairs are believed as soon as they are seen more often than this; before, the average is.
-constexpr float kPairPrior = 3;
+constexpr float kPairPrior = 2;
 // Then both counts are halved, so that pairs fade, too. More tell more of a long text, and take
 // that into the next one (docs/policies.md).
 constexpr uint8_t kMaxPairCount = 31;
