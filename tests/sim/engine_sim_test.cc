@@ -10,12 +10,6 @@
 namespace moraine {
 namespace {
 
-struct Coverage {
-  uint64_t layers = 0, decode_steps = 0, prefill_steps = 0, given_up = 0, io_errors = 0,
-           corruptions = 0, deadlines = 0, hits = 0, prefetch_hits = 0,
-           in_flight_misses = 0, wasted = 0, evictions = 0, stall_ns = 0, paused = 0, resizes = 0;
-};
-
 EngineWorldOptions RandomOptions(Random& random, uint64_t seed) {
   EngineWorldOptions options;
   options.seed = seed;
@@ -68,16 +62,16 @@ class EngineSimulation {
       const bool decode = random_.Chance(0.7);
       const uint32_t tokens = decode ? 1 : 1 + static_cast<uint32_t>(random_.Below(options_.max_tokens));
       world_.BeginStep(tokens, decode ? AcquireMode::kCached : AcquireMode::kTransient);
-      ++(decode ? coverage_.decode_steps : coverage_.prefill_steps);
+      ++(decode ? coverage_["decode steps"] : coverage_["prefill steps"]);
       for (uint32_t layer = 0; layer < options_.layers && layers > 0; ++layer) {
         --layers;
         if (!RunLayer(layer, tokens)) break;
         if (random_.Chance(0.02)) {  // the client has gone
-          ++coverage_.given_up;
+          ++coverage_["given up"];
           break;
         }
       }
-      coverage_.paused += decode && world_.executor().LookaheadDepth() == 0;
+      coverage_["steps without speculation"] += decode && world_.executor().LookaheadDepth() == 0;
     }
     Finish();
   }
@@ -89,7 +83,7 @@ class EngineSimulation {
       const Status asked = world_.manager().SetSlotTarget(
           least + static_cast<uint32_t>(random_.Below(options_.max_slot_count - least + 1)));
       CHECK(asked.ok(), asked.message());
-      ++coverage_.resizes;
+      ++coverage_["changes of budget"];
     }
     world_.manager().AdvanceResize(1 + random_.Below(4 * world_.record_bytes()));
     world_.manager().CheckInvariants();
@@ -111,7 +105,7 @@ class EngineSimulation {
   }
 
   bool RunLayer(uint32_t layer, uint32_t tokens) {
-    ++coverage_.layers;
+    ++coverage_["layers run"];
     // What the lookahead promised, as far as it was right.
     Route(tokens, &routed_);
     if (random_.Chance(recall_)) {
@@ -138,9 +132,9 @@ class EngineSimulation {
       CHECK(world_.OutputIsRight(LayerId(layer), routing), "the layer's sum is wrong");
       return true;
     }
-    coverage_.io_errors += status.code() == StatusCode::kIoError;
-    coverage_.corruptions += status.code() == StatusCode::kCorruption;
-    coverage_.deadlines += status.code() == StatusCode::kDeadlineExceeded;
+    coverage_["I/O errors"] += status.code() == StatusCode::kIoError;
+    coverage_["corruptions"] += status.code() == StatusCode::kCorruption;
+    coverage_["missed deadlines"] += status.code() == StatusCode::kDeadlineExceeded;
     CHECK(status.message().find("expert ") != std::string::npos,
           "the failure does not name its expert: " + status.message());
     CHECK(status.code() != StatusCode::kResourceExhausted || options_.read_deadline_ns > 0,
@@ -150,13 +144,13 @@ class EngineSimulation {
 
   void Finish() {
     const ResidencyStats& stats = world_.manager().stats();
-    coverage_.hits += stats.decode.hit;
-    coverage_.prefetch_hits += stats.decode.prefetch_hit + stats.prefill.prefetch_hit;
-    coverage_.in_flight_misses += stats.decode.in_flight_miss + stats.prefill.in_flight_miss;
-    coverage_.wasted += stats.prefetch_wasted;
-    coverage_.evictions += stats.evictions;
+    coverage_["hits"] += stats.decode.hit;
+    coverage_["prefetch hits"] += stats.decode.prefetch_hit + stats.prefill.prefetch_hit;
+    coverage_["in-flight misses"] += stats.decode.in_flight_miss + stats.prefill.in_flight_miss;
+    coverage_["prefetches wasted"] += stats.prefetch_wasted;
+    coverage_["evictions"] += stats.evictions;
     const ExecutorTimes& times = world_.executor().times();
-    coverage_.stall_ns += static_cast<uint64_t>(times.stall_ns);
+    coverage_["stalled ns"] += static_cast<uint64_t>(times.stall_ns);
     CHECK(times.kernel_ns + times.stall_ns + times.verify_ns + times.residency_ns <= times.total_ns,
           "the parts of the time are more than the whole");
     world_.manager().CancelPrefetches();
@@ -178,26 +172,11 @@ class EngineSimulation {
 
 int main(int argc, char** argv) {
   using namespace moraine;
-  Coverage all;
+  Coverage all = {"layers run", "decode steps", "prefill steps", "given up", "I/O errors",
+                  "corruptions", "missed deadlines", "hits", "prefetch hits", "in-flight misses",
+                  "prefetches wasted", "evictions", "stalled ns", "changes of budget",
+                  "steps without speculation"};
   return SimulationMain(
       argc, argv, "engine_sim_test", {.seeds = 200, .steps = 300},
-      [&](uint64_t seed, int steps) { EngineSimulation(seed, &all).Run(steps); },
-      [&] {
-        return std::vector<std::pair<const char*, uint64_t>>{
-            {"layers run", all.layers},
-            {"decode steps", all.decode_steps},
-            {"prefill steps", all.prefill_steps},
-            {"given up", all.given_up},
-            {"I/O errors", all.io_errors},
-            {"corruptions", all.corruptions},
-            {"missed deadlines", all.deadlines},
-            {"hits", all.hits},
-            {"prefetch hits", all.prefetch_hits},
-            {"in-flight misses", all.in_flight_misses},
-            {"prefetches wasted", all.wasted},
-            {"evictions", all.evictions},
-            {"stalled ns", all.stall_ns},
-            {"changes of budget", all.resizes},
-            {"steps without speculation", all.paused}};
-      });
+      [&](uint64_t seed, int steps) { EngineSimulation(seed, &all).Run(steps); }, all);
 }

@@ -14,13 +14,6 @@
 namespace moraine {
 namespace {
 
-// What all seeds together have seen; a simulation that never meets a fault proves nothing.
-struct Coverage {
-  uint64_t ready = 0, io_errors = 0, corruptions = 0, deadlines = 0, fewer = 0, quarantined = 0,
-           evictions = 0, prefetch_used = 0, prefetch_wasted = 0, in_flight_misses = 0,
-           short_reads = 0, transient = 0, resizes = 0, moved = 0, short_memory = 0, streams = 0;
-};
-
 WorldOptions RandomOptions(Random& random, uint64_t seed) {
   WorldOptions options;
   options.seed = seed;
@@ -103,12 +96,12 @@ class Simulation {
       const auto target =
           least + static_cast<uint32_t>(random_.Below(options_.max_slot_count - least + 1));
       CHECK(world_.manager().SetSlotTarget(target).ok(), "a target within bounds is refused");
-      ++coverage_.resizes;
+      ++coverage_["changes of budget"];
     }
     world_.set_memory_is_short(random_.Chance(0.05));
     const uint32_t asked = world_.manager().stats().slot_target;
     world_.manager().AdvanceResize(1 + random_.Below(4 * kRecordBytes));
-    coverage_.short_memory += world_.manager().stats().slot_target != asked;
+    coverage_["growth without memory"] += world_.manager().stats().slot_target != asked;
     world_.manager().CheckInvariants();
   }
   std::vector<uint32_t> PickExperts(uint32_t layer, size_t count) {
@@ -128,14 +121,14 @@ class Simulation {
   // between notwithstanding.
   void CheckLease(const Lease& lease) {
     if (lease.state() == Lease::State::kReady) {
-      ++coverage_.ready;
+      ++coverage_["ready leases"];
       CHECK(world_.IsRecord(lease.key(), lease.data()), "a lease holds another record's bytes");
     } else if (lease.state() == Lease::State::kFailed) {
       const Status& failure = lease.failure();
       CHECK(!failure.ok(), "a failed lease without a reason");
-      coverage_.io_errors += failure.code() == StatusCode::kIoError;
-      coverage_.corruptions += failure.code() == StatusCode::kCorruption;
-      coverage_.deadlines += failure.code() == StatusCode::kDeadlineExceeded;
+      coverage_["I/O errors"] += failure.code() == StatusCode::kIoError;
+      coverage_["corruptions"] += failure.code() == StatusCode::kCorruption;
+      coverage_["missed deadlines"] += failure.code() == StatusCode::kDeadlineExceeded;
       CHECK(failure.message().find("expert " + std::to_string(lease.key().expert.value())) !=
                 std::string::npos,
             "the failure does not name its expert: " + failure.message());
@@ -180,8 +173,8 @@ class Simulation {
         CHECK(leases.size() == wanted->size(), "not all of top-k, and nothing stands in the way");
       }
       first = false;
-      coverage_.fewer += leases.size() < wanted->size();
-      coverage_.transient += mode == AcquireMode::kTransient;
+      coverage_["fewer leases than asked"] += leases.size() < wanted->size();
+      coverage_["transient lookups"] += mode == AcquireMode::kTransient;
       world_.manager().CheckInvariants();
       wanted->erase(wanted->begin(), wanted->begin() + static_cast<int64_t>(leases.size()));
       if (leases.empty()) MakeRoom();
@@ -219,7 +212,7 @@ class Simulation {
     const uint32_t layer = PickLayer();
     if (random_.Chance(0.3)) {
       world_.Stream(layer, PickExperts(layer, 1 + random_.Below(8)));
-      ++coverage_.streams;
+      ++coverage_["streams"];
       world_.manager().CheckInvariants();
       return;
     }
@@ -230,19 +223,19 @@ class Simulation {
 
   void Finish() {
     const ResidencyStats& stats = world_.manager().stats();
-    coverage_.quarantined += stats.quarantined;
-    coverage_.evictions += stats.evictions;
-    coverage_.prefetch_used += stats.prefetch_used;
-    coverage_.prefetch_wasted += stats.prefetch_wasted;
-    coverage_.in_flight_misses += stats.decode.in_flight_miss + stats.prefill.in_flight_miss;
-    coverage_.short_reads += world_.scheduler().stats().short_reads;
+    coverage_["quarantined"] += stats.quarantined;
+    coverage_["evictions"] += stats.evictions;
+    coverage_["prefetches used"] += stats.prefetch_used;
+    coverage_["prefetches wasted"] += stats.prefetch_wasted;
+    coverage_["in-flight misses"] += stats.decode.in_flight_miss + stats.prefill.in_flight_miss;
+    coverage_["short reads"] += world_.scheduler().stats().short_reads;
     if (random_.Chance(0.5)) {  // otherwise the manager goes with reads in flight
       world_.Drain();
       world_.manager().CheckInvariants();
     }
     held_.clear();
     world_.manager().CheckInvariants();
-    coverage_.moved += stats.moved;
+    coverage_["experts moved"] += stats.moved;
     if (random_.Chance(0.5)) {  // nothing is held: the target is reached, memory and all
       world_.set_memory_is_short(false);
       world_.Drain();
@@ -269,27 +262,11 @@ class Simulation {
 
 int main(int argc, char** argv) {
   using namespace moraine;
-  Coverage all;
+  Coverage all = {"ready leases", "I/O errors", "corruptions", "missed deadlines", "quarantined",
+                  "fewer leases than asked", "evictions", "prefetches used", "prefetches wasted",
+                  "in-flight misses", "short reads", "transient lookups", "changes of budget",
+                  "experts moved", "growth without memory", "streams"};
   return SimulationMain(
       argc, argv, "residency_sim_test", {.seeds = 200, .steps = 120},
-      [&](uint64_t seed, int steps) { Simulation(seed, &all).Run(steps); },
-      [&] {
-        return std::vector<std::pair<const char*, uint64_t>>{
-            {"ready leases", all.ready},
-            {"I/O errors", all.io_errors},
-            {"corruptions", all.corruptions},
-            {"missed deadlines", all.deadlines},
-            {"quarantined", all.quarantined},
-            {"fewer leases than asked", all.fewer},
-            {"evictions", all.evictions},
-            {"prefetches used", all.prefetch_used},
-            {"prefetches wasted", all.prefetch_wasted},
-            {"in-flight misses", all.in_flight_misses},
-            {"short reads", all.short_reads},
-            {"transient lookups", all.transient},
-            {"changes of budget", all.resizes},
-            {"experts moved", all.moved},
-            {"growth without memory", all.short_memory},
-            {"streams", all.streams}};
-      });
+      [&](uint64_t seed, int steps) { Simulation(seed, &all).Run(steps); }, all);
 }

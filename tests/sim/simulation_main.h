@@ -14,9 +14,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <initializer_list>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
+
+#include "base/check.h"
 
 namespace moraine {
 
@@ -38,17 +42,36 @@ inline void NameSeed(int) {
   std::abort();
 }
 
+// How often each thing has happened, over all seeds: the table is what a simulation must meet.
+class Coverage {
+ public:
+  // Printed in this order.
+  Coverage(std::initializer_list<std::string_view> names) {
+    for (const std::string_view name : names) counts_.emplace_back(name, 0);
+  }
+  // CHECKs that the table has it.
+  uint64_t& operator[](std::string_view name) {
+    const auto found = std::find_if(counts_.begin(), counts_.end(),
+                                    [&](const auto& count) { return count.first == name; });
+    CHECK(found != counts_.end(), "not in the table: " + std::string(name));
+    return found->second;
+  }
+  const std::vector<std::pair<std::string_view, uint64_t>>& counts() const { return counts_; }
+
+ private:
+  std::vector<std::pair<std::string_view, uint64_t>> counts_;
+};
+
 struct SimulationRun {
   uint64_t first_seed = 1, seeds = 200;
   int steps = 120;
 };
 
-// run: one seed. seen: what all seeds together have met, asked for at the end; a simulation that never
-// meets a fault proves nothing, so from 100 seeds on nothing of it may be 0.
+// run: one seed. coverage: what all seeds together have met; a simulation that never meets a fault proves
+// nothing, so from 100 seeds on nothing of it may be 0.
 inline int SimulationMain(
     int argc, char** argv, const char* name, SimulationRun plan,
-    const std::function<void(uint64_t seed, int steps)>& run,
-    const std::function<std::vector<std::pair<const char*, uint64_t>>()>& seen) {
+    const std::function<void(uint64_t seed, int steps)>& run, const Coverage& coverage) {
   simulation_name = name;
   for (int i = 1; i < argc; i += 2) {
     const std::string flag = argv[i];
@@ -71,8 +94,8 @@ inline int SimulationMain(
     run(seed, plan.steps);
   }
   bool complete = true;
-  for (const auto& [what, count] : seen()) {
-    std::printf("%-28s %llu\n", what, static_cast<unsigned long long>(count));
+  for (const auto& [what, count] : coverage.counts()) {
+    std::printf("%-28s %llu\n", what.data(), static_cast<unsigned long long>(count));
     complete &= count > 0;
   }
   std::printf("seeds %llu to %llu passed, %d steps each\n",
