@@ -4,41 +4,12 @@ Usage: commands_test.py MORAINE CHECKOUT
 """
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import unittest
 
-MORAINE, CHECKOUT = sys.argv.pop(1), sys.argv.pop(1)
-DEMO = os.path.join(CHECKOUT, "models/demo")
-GOLDEN = os.path.join(CHECKOUT, "tests/golden/demo")
-OK, FAILED, USAGE = 0, 1, 2
+from moraine_command import DEMO, FAILED, GOLDEN, OK, USAGE, CommandTestCase, moraine
 
 
-def moraine(*arguments, stdout=subprocess.PIPE):
-    return subprocess.run([MORAINE, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True,
-                          stdin=subprocess.DEVNULL, timeout=120)
-
-
-class CommandsTest(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.scratch = tempfile.TemporaryDirectory()
-        cls.store = os.path.join(cls.scratch.name, "store")
-        imported = moraine("import", DEMO, cls.store, "--experts", "q4")
-        assert imported.returncode == OK, imported.stderr
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.scratch.cleanup()
-
-    def expect(self, code, words, *arguments, **options):
-        result = moraine(*arguments, **options)
-        self.assertEqual(result.returncode, code, result.stderr)
-        for word in words:
-            self.assertIn(word, result.stderr)
-        return result
-
+class CommandsTest(CommandTestCase):
     def test_a_wrong_command_line_is_a_usage_error_that_names_option_found_and_expected(self):
         self.expect(USAGE, ["'bogus'", "subcommand"], "bogus")
         self.expect(USAGE, ["--experts", "q5", "q4"], "import", DEMO, self.store, "--experts", "q5")

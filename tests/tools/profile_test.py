@@ -9,59 +9,34 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 import unittest
 
-MORAINE, CHECKOUT = sys.argv.pop(1), sys.argv.pop(1)
-DEMO = os.path.join(CHECKOUT, "models/demo")
-OK, FAILED = 0, 1
+from moraine_command import FAILED, MORAINE, OK, CommandTestCase
 
 
-def moraine(*arguments):
-    return subprocess.run([MORAINE, *arguments], capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, timeout=120)
-
-
-class ProfileTest(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.scratch = tempfile.TemporaryDirectory()
-        cls.imported = os.path.join(cls.scratch.name, "imported")
-        result = moraine("import", DEMO, cls.imported, "--experts", "q4")
-        assert result.returncode == OK, result.stderr
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.scratch.cleanup()
-
+class ProfileTest(CommandTestCase):
     def setUp(self):
-        self.store = os.path.join(self.scratch.name, self.id())
-        shutil.copytree(self.imported, self.store)
-
-    def expect(self, code, words, *arguments):
-        result = moraine(*arguments)
-        self.assertEqual(result.returncode, code, result.stderr)
-        for word in words:
-            self.assertIn(word, result.stderr)
-        return result.stdout
+        self.store = self.path(self.id())  # its own, hiding the class's
+        shutil.copytree(type(self).store, self.store)
 
     def run_model(self, *options):
         return json.loads(self.expect(OK, [], "run", self.store, "What is 247 + 6?", "--temperature",
-                                      "0", "--ram-budget", "25%", "--json", "--quiet", *options))
+                                      "0", "--ram-budget", "25%", "--json", "--quiet",
+                                      *options).stdout)
 
     def profiles(self):
         return {p["name"]: p for p in
-                json.loads(self.expect(OK, [], "profile", "list", self.store, "--json"))}
+                json.loads(self.expect(OK, [], "profile", "list", self.store, "--json").stdout)}
 
     def test_what_a_run_learns_is_listed_shown_moved_and_deleted(self):
         self.expect(FAILED, ["no profile 'default'", "--order static"], "warm", self.store)
         self.run_model("--profile", "sums")
         self.assertEqual(list(self.profiles()), ["sums"])
         self.assertGreater(self.profiles()["sums"]["tokens"], 10)
-        self.assertIn("layer  experts", self.expect(OK, [], "profile", "show", self.store, "sums"))
+        shown = self.expect(OK, [], "profile", "show", self.store, "sums").stdout
+        self.assertIn("layer  experts", shown)
         file = os.path.join(self.scratch.name, "sums.json")
         self.expect(OK, [], "profile", "export", self.store, "sums", file)
         self.expect(OK, [], "profile", "import", self.store, file, "again")
@@ -98,7 +73,7 @@ class ProfileTest(unittest.TestCase):
         filled = []
         for options in (["--order", "static"], ["--prompts", prompts], ["--order", "profile"]):
             summary = json.loads(self.expect(OK, [], "warm", self.store, "--ram-budget", "25%",
-                                             "--json", *options))
+                                             "--json", *options).stdout)
             filled.append(summary["resident_experts"])
         # What fits: 25 % of 256 experts less prefill's ring.
         self.assertGreater(filled[0], 40)

@@ -5,20 +5,9 @@ Usage: trace_test.py MORAINE CHECKOUT
 import gzip
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import unittest
 
-MORAINE, CHECKOUT = sys.argv.pop(1), sys.argv.pop(1)
-DEMO = os.path.join(CHECKOUT, "models/demo")
-GOLDEN = os.path.join(CHECKOUT, "tests/golden/demo")
-OK, FAILED, USAGE = 0, 1, 2
-
-
-def moraine(*arguments):
-    return subprocess.run([MORAINE, *arguments], capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, timeout=120)
+from moraine_command import FAILED, GOLDEN, OK, USAGE, CommandTestCase
 
 
 def rows(path):
@@ -27,28 +16,8 @@ def rows(path):
         return [line.rstrip("\n").split(",")[2:] for line in file if not line.startswith("#")]
 
 
-class TraceTest(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.scratch = tempfile.TemporaryDirectory()
-        cls.store = cls.path("store")
-        result = moraine("import", DEMO, cls.store, "--experts", "bf16", "--dense", "bf16")
-        assert result.returncode == OK, result.stderr
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.scratch.cleanup()
-
-    @classmethod
-    def path(cls, name):
-        return os.path.join(cls.scratch.name, name)
-
-    def expect(self, code, words, *arguments):
-        result = moraine(*arguments)
-        self.assertEqual(result.returncode, code, result.stderr)
-        for word in words:
-            self.assertIn(word, result.stdout + result.stderr)
-        return result.stdout
+class TraceTest(CommandTestCase):
+    import_options = ("--experts", "bf16", "--dense", "bf16")
 
     def record(self, name, *options):
         self.expect(OK, [], "trace", "record", self.store, self.path(name), *options)
@@ -87,7 +56,7 @@ class TraceTest(unittest.TestCase):
             self.assertIn("prefill_tokens=18 ", file.readline())
         lines = [json.loads(line) for line in
                  self.expect(OK, [], "trace", "replay", self.path("sum.csv.gz"), "--policy",
-                             "heat,lru", "--cache", "20%", "--json").splitlines()]
+                             "heat,lru", "--cache", "20%", "--json").stdout.splitlines()]
         self.assertEqual([line["policy"] for line in lines], ["heat", "lru"])
         for line in lines:
             self.assertEqual(line["tokens"], len(recorded) // 8 - 18)
