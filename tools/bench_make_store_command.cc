@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "commands.h"
 #include "common_options.h"
+#include "drive_options.h"
 #include "engine/synthetic_model.h"
 #include "progress_display.h"
 #include "store/importer.h"
@@ -75,7 +76,8 @@ Status MakeStore(const MakeStoreArguments& a) {
   model_options.skew = a.skew;
   model_options.seed = a.seed;
   ASSIGN_OR_RETURN(const SyntheticModel model, MakeSyntheticModel(model_options));
-  ASSIGN_OR_RETURN(const DriveSet drives, FinishDriveOptions(a.drives));
+  ASSIGN_OR_RETURN(const DriveSet drives,
+                   FinishDriveOptions(a.drives, a.store_directory, a.quiet));
   ImportProgress last;
   Status status;
   {

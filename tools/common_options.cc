@@ -2,7 +2,6 @@
 
 #include <charconv>
 #include <cstdio>
-#include <filesystem>
 #include <vector>
 
 #include "residency/eviction_policy.h"
@@ -87,49 +86,6 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
   command->add_option("--profile", a->options.profile,
                       "named profile of a workload to start from and to save")
       ->capture_default_str();
-}
-
-void AddDriveArguments(CLI::App* command, DriveArguments* a) {
-  command
-      ->add_option("--stripe", a->stripes,
-                   "spread the experts over these directories, one a drive: /nvme1/x,/nvme2/x")
-      ->delimiter(',');
-  command->add_option("--mirror", a->mirror,
-                      "write the experts here, on another drive, too; reads go to the idle drive, and "
-                      "to the other copy if one is bad");
-  command
-      ->add_option("--weights", a->weights,
-                   "bandwidth of each drive of --stripe (without it: the store's), then of --mirror: "
-                   "2,1 (default: alike)")
-      ->delimiter(',');
-}
-
-Result<DriveSet> FinishDriveOptions(const DriveArguments& a) {
-  if (a.stripes.size() == 1) {
-    return InvalidArgument("--stripe names one directory (" + a.stripes[0] +
-                           "), expected at least two");
-  }
-  DriveSet drives;
-  // Absolute, so that the store can be opened from anywhere.
-  const auto absolute = [](const std::string& directory) {
-    return std::filesystem::absolute(directory).lexically_normal().string();
-  };
-  for (const std::string& stripe : a.stripes) drives.stripes.push_back({absolute(stripe), 1});
-  if (!a.mirror.empty()) drives.mirror = {absolute(a.mirror), 1};
-  if (!a.weights.empty()) {
-    // The store's own drive needs a line when it has a weight.
-    if (drives.stripes.empty() && drives.mirror) drives.stripes.push_back({"packs", 1});
-    const size_t expected = drives.stripes.size() + (drives.mirror ? 1 : 0);
-    if (a.weights.size() != expected) {
-      return InvalidArgument("--weights has " + std::to_string(a.weights.size()) +
-                             " numbers, expected one for each of the " + std::to_string(expected) +
-                             " drives of --stripe and --mirror");
-    }
-    for (size_t i = 0; i < drives.stripes.size(); ++i) drives.stripes[i].weight = a.weights[i];
-    if (drives.mirror) drives.mirror->weight = a.weights.back();
-  }
-  RETURN_IF_ERROR(drives.Check());
-  return drives;
 }
 
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments) {

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "engine/runner.h"
-#include "store/drive_set.h"
 
 namespace moraine {
 
@@ -23,16 +22,6 @@ struct RunnerArguments {
 
 // Adds STORE and the options. `arguments` must outlive the parse.
 void AddRunnerArguments(CLI::App* command, RunnerArguments* arguments);
-// --stripe, --mirror and --weights of import and make-store.
-struct DriveArguments {
-  std::vector<std::string> stripes;
-  std::string mirror;
-  std::vector<uint32_t> weights;
-};
-void AddDriveArguments(CLI::App* command, DriveArguments* arguments);
-// kInvalidArgument naming the option.
-Result<DriveSet> FinishDriveOptions(const DriveArguments& arguments);
-
 // Parses the budget; errors name the option.
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments);
 

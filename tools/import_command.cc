@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "commands.h"
 #include "common_options.h"
+#include "drive_options.h"
 #include "engine/import_plan.h"
 #include "engine/text_model.h"
 #include "progress_display.h"
@@ -79,7 +80,8 @@ Status RunImport(const ImportArguments& a) {
   ASSIGN_OR_RETURN(const std::unique_ptr<ImportPlan> plan,
                    MakeImportPlan(*checkpoint, plan_options));
   WarnIfTextIsUnusable(a, plan->manifest());
-  ASSIGN_OR_RETURN(const DriveSet drives, FinishDriveOptions(a.drives));
+  ASSIGN_OR_RETURN(const DriveSet drives,
+                   FinishDriveOptions(a.drives, a.store_directory, a.quiet));
   ImportProgress last;
   Status status;
   {
