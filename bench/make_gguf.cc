@@ -480,7 +480,7 @@ int main(int argc, char** argv) {
   CLI::App app("Writes a Q4_0 GGUF of a published Qwen3-MoE shape with random weights");
   app.add_option("file", options.path, "the GGUF to write")->required();
   app.add_option("--shape", options.shape, "whose dimensions")
-      ->check(CLI::IsMember({"qwen3-30b-a3b", "qwen3-235b"}))
+      ->check(CLI::IsMember({"qwen3-30b-a3b", "qwen3-235b", "tiny"}))
       ->capture_default_str();
   app.add_option("--layers", options.layers, "only the first so many layers (default: all)");
   app.add_option("--skew", options.skew, "as for moraine bench make-store")->capture_default_str();

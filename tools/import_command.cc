@@ -20,8 +20,8 @@ namespace moraine {
 namespace {
 
 struct ImportArguments {
-  std::string checkpoint_directory, store_directory;
-  std::string experts = "bf16", dense;
+  std::string checkpoint, store_directory;
+  std::string experts, dense;  // empty: as the checkpoint has them
   DriveArguments drives;
   int threads = 0;
   bool quiet = false, json = false;
@@ -66,16 +66,17 @@ void WarnIfTextIsUnusable(const ImportArguments& a, const Manifest& manifest) {
   if (!text.ok()) {
     LOG_WARN("{}; run and serve will not work with this store", text.status().message());
   } else if (!text->chat_template_status().ok()) {
-    LOG_WARN("{}: {}; run needs --raw with this store", a.checkpoint_directory,
+    LOG_WARN("{}: {}; run needs --raw with this store", a.checkpoint,
              text->chat_template_status().message());
   }
 }
 
 Status RunImport(const ImportArguments& a) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
-                   OpenSafetensors(a.checkpoint_directory));
+                   OpenCheckpoint(a.checkpoint));
   ImportPlanOptions plan_options;
-  plan_options.experts = ParseEncoding(a.experts).value();  // the option's check has seen it
+  // The options' checks have seen them.
+  if (!a.experts.empty()) plan_options.experts = ParseEncoding(a.experts).value();
   if (!a.dense.empty()) plan_options.dense = ParseEncoding(a.dense).value();
   ASSIGN_OR_RETURN(const std::unique_ptr<ImportPlan> plan,
                    MakeImportPlan(*checkpoint, plan_options));
@@ -107,19 +108,23 @@ Status RunImport(const ImportArguments& a) {
 void RegisterImportCommand(CLI::App& app, int* exit_code) {
   auto a = std::make_shared<ImportArguments>();
   CLI::App* command = app.add_subcommand(
-      "import", "Turn a checkpoint (safetensors) into an expert store; resumes where it stopped");
+      "import",
+      "Turn a checkpoint (safetensors or GGUF) into an expert store; resumes where it stopped");
   command
-      ->add_option("CHECKPOINT_DIR", a->checkpoint_directory,
-                   "directory with config.json and *.safetensors")
+      ->add_option("CHECKPOINT", a->checkpoint,
+                   "directory with config.json and *.safetensors, or a GGUF file")
       ->required();
   command->add_option("STORE_DIR", a->store_directory, "the store to make or to finish")
       ->required();
-  command->add_option("--experts", a->experts, "encoding of the experts; bf16 is exact")
-      ->check(CLI::IsMember({"bf16", "q8", "q4"}))
-      ->capture_default_str();
+  command
+      ->add_option("--experts", a->experts,
+                   "encoding of the experts (default: as the checkpoint has them: bf16, or GGUF's "
+                   "Q4_0 and Q8_0 bit for bit)")
+      ->check(CLI::IsMember({"bf16", "q8", "q4"}));
   command
       ->add_option("--dense", a->dense,
-                   "encoding of the dense weights (default: bf16 with bf16 experts, else q8)")
+                   "encoding of the dense weights (default: as the checkpoint has them if quantised "
+                   "there, else q8 with --experts q4 or q8, else bf16)")
       ->check(CLI::IsMember({"f32", "bf16", "q8", "q4"}));
   command->add_option("--threads", a->threads, "encoding threads (default: one per CPU)")
       ->check(CLI::Range(0, 1024));

@@ -4,11 +4,16 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <set>
 
+#include "compute/block_repack.h"
 #include "compute/encode.h"
 #include "model/config.h"
+#include "model/gguf_config.h"
+#include "model/tokenizer/gguf_tokenizer.h"
 #include "model/weights.h"
+#include "store/gguf.h"
 
 namespace moraine {
 namespace {
@@ -21,76 +26,126 @@ uint32_t StripRows(uint32_t cols) {
   return static_cast<uint32_t>(std::clamp<uint64_t>(rows, kTileRows, 1u << 20));
 }
 
-// Encodes rows [first, first + count) of a tensor into the panels of `view`.
-Status EncodeTensorRows(const Checkpoint& checkpoint, const SourceTensor& tensor,
-                        const MatrixView& view, uint32_t first, uint32_t count) {
-  std::vector<float> rows(uint64_t{count} * view.cols);
-  RETURN_IF_ERROR(checkpoint.ReadFloats(tensor, uint64_t{first} * view.cols, rows));
-  const Status status = EncodeRows(view, first, count, rows.data());
-  if (status.ok()) return status;
-  return status.WithContext(checkpoint.FileOf(tensor) + ": tensor '" + tensor.name + "'");
+std::optional<BlockFormat> FormatOf(SourceType type) {
+  if (type == SourceType::kQ4_0) return BlockFormat::kQ4_0;
+  if (type == SourceType::kQ8_0) return BlockFormat::kQ8_0;
+  return std::nullopt;
 }
 
-Status EncodeWhole(const Checkpoint& checkpoint, const std::string& name, const MatrixView& view) {
-  const SourceTensor* tensor = checkpoint.Find(name);
-  CHECK(tensor != nullptr, name);  // MakeImportPlan looked
+// Whether an encoding holds what a checkpoint has of a type, to the bit.
+bool IsExact(SourceType type, Encoding encoding) {
+  if (encoding == Encoding::kF32) return true;
+  if (encoding == Encoding::kBf16) return type == SourceType::kBf16;
+  const std::optional<BlockFormat> format = FormatOf(type);
+  return format && HoldsBlocks(encoding, *format);
+}
+
+// The encoding for a type when the user asks for none.
+Encoding NaturalEncoding(SourceType type) {
+  if (type == SourceType::kQ4_0) return Encoding::kQ4;
+  return type == SourceType::kQ8_0 ? Encoding::kQ8 : Encoding::kBf16;
+}
+
+// A matrix of a checkpoint: a tensor, or one of several that are stacked in it.
+struct SourceMatrix {
+  const SourceTensor* tensor;
+  uint64_t first_row = 0;
+};
+
+// Encodes rows [first, first + count) of a matrix into rows of `view` from view_row on.
+Status EncodeMatrixRows(const Checkpoint& checkpoint, const SourceMatrix& matrix, uint32_t first,
+                        uint32_t count, const MatrixView& view, uint32_t view_row) {
+  const SourceTensor& tensor = *matrix.tensor;
+  const uint64_t begin = (matrix.first_row + first) * view.cols;
+  const uint64_t elements = uint64_t{count} * view.cols;
+  const std::optional<BlockFormat> format = FormatOf(tensor.type);
+  Status status;
+  if (format && HoldsBlocks(view.encoding, *format)) {
+    std::vector<std::byte> blocks(SourceBytes(tensor.type, elements));
+    RETURN_IF_ERROR(checkpoint.ReadBlocks(tensor, begin, blocks));
+    status = RepackRows(view, view_row, count, *format, blocks.data());
+  } else {
+    std::vector<float> rows(elements);
+    RETURN_IF_ERROR(checkpoint.ReadFloats(tensor, begin, rows));
+    status = EncodeRows(view, view_row, count, rows.data());
+  }
+  if (status.ok()) return status;
+  const uint64_t from = matrix.first_row + first - view_row;
+  return status.WithContext(
+      fmt::format("{}: tensor '{}'{}", checkpoint.FileOf(tensor), tensor.name,
+                  from == 0 ? "" : fmt::format(", counted from its row {}", from)));
+}
+
+Status EncodeWhole(const Checkpoint& checkpoint, const SourceMatrix& matrix,
+                   const MatrixView& view) {
   const uint32_t step = StripRows(view.cols);
   for (uint32_t row = 0; row < view.rows; row += step) {
-    RETURN_IF_ERROR(
-        EncodeTensorRows(checkpoint, *tensor, view, row, std::min(step, view.rows - row)));
+    RETURN_IF_ERROR(EncodeMatrixRows(checkpoint, matrix, row, std::min(step, view.rows - row), view,
+                                     row));
   }
   return OkStatus();
 }
 
-class DecoderImportPlan final : public ImportPlan {
+const SourceTensor& MustFind(const Checkpoint& checkpoint, const std::string& name) {
+  const SourceTensor* tensor = checkpoint.Find(name);
+  CHECK(tensor != nullptr, name);  // MakeImportPlan looked
+  return *tensor;
+}
+
+// Encodings that were chosen for tensors of a type, for the notes.
+class EncodingNotes {
  public:
-  DecoderImportPlan(const ModelConfig& config, const ImportPlanOptions& options,
-                    Manifest manifest)
-      : roles_(DenseRoles(config)), manifest_(std::move(manifest)) {
-    const Encoding dense = options.dense.value_or(
-        options.experts == Encoding::kBf16 ? Encoding::kBf16 : Encoding::kQ8);
-    for (const LayerConfig& layer : config.layers) {
-      LayerManifest entry;
-      ExpertLayout layout;
-      if (layer.feed_forward == FeedForwardKind::kMoe) {
-        layout = {options.experts, options.experts, config.hidden, layer.intermediate};
-        entry = {config.expert_count, layout.record_bytes(), EncodingName(options.experts),
-                 EncodingName(options.experts), config.hidden, layer.intermediate};
+  explicit EncodingNotes(const char* what) : what_(what) {}
+
+  void Add(SourceType type, Encoding encoding) { chosen_.insert({type, encoding}); }
+
+  // "experts are q4, bit for bit the checkpoint's Q4_0"; nothing of what is plainly exact.
+  void AppendTo(std::vector<std::string>* notes) const {
+    for (const auto& [type, encoding] : chosen_) {
+      const char* name = EncodingName(encoding);
+      if (IsExact(type, encoding)) {
+        if (!IsQuantised(type)) continue;
+        notes->push_back(fmt::format("{} are {}, exactly the checkpoint's {}", what_, name,
+                                     SourceTypeName(type)));
+      } else {
+        notes->push_back(fmt::format("{} are {}, made from {}: lossy", what_, name,
+                                     SourceTypeName(type)));
       }
-      layouts_.push_back(layout);
-      manifest_.layers.push_back(entry);
-    }
-    for (const DenseRole& role : roles_) {
-      DenseTensor tensor{.name = role.name, .encoding = "vector", .rows = role.rows,
-                         .cols = role.cols};
-      tensor.bytes = uint64_t{role.cols} * sizeof(float);
-      if (role.kind != DenseRole::Kind::kVector) {
-        const Encoding encoding =
-            role.kind == DenseRole::Kind::kExactMatrix ? Encoding::kF32 : dense;
-        tensor.encoding = EncodingName(encoding);
-        tensor.bytes = MatrixBytes(encoding, role.rows, role.cols);
-      }
-      manifest_.dense.push_back(std::move(tensor));
-    }
-    if (options.experts != Encoding::kBf16) {
-      manifest_.notes.push_back(fmt::format("experts are {}: lossy", EncodingName(options.experts)));
-    }
-    if (dense == Encoding::kQ8 || dense == Encoding::kQ4) {
-      manifest_.notes.push_back(fmt::format("dense matrices are {}: lossy", EncodingName(dense)));
     }
   }
 
-  const Manifest& manifest() const override { return manifest_; }
-  Manifest& mutable_manifest() { return manifest_; }
+ private:
+  const char* what_;
+  std::set<std::pair<SourceType, Encoding>> chosen_;
+};
 
+class DecoderImportPlan final : public ImportPlan {
+ public:
+  DecoderImportPlan(const Checkpoint& checkpoint, const ModelConfig& config, TensorNaming naming,
+                    const ImportPlanOptions& options, Manifest manifest)
+      : roles_(DenseRoles(config, naming)), naming_(naming), manifest_(std::move(manifest)) {
+    EncodingNotes expert_notes("experts"), dense_notes("dense matrices");
+    for (uint32_t i = 0; i < config.layers.size(); ++i) {
+      AddLayer(checkpoint, config, LayerId(i), options, &expert_notes);
+    }
+    for (const DenseRole& role : roles_) AddDense(checkpoint, role, options, &dense_notes);
+    expert_notes.AppendTo(&manifest_.notes);
+    dense_notes.AppendTo(&manifest_.notes);
+  }
+
+  const Manifest& manifest() const override { return manifest_; }
   Status EncodeExpert(const Checkpoint& checkpoint, ExpertKey key,
                       std::span<std::byte> record) const override {
     const ExpertLayout& layout = layouts_[key.layer.value()];
     const ExpertView view = ViewExpert(layout, record.data());
-    const ExpertTensorNames names = NamesOfExpert(key);
-    RETURN_IF_ERROR(EncodeWhole(checkpoint, names.gate, view.gate));
-    RETURN_IF_ERROR(EncodeWhole(checkpoint, names.up, view.up));
-    RETURN_IF_ERROR(EncodeWhole(checkpoint, names.down, view.down));
+    const ExpertTensorNames names = NamesOfExpert(key, naming_);
+    const auto encode = [&](const std::string& name, const MatrixView& matrix) {
+      const uint64_t before = names.stacked ? key.expert.value() : 0;
+      return EncodeWhole(checkpoint, {&MustFind(checkpoint, name), before * matrix.rows}, matrix);
+    };
+    RETURN_IF_ERROR(encode(names.gate, view.gate));
+    RETURN_IF_ERROR(encode(names.up, view.up));
+    RETURN_IF_ERROR(encode(names.down, view.down));
     std::memset(record.data() + layout.payload_bytes(), 0,
                 record.size() - layout.payload_bytes());
     return OkStatus();
@@ -113,30 +168,77 @@ class DecoderImportPlan final : public ImportPlan {
   Status EncodeDenseStrip(const Checkpoint& checkpoint, size_t index, uint32_t strip,
                           std::span<std::byte> bytes) const override {
     const DenseRole& role = roles_[index];
-    const SourceTensor* tensor = checkpoint.Find(role.source);
-    CHECK(tensor != nullptr, role.source);
+    const SourceTensor& tensor = MustFind(checkpoint, role.source);
     if (role.kind == DenseRole::Kind::kVector) {
-      return checkpoint.ReadFloats(*tensor, 0,
+      return checkpoint.ReadFloats(tensor, 0,
                                    {reinterpret_cast<float*>(bytes.data()), role.cols});
     }
     const uint32_t step = StripRows(role.cols), first = strip * step;
     const uint32_t count = std::min(step, role.rows - first);
     // The strip as a matrix of its own: row 0 of the view is row `first` of the tensor.
     const MatrixView view = MatrixView::Plain(bytes.data(), EncodingOf(index), count, role.cols);
-    std::vector<float> rows(uint64_t{count} * role.cols);
-    RETURN_IF_ERROR(checkpoint.ReadFloats(*tensor, uint64_t{first} * role.cols, rows));
-    const Status status = EncodeRows(view, 0, count, rows.data());
-    if (status.ok()) return status;
-    return status.WithContext(fmt::format("{}: tensor '{}' from row {}",
-                                          checkpoint.FileOf(*tensor), tensor->name, first));
+    return EncodeMatrixRows(checkpoint, {&tensor}, first, count, view, 0);
   }
 
  private:
+  void AddLayer(const Checkpoint& checkpoint, const ModelConfig& config, LayerId id,
+                const ImportPlanOptions& options, EncodingNotes* notes) {
+    const LayerConfig& layer = config.layers[id.value()];
+    if (layer.feed_forward != FeedForwardKind::kMoe) {
+      layouts_.emplace_back();
+      manifest_.layers.emplace_back();
+      return;
+    }
+    // All experts of a layer have one layout: the finest of what any of them has.
+    Encoding gate_up = Encoding::kQ4, down = Encoding::kQ4;
+    std::set<std::pair<SourceType, bool>> seen;  // type, whether of down
+    const auto raise = [&](const std::string& name, bool of_down) {
+      const SourceType type = MustFind(checkpoint, name).type;
+      Encoding& encoding = of_down ? down : gate_up;
+      encoding = std::min(encoding, options.experts.value_or(NaturalEncoding(type)));
+      seen.insert({type, of_down});
+    };
+    for (uint32_t e = 0; e < config.expert_count; ++e) {
+      const ExpertTensorNames names = NamesOfExpert({id, ExpertId(e)}, naming_);
+      raise(names.gate, false);
+      raise(names.up, false);
+      raise(names.down, true);
+      if (names.stacked) break;
+    }
+    for (const auto& [type, of_down] : seen) notes->Add(type, of_down ? down : gate_up);
+    const ExpertLayout layout = {gate_up, down, config.hidden, layer.intermediate};
+    layouts_.push_back(layout);
+    manifest_.layers.push_back({config.expert_count, layout.record_bytes(), EncodingName(gate_up),
+                                EncodingName(down), config.hidden, layer.intermediate});
+  }
+
+  void AddDense(const Checkpoint& checkpoint, const DenseRole& role,
+                const ImportPlanOptions& options, EncodingNotes* notes) {
+    DenseTensor tensor{.name = role.name, .encoding = "vector", .rows = role.rows,
+                       .cols = role.cols};
+    tensor.bytes = uint64_t{role.cols} * sizeof(float);
+    if (role.kind != DenseRole::Kind::kVector) {
+      const SourceType type = MustFind(checkpoint, role.source).type;
+      const bool small_experts = options.experts == Encoding::kQ4 ||
+                                 options.experts == Encoding::kQ8;
+      const Encoding wanted = small_experts && !IsQuantised(type) ? Encoding::kQ8
+                                                                  : NaturalEncoding(type);
+      const Encoding encoding = role.kind == DenseRole::Kind::kExactMatrix
+                                    ? Encoding::kF32
+                                    : options.dense.value_or(wanted);
+      notes->Add(type, encoding);
+      tensor.encoding = EncodingName(encoding);
+      tensor.bytes = MatrixBytes(encoding, role.rows, role.cols);
+    }
+    manifest_.dense.push_back(std::move(tensor));
+  }
+
   Encoding EncodingOf(size_t index) const {
     return *ParseEncoding(manifest_.dense[index].encoding);
   }
 
   const std::vector<DenseRole> roles_;
+  const TensorNaming naming_;
   std::vector<ExpertLayout> layouts_;
   Manifest manifest_;
 };
@@ -146,15 +248,13 @@ class TensorAudit {
  public:
   explicit TensorAudit(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
 
-  void Expect(const std::string& name, uint32_t rows, uint32_t cols, bool vector) {
+  void Expect(const std::string& name, const std::vector<uint64_t>& shape) {
     expected_.insert(name);
     const SourceTensor* tensor = checkpoint_.Find(name);
     if (tensor == nullptr) {
       missing_.push_back(name);
       return;
     }
-    const std::vector<uint64_t> shape =
-        vector ? std::vector<uint64_t>{cols} : std::vector<uint64_t>{rows, cols};
     if (tensor->shape != shape) {
       misshapen_.push_back(fmt::format("{}: tensor '{}' has shape {}, expected [{}]",
                                        checkpoint_.FileOf(*tensor), name, tensor->ShapeText(),
@@ -172,7 +272,7 @@ class TensorAudit {
                           List("tensors of the wrong shape", misshapen_);
     if (message.empty()) return OkStatus();
     return InvalidArgument(checkpoint_.identity().description +
-                           ": the tensors do not fit config.json" + message);
+                           ": the tensors do not fit the model's config" + message);
   }
 
  private:
@@ -190,59 +290,87 @@ class TensorAudit {
   std::vector<std::string> missing_, unknown_, misshapen_;
 };
 
-Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& config) {
+Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& config,
+                    TensorNaming naming) {
   TensorAudit audit(checkpoint);
-  for (const DenseRole& role : DenseRoles(config)) {
-    audit.Expect(role.source, role.rows, role.cols, role.kind == DenseRole::Kind::kVector);
+  for (const DenseRole& role : DenseRoles(config, naming)) {
+    std::vector<uint64_t> shape = {role.rows, role.cols};
+    if (role.kind == DenseRole::Kind::kVector) shape = {role.cols};
+    audit.Expect(role.source, shape);
   }
   for (uint32_t i = 0; i < config.layers.size(); ++i) {
     const LayerConfig& layer = config.layers[i];
     if (layer.feed_forward != FeedForwardKind::kMoe) continue;
     for (uint32_t e = 0; e < config.expert_count; ++e) {
-      const ExpertTensorNames names = NamesOfExpert({LayerId(i), ExpertId(e)});
-      audit.Expect(names.gate, layer.intermediate, config.hidden, false);
-      audit.Expect(names.up, layer.intermediate, config.hidden, false);
-      audit.Expect(names.down, config.hidden, layer.intermediate, false);
+      const ExpertTensorNames names = NamesOfExpert({LayerId(i), ExpertId(e)}, naming);
+      std::vector<uint64_t> wide = {layer.intermediate, config.hidden};
+      std::vector<uint64_t> tall = {config.hidden, layer.intermediate};
+      for (auto* shape : {&wide, &tall}) {
+        if (names.stacked) shape->insert(shape->begin(), config.expert_count);
+      }
+      audit.Expect(names.gate, wide);
+      audit.Expect(names.up, wide);
+      audit.Expect(names.down, tall);
+      if (names.stacked) break;
     }
   }
   return audit.Finish();
 }
 
-void NoteSourceTypes(const Checkpoint& checkpoint, const ImportPlanOptions& options,
-                     Manifest* manifest) {
-  if (options.experts != Encoding::kBf16) return;
-  for (const SourceTensor& tensor : checkpoint.tensors()) {
-    // Vectors and routers stay float32.
-    const bool rounded = tensor.shape.size() == 2 && !tensor.name.ends_with(".mlp.gate.weight");
-    if (tensor.type == SourceType::kBf16 || !rounded) continue;
-    manifest->notes.push_back(fmt::format("checkpoint holds {} weights, rounded to bf16: lossy",
-                                          SourceTypeName(tensor.type)));
-    return;
+// What a store keeps of a model beside its weights, in the dialect of published checkpoints.
+struct ModelFiles {
+  TensorNaming naming = TensorNaming::kTransformers;
+  std::string config_json;
+  std::map<std::string, std::string> files;  // Manifest::files
+};
+
+Result<ModelFiles> FilesOfGguf(const Checkpoint& checkpoint, const std::string& metadata) {
+  const std::string& where = checkpoint.identity().description;
+  ModelFiles model;
+  model.naming = TensorNaming::kGguf;
+  const bool has_output = checkpoint.Find("output.weight") != nullptr;
+  ASSIGN_OR_RETURN(model.config_json, ConfigFromGguf(metadata, has_output, where));
+  Result<TokenizerFiles> tokenizer = TokenizerFromGguf(metadata, where);
+  if (tokenizer.status().code() == StatusCode::kNotFound) return model;  // weights only
+  RETURN_IF_ERROR(tokenizer.status());
+  model.files = {{"tokenizer.json", std::move(tokenizer->tokenizer_json)},
+                 {"tokenizer_config.json", std::move(tokenizer->tokenizer_config_json)},
+                 {"generation_config.json", std::move(tokenizer->generation_config_json)}};
+  return model;
+}
+
+Result<ModelFiles> ReadModelFiles(const Checkpoint& checkpoint) {
+  if (const auto metadata = checkpoint.ReadFile(kGgufMetadataName)) {
+    return FilesOfGguf(checkpoint, *metadata);
   }
+  ModelFiles model;
+  std::optional<std::string> config_json = checkpoint.ReadFile("config.json");
+  if (!config_json) return NotFound(checkpoint.identity().description + ": config.json is missing");
+  model.config_json = std::move(*config_json);
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+                           "generation_config.json"}) {
+    if (auto contents = checkpoint.ReadFile(name)) model.files[name] = std::move(*contents);
+  }
+  return model;
 }
 
 }  // namespace
 
 Result<std::unique_ptr<ImportPlan>> MakeImportPlan(const Checkpoint& checkpoint,
                                                    const ImportPlanOptions& options) {
-  const std::string& where = checkpoint.identity().description;
-  const std::optional<std::string> config_json = checkpoint.ReadFile("config.json");
-  if (!config_json) return NotFound(where + ": config.json is missing");
+  ASSIGN_OR_RETURN(ModelFiles model, ReadModelFiles(checkpoint));
   ASSIGN_OR_RETURN(const ModelConfig config,
-                   ParseModelConfig(*config_json, where + "/config.json"));
-  RETURN_IF_ERROR(CheckTensors(checkpoint, config));
+                   ParseModelConfig(model.config_json,
+                                    checkpoint.identity().description + "/config.json"));
+  RETURN_IF_ERROR(CheckTensors(checkpoint, config, model.naming));
 
   Manifest manifest;
   manifest.created_by = "moraine " MORAINE_VERSION;
   manifest.source = checkpoint.identity();
-  manifest.model_config = *config_json;
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-                           "generation_config.json"}) {
-    if (auto contents = checkpoint.ReadFile(name)) manifest.files[name] = std::move(*contents);
-  }
-  NoteSourceTypes(checkpoint, options, &manifest);
-  return std::unique_ptr<ImportPlan>(
-      std::make_unique<DecoderImportPlan>(config, options, std::move(manifest)));
+  manifest.model_config = std::move(model.config_json);
+  manifest.files = std::move(model.files);
+  return std::unique_ptr<ImportPlan>(std::make_unique<DecoderImportPlan>(
+      checkpoint, config, model.naming, options, std::move(manifest)));
 }
 
 }  // namespace moraine

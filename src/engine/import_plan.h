@@ -10,9 +10,11 @@
 namespace moraine {
 
 struct ImportPlanOptions {
-  // bf16 is exact for bf16 checkpoints and the default; everything below is lossy and opted into.
-  Encoding experts = Encoding::kBf16;
-  // Default: bf16 with bf16 experts, else q8 (docs/quantisation.md).
+  // Default: as the checkpoint has them. Q4_0 and Q8_0 are carried bit for bit as q4 and q8; floats
+  // become bf16, which is exact for bf16 checkpoints. Everything below is lossy and opted into.
+  std::optional<Encoding> experts;
+  // Default: as the checkpoint has them if they are quantised there; else q8 if `experts` asks for
+  // a quantised encoding, else bf16 (docs/quantisation.md).
   std::optional<Encoding> dense;
 };
 

@@ -248,13 +248,16 @@ class SyntheticCheckpoint final : public Checkpoint {
     }
     return OkStatus();
   }
+  Status ReadBlocks(const SourceTensor& tensor, uint64_t, std::span<std::byte>) const override {
+    return Unsupported(identity_.description + ": tensor '" + tensor.name + "' has no bytes");
+  }
 
  private:
   void Add(std::string name, std::vector<uint64_t> shape) {
     SourceTensor tensor;
     tensor.name = std::move(name);
     tensor.shape = std::move(shape);
-    tensor.bytes = tensor.element_count() * SourceTypeBytes(tensor.type);
+    tensor.bytes = SourceBytes(tensor.type, tensor.element_count());
     tensors_.push_back(std::move(tensor));
   }
 

@@ -1,8 +1,8 @@
 // Which tensors a model has, by role, and what they are called in published checkpoints.
 //
-// The store knows tensors by role ("layers.3.attention.q"), so that the forward pass does not depend
-// on a checkpoint's spelling; the importer matches a checkpoint against DenseRoles and
-// ExpertTensorNames and refuses to guess.
+// The store knows tensors by role ("layers.3.attention.q"), so that the forward pass does not
+// depend on a checkpoint's spelling; the importer matches a checkpoint against DenseRoles and
+// ExpertTensorNames and refuses to guess. A spelling is a row of the table in weights.cc.
 #pragma once
 
 #include <cstdint>
@@ -29,15 +29,22 @@ struct DenseRole {
   uint32_t rows = 0, cols = 0;  // vectors: rows = 1
 };
 
-// All dense tensors of the model, in the order in which they are stored.
-std::vector<DenseRole> DenseRoles(const ModelConfig& config);
+// How a checkpoint spells names. GGUF also keeps the experts of a layer together: one tensor of
+// [expert, row, column] a matrix, where transformers has one of [row, column] an expert.
+enum class TensorNaming : uint8_t { kTransformers, kGguf };
 
-// Checkpoint names of one routed expert's matrices: gate and up are intermediate x hidden, down is
-// hidden x intermediate.
+// All dense tensors of the model, in the order in which they are stored.
+std::vector<DenseRole> DenseRoles(const ModelConfig& config,
+                                  TensorNaming naming = TensorNaming::kTransformers);
+
+// Checkpoint names of the tensors that hold a routed expert's matrices: gate and up are
+// intermediate x hidden, down is hidden x intermediate. Stacked: they hold those of all experts, in
+// order.
 struct ExpertTensorNames {
   std::string gate, up, down;
+  bool stacked = false;
 };
-ExpertTensorNames NamesOfExpert(ExpertKey key);
+ExpertTensorNames NamesOfExpert(ExpertKey key, TensorNaming naming = TensorNaming::kTransformers);
 
 // Tensors that published checkpoints carry and the model does not need (precomputed RoPE tables).
 bool IsIgnoredTensor(std::string_view checkpoint_name);

@@ -1,5 +1,10 @@
 #include "store/checkpoint.h"
 
+#include <algorithm>
+#include <filesystem>
+
+#include "store/gguf.h"
+
 namespace moraine {
 
 const char* SourceTypeName(SourceType type) {
@@ -10,6 +15,10 @@ const char* SourceTypeName(SourceType type) {
       return "F16";
     case SourceType::kBf16:
       return "BF16";
+    case SourceType::kQ4_0:
+      return "Q4_0";
+    case SourceType::kQ8_0:
+      return "Q8_0";
   }
   return "?";
 }
@@ -27,6 +36,33 @@ std::string SourceTensor::ShapeText() const {
     text += std::to_string(shape[i]);
   }
   return text + "]";
+}
+
+Status CheckOverlaps(const std::vector<SourceTensor>& tensors, const std::string& file_name) {
+  std::vector<const SourceTensor*> by_offset;
+  for (const SourceTensor& tensor : tensors) {
+    if (tensor.bytes > 0) by_offset.push_back(&tensor);
+  }
+  std::sort(by_offset.begin(), by_offset.end(),
+            [](const SourceTensor* a, const SourceTensor* b) { return a->offset < b->offset; });
+  for (size_t i = 1; i < by_offset.size(); ++i) {
+    const SourceTensor& before = *by_offset[i - 1];
+    const SourceTensor& after = *by_offset[i];
+    if (before.offset + before.bytes > after.offset) {
+      return Corruption(file_name + ": tensors '" + before.name + "' and '" + after.name +
+                        "' overlap: the first ends at data offset " +
+                        std::to_string(before.offset + before.bytes) + ", the second begins at " +
+                        std::to_string(after.offset));
+    }
+  }
+  return OkStatus();
+}
+
+Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) return OpenSafetensors(path);
+  if (std::filesystem::exists(path, error)) return OpenGguf(path);
+  return NotFound(path + ": no such directory or file");
 }
 
 }  // namespace moraine

@@ -1,6 +1,7 @@
 // Checkpoint: the tensors of a published model, as the importer sees them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -13,14 +14,37 @@
 
 namespace moraine {
 
-enum class SourceType : uint8_t { kF32, kF16, kBf16 };
+// kQ4_0 and kQ8_0: blocks of 32 elements of a row behind one f16 scale d, as ggml defines them.
+//   Q4_0 (18 B)  d, then 16 bytes: byte i has element i in its low nibble and element 16 + i in its
+//                high one; value = (nibble - 8) x d
+//   Q8_0 (34 B)  d, then 32 int8; value = int8 x d
+enum class SourceType : uint8_t { kF32, kF16, kBf16, kQ4_0, kQ8_0 };
 const char* SourceTypeName(SourceType type);
-constexpr uint32_t SourceTypeBytes(SourceType type) { return type == SourceType::kF32 ? 4 : 2; }
+
+// Elements of a row that are stored together, and the bytes they take.
+struct SourceBlock {
+  uint32_t elements = 1, bytes = 0;
+};
+constexpr SourceBlock BlockOf(SourceType type) {
+  switch (type) {
+    case SourceType::kF32: return {1, 4};
+    case SourceType::kF16: return {1, 2};
+    case SourceType::kBf16: return {1, 2};
+    case SourceType::kQ4_0: return {32, 18};
+    case SourceType::kQ8_0: return {32, 34};
+  }
+  return {};
+}
+constexpr bool IsQuantised(SourceType type) { return BlockOf(type).elements > 1; }
+// elements: whole blocks.
+constexpr uint64_t SourceBytes(SourceType type, uint64_t elements) {
+  return elements / BlockOf(type).elements * BlockOf(type).bytes;
+}
 
 struct SourceTensor {
   std::string name;
   SourceType type = SourceType::kBf16;
-  std::vector<uint64_t> shape;
+  std::vector<uint64_t> shape;  // outermost first; a row is what the last dimension counts
   uint32_t file_index = 0;
   uint64_t offset = 0, bytes = 0;  // in its file
 
@@ -33,22 +57,30 @@ class Checkpoint {
  public:
   virtual ~Checkpoint() = default;
   virtual const SourceIdentity& identity() const = 0;
-  // Contents of config.json, tokenizer.json, ... if present.
+  // Contents of config.json, tokenizer.json, ... if present; of a GGUF, kGgufMetadataName only.
   virtual std::optional<std::string> ReadFile(const std::string& name) const = 0;
   virtual const std::vector<SourceTensor>& tensors() const = 0;
   // nullptr if there is none of that name.
   virtual const SourceTensor* Find(const std::string& name) const = 0;
   // The name of a tensor's file, for messages.
   virtual std::string FileOf(const SourceTensor& tensor) const = 0;
-  // Elements [first, first + destination.size()) in row-major order, converted to float32 (exact for
-  // all three types). Short files are kCorruption naming file, offset, expected and found sizes.
+  // Elements [first, first + destination.size()) in row-major order, converted to float32 (exact
+  // for all types); whole blocks. Short files are kCorruption naming file, offset, expected and
+  // found sizes.
   virtual Status ReadFloats(const SourceTensor& tensor, uint64_t first,
                             std::span<float> destination) const = 0;
+  // The same elements as the file has them: SourceBytes of them, for what is carried over as it is.
+  virtual Status ReadBlocks(const SourceTensor& tensor, uint64_t first,
+                            std::span<std::byte> destination) const = 0;
 };
 
-// A directory of safetensors: model.safetensors, or shards with model.safetensors.index.json. Checks
-// every header against its file (length, overlaps, bounds, dtype, shape x dtype == bytes) and that
-// every tensor the index names is where it says. Never allocates more than the file's own size.
+// A directory of safetensors, or a GGUF file (of a split one: its first part).
+Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path);
+
+// A directory of safetensors: model.safetensors, or shards with model.safetensors.index.json.
+// Checks every header against its file (length, overlaps, bounds, dtype, shape x dtype == bytes)
+// and that every tensor the index names is where it says. Never allocates more than the file's own
+// size.
 Result<std::unique_ptr<Checkpoint>> OpenSafetensors(const std::string& directory);
 
 // The header parser alone (also a fuzz target). header: the JSON text; data_bytes: what follows it
@@ -56,5 +88,8 @@ Result<std::unique_ptr<Checkpoint>> OpenSafetensors(const std::string& directory
 Result<std::vector<SourceTensor>> ParseSafetensorsHeader(std::string_view header,
                                                          uint64_t data_bytes,
                                                          const std::string& file_name);
+
+// kCorruption naming two tensors of one file that share bytes.
+Status CheckOverlaps(const std::vector<SourceTensor>& tensors, const std::string& file_name);
 
 }  // namespace moraine

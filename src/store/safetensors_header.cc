@@ -2,7 +2,6 @@
 // Untrusted input: every number is checked before anything is computed from it.
 #include <simdjson.h>
 
-#include <algorithm>
 #include <optional>
 #include <string>
 #include <unordered_set>
@@ -109,33 +108,13 @@ Result<SourceTensor> ParseEntry(std::string_view name, const dom::element& value
   RETURN_IF_ERROR(ParseShape(entry, context, &tensor, &element_count));
   RETURN_IF_ERROR(ParseOffsets(entry, context, data_bytes, &tensor));
   uint64_t expected_bytes = 0;
-  if (__builtin_mul_overflow(element_count, SourceTypeBytes(*type), &expected_bytes) ||
+  if (__builtin_mul_overflow(element_count, BlockOf(*type).bytes, &expected_bytes) ||
       expected_bytes != tensor.bytes) {
     return context.Bad("shape " + tensor.ShapeText() + " of " + SourceTypeName(*type) +
                        " does not fit the " + std::to_string(tensor.bytes) +
                        " bytes of 'data_offsets'");
   }
   return tensor;
-}
-
-Status CheckOverlaps(const std::vector<SourceTensor>& tensors, const std::string& file_name) {
-  std::vector<const SourceTensor*> by_offset;
-  for (const SourceTensor& tensor : tensors) {
-    if (tensor.bytes > 0) by_offset.push_back(&tensor);
-  }
-  std::sort(by_offset.begin(), by_offset.end(),
-            [](const SourceTensor* a, const SourceTensor* b) { return a->offset < b->offset; });
-  for (size_t i = 1; i < by_offset.size(); ++i) {
-    const SourceTensor& before = *by_offset[i - 1];
-    const SourceTensor& after = *by_offset[i];
-    if (before.offset + before.bytes > after.offset) {
-      return Corruption(file_name + ": tensors '" + before.name + "' and '" + after.name +
-                        "' overlap: the first ends at data offset " +
-                        std::to_string(before.offset + before.bytes) + ", the second begins at " +
-                        std::to_string(after.offset));
-    }
-  }
-  return OkStatus();
 }
 
 }  // namespace

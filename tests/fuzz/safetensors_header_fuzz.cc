@@ -18,7 +18,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!tensors.ok()) return 0;
   for (const moraine::SourceTensor& tensor : *tensors) {
     CHECK(tensor.offset <= data_bytes && tensor.bytes <= data_bytes - tensor.offset);
-    CHECK(tensor.element_count() * moraine::SourceTypeBytes(tensor.type) == tensor.bytes);
+    CHECK(moraine::SourceBytes(tensor.type, tensor.element_count()) == tensor.bytes);
   }
   return 0;
 }

@@ -1,0 +1,204 @@
+#include "store/file_checkpoint.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+
+#include "base/bytes.h"
+
+namespace moraine {
+namespace {
+
+// Bytes converted at a time: they stay in the second-level cache between the kernel's copy and the
+// conversion. A multiple of every type's block.
+constexpr size_t kConversionBytes = 34 * 18 * 128;
+// Larger reads tell the kernel the whole range at once, so that it is not fetched in readahead
+// windows of 128 KiB.
+constexpr uint64_t kReadaheadHintBytes = 256 * kKiB;
+// Small models stay cached.
+constexpr uint64_t kDropBehindBytes = 64 * kMiB;
+
+float FromBf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+
+// Exponent and mantissa moved into place and rebiased by one exact multiplication, which also makes
+// subnormals right; infinities and NaNs get the full exponent back.
+float FromF16(uint16_t bits) {
+  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7FFF) << 13;
+  uint32_t result = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1.0p112f);
+  if (magnitude >= 0x0F800000) result |= 0x7F800000;
+  return std::bit_cast<float>(result | static_cast<uint32_t>(bits & 0x8000) << 16);
+}
+
+uint16_t Load16(const std::byte* bytes) {
+  uint16_t bits;
+  std::memcpy(&bits, bytes, sizeof(bits));
+  return bits;
+}
+
+// One block to floats.
+void Decode(SourceType type, const std::byte* block, float* out) {
+  switch (type) {
+    case SourceType::kF32:
+      std::memcpy(out, block, sizeof(float));
+      return;
+    case SourceType::kF16:
+      *out = FromF16(Load16(block));
+      return;
+    case SourceType::kBf16:
+      *out = FromBf16(Load16(block));
+      return;
+    case SourceType::kQ4_0: {
+      const float scale = FromF16(Load16(block));
+      for (int i = 0; i < 16; ++i) {
+        const int pair = static_cast<int>(block[2 + i]);
+        out[i] = static_cast<float>((pair & 0xF) - 8) * scale;
+        out[16 + i] = static_cast<float>((pair >> 4) - 8) * scale;
+      }
+      return;
+    }
+    case SourceType::kQ8_0: {
+      const float scale = FromF16(Load16(block));
+      for (int i = 0; i < 32; ++i) {
+        out[i] = static_cast<float>(static_cast<int8_t>(block[2 + i])) * scale;
+      }
+      return;
+    }
+  }
+}
+
+template <SourceType kType>
+void DecodeAll(std::span<const std::byte> bytes, float* out) {
+  constexpr SourceBlock kBlock = BlockOf(kType);
+  for (size_t at = 0; at < bytes.size(); at += kBlock.bytes, out += kBlock.elements) {
+    Decode(kType, bytes.data() + at, out);
+  }
+}
+
+void Decode(SourceType type, std::span<const std::byte> bytes, float* out) {
+  switch (type) {
+    case SourceType::kF32:
+      return DecodeAll<SourceType::kF32>(bytes, out);
+    case SourceType::kF16:
+      return DecodeAll<SourceType::kF16>(bytes, out);
+    case SourceType::kBf16:
+      return DecodeAll<SourceType::kBf16>(bytes, out);
+    case SourceType::kQ4_0:
+      return DecodeAll<SourceType::kQ4_0>(bytes, out);
+    case SourceType::kQ8_0:
+      return DecodeAll<SourceType::kQ8_0>(bytes, out);
+  }
+}
+
+// Where elements [first, first + count) of a tensor lie; CHECKs that they are whole blocks of it.
+struct ByteRange {
+  uint64_t offset, bytes;
+};
+ByteRange RangeOf(const SourceTensor& tensor, uint64_t first, uint64_t count) {
+  const uint32_t block = BlockOf(tensor.type).elements;
+  CHECK(first % block == 0 && count % block == 0, tensor.name);
+  const ByteRange range = {SourceBytes(tensor.type, first), SourceBytes(tensor.type, count)};
+  CHECK(range.offset + range.bytes <= tensor.bytes, tensor.name);
+  return {tensor.offset + range.offset, range.bytes};
+}
+
+}  // namespace
+
+FileCheckpoint::FileCheckpoint() : fingerprint_(XXH3_createState(), XXH3_freeState) {
+  CHECK(fingerprint_ != nullptr, "out of memory");
+  XXH3_64bits_reset(fingerprint_.get());
+}
+
+const SourceTensor* FileCheckpoint::Find(const std::string& name) const {
+  const auto found = by_name_.find(name);
+  return found == by_name_.end() ? nullptr : &tensors_[found->second];
+}
+
+std::string FileCheckpoint::FileOf(const SourceTensor& tensor) const {
+  return files_[tensor.file_index].file.path();
+}
+
+Status FileCheckpoint::AddFile(std::string name, PosixFile file, std::string_view header,
+                               std::vector<SourceTensor> tensors) {
+  struct stat info;
+  if (fstat(file.fd(), &info) != 0) return IoErrorFromErrno("stat " + file.path(), errno);
+  const std::array<uint64_t, 3> attributes = {static_cast<uint64_t>(info.st_size),
+                                              static_cast<uint64_t>(info.st_mtim.tv_sec),
+                                              static_cast<uint64_t>(info.st_mtim.tv_nsec)};
+  XXH3_64bits_update(fingerprint_.get(), name.c_str(), name.size() + 1);
+  XXH3_64bits_update(fingerprint_.get(), attributes.data(), sizeof(attributes));
+  XXH3_64bits_update(fingerprint_.get(), header.data(), header.size());
+  for (SourceTensor& tensor : tensors) {
+    tensor.file_index = static_cast<uint32_t>(files_.size());
+    const auto [entry, inserted] = by_name_.emplace(tensor.name, tensors_.size());
+    if (!inserted) {
+      return Corruption(file.path() + ": tensor '" + tensor.name + "' is also in " +
+                        FileOf(tensors_[entry->second]));
+    }
+    tensors_.push_back(std::move(tensor));
+  }
+  SourceFile& source = files_.emplace_back();
+  source.name = std::move(name);
+  source.file = std::move(file);
+  return OkStatus();
+}
+
+void FileCheckpoint::Identify(const char* format, const std::string& path) {
+  std::error_code ignored;
+  std::filesystem::path clean = std::filesystem::absolute(path, ignored).lexically_normal();
+  if (!clean.has_filename()) clean = clean.parent_path();  // "models/demo/"
+  identity_.format = format;
+  identity_.description = clean.filename().string();
+  identity_.fingerprint = XXH3_64bits_digest(fingerprint_.get());
+}
+
+void FileCheckpoint::AdviseRead(const SourceFile& file, uint64_t offset, uint64_t bytes) const {
+  if (bytes < kReadaheadHintBytes) return;
+  (void)posix_fadvise(file.file.fd(), static_cast<off_t>(offset), static_cast<off_t>(bytes),
+                      POSIX_FADV_WILLNEED);
+}
+
+void FileCheckpoint::DropBehind(const SourceFile& file, uint64_t bytes) const {
+  // Relaxed: only a counter, nothing is published through it.
+  const uint64_t before = file.read_bytes.fetch_add(bytes, std::memory_order_relaxed);
+  if (before / kDropBehindBytes != (before + bytes) / kDropBehindBytes) file.file.DropCache(0, 0);
+}
+
+Status FileCheckpoint::ReadFloats(const SourceTensor& tensor, uint64_t first,
+                                  std::span<float> destination) const {
+  const ByteRange range = RangeOf(tensor, first, destination.size());
+  const SourceFile& file = files_[tensor.file_index];
+  AdviseRead(file, range.offset, range.bytes);
+  const SourceBlock block = BlockOf(tensor.type);
+  std::array<std::byte, kConversionBytes> chunk;
+  for (uint64_t done = 0; done < range.bytes;) {
+    const std::span<std::byte> bytes(chunk.data(), std::min(chunk.size(), range.bytes - done));
+    const Status status = file.file.ReadAt(range.offset + done, bytes);
+    if (!status.ok()) return status.WithContext("tensor '" + tensor.name + "'");
+    Decode(tensor.type, bytes, destination.data() + done / block.bytes * block.elements);
+    done += bytes.size();
+  }
+  DropBehind(file, range.bytes);
+  return OkStatus();
+}
+
+Status FileCheckpoint::ReadBlocks(const SourceTensor& tensor, uint64_t first,
+                                  std::span<std::byte> destination) const {
+  const uint64_t count =
+      destination.size() / BlockOf(tensor.type).bytes * BlockOf(tensor.type).elements;
+  const ByteRange range = RangeOf(tensor, first, count);
+  CHECK(range.bytes == destination.size(), tensor.name);
+  const SourceFile& file = files_[tensor.file_index];
+  AdviseRead(file, range.offset, range.bytes);
+  const Status status = file.file.ReadAt(range.offset, destination);
+  if (!status.ok()) return status.WithContext("tensor '" + tensor.name + "'");
+  DropBehind(file, range.bytes);
+  return OkStatus();
+}
+
+}  // namespace moraine
