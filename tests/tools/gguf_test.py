@@ -1,6 +1,6 @@
 """A GGUF imported by the moraine command: what the file says is what the store has, to the bit.
 
-Usage: gguf_test.py MORAINE MAKE_GGUF CHECKOUT
+Usage: gguf_test.py MORAINE CHECKOUT MAKE_GGUF
 """
 import json
 import os
@@ -12,17 +12,11 @@ import unittest
 
 import gguf_writer
 from gguf_writer import ARRAY, BF16, F16, F32, Q4_0, Q8_0, STRING, U32
+from moraine_command import DEMO, FAILED, GOLDEN, OK, moraine
 
-MORAINE, MAKE_GGUF, CHECKOUT = (sys.argv.pop(1) for _ in range(3))
-DEMO = os.path.join(CHECKOUT, "models/demo")
-GOLDEN = os.path.join(CHECKOUT, "tests/golden/demo")
+MAKE_GGUF = sys.argv.pop(1)
 PAGE, TILE = 4096, {"q4": 576, "q8": 1088}
 ENCODING = {Q4_0: "q4", Q8_0: "q8"}
-
-
-def run(*command):
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                          timeout=240)
 
 
 def pages(size):
@@ -80,21 +74,21 @@ class GgufTest(unittest.TestCase):
         else:
             path = gguf
         store = self.path("store")
-        result = run(MORAINE, "import", path, store, "--json", "--quiet", *options)
-        self.assertEqual(result.returncode, 0, result.stderr)
+        result = moraine("import", path, store, "--json", "--quiet", *options)
+        self.assertEqual(result.returncode, OK, result.stderr)
         return store, json.loads(result.stdout)
 
     def refused(self, gguf, *words):
         path = self.path("gguf")
         gguf.write(path)
-        result = run(MORAINE, "import", path, self.path("store"), "--quiet")
-        self.assertEqual(result.returncode, 1, result.stderr)
+        result = moraine("import", path, self.path("store"), "--quiet")
+        self.assertEqual(result.returncode, FAILED, result.stderr)
         for word in words:
             self.assertIn(word, result.stderr)
 
     def evaluate(self, store, *options):
-        result = run(MORAINE, "eval", store, "--json", *options)
-        self.assertEqual(result.returncode, 0, result.stderr)
+        result = moraine("eval", store, "--json", *options)
+        self.assertEqual(result.returncode, OK, result.stderr)
         return json.loads(result.stdout)
 
     def packs(self, store):
@@ -136,7 +130,7 @@ class GgufTest(unittest.TestCase):
         store, summary = self.import_file(gguf_writer.gguf_of(self.checkpoint, lambda _: BF16))
         self.assertEqual(summary["notes"], [])
         other = self.path("other")
-        self.assertEqual(run(MORAINE, "import", DEMO, other, "--quiet").returncode, 0)
+        self.assertEqual(moraine("import", DEMO, other, "--quiet").returncode, OK)
         self.assertTrue(self.packs(store) == self.packs(other))
         options = ("--reference", os.path.join(GOLDEN, "reference.json"),
                    "--chat", os.path.join(GOLDEN, "chat_eval.json"))
@@ -153,7 +147,7 @@ class GgufTest(unittest.TestCase):
         self.check_embedding(gguf, store)
         report = self.evaluate(store, "--chat", os.path.join(GOLDEN, "chat_eval.json"))
         self.assertGreaterEqual(report["chat"]["match"], least_right, report)
-        answer = run(MORAINE, "run", store, "What is 247 + 6?", "--temperature", "0", "--json",
+        answer = moraine("run", store, "What is 247 + 6?", "--temperature", "0", "--json",
                      "--quiet", "--ram-budget", "25%")
         self.assertEqual(json.loads(answer.stdout)["text"], "247 + 6 = 253.")
 
@@ -176,8 +170,8 @@ class GgufTest(unittest.TestCase):
         self.check_embedding(gguf, store)
         self.assertIn("experts are q8, exactly the checkpoint's Q4_0", summary["notes"])
         self.assertIn("dense matrices are bf16, made from F16: lossy", summary["notes"])
-        self.assertEqual(run(MORAINE, "verify", store).returncode, 0)
-        self.assertEqual(run(MORAINE, "run", store, "Hi", "--max-tokens", "4").returncode, 0)
+        self.assertEqual(moraine("verify", store).returncode, OK)
+        self.assertEqual(moraine("run", store, "Hi", "--max-tokens", "4").returncode, OK)
 
     def test_a_file_in_parts_is_one_model(self):
         whole = gguf_writer.gguf_of(self.checkpoint, lambda _: Q8_0, layers=1)
@@ -190,8 +184,8 @@ class GgufTest(unittest.TestCase):
             metadata = {**whole.metadata, **split} if i == 0 else split
             gguf_writer.Gguf(metadata, tensors).write(names[i])
         other = self.path("other")
-        result = run(MORAINE, "import", names[0], other, "--quiet")
-        self.assertEqual(result.returncode, 0, result.stderr)
+        result = moraine("import", names[0], other, "--quiet")
+        self.assertEqual(result.returncode, OK, result.stderr)
         self.assertTrue(self.packs(store) == self.packs(other))
 
     def test_what_does_not_fit_is_refused_by_name(self):
@@ -222,24 +216,25 @@ class GgufTest(unittest.TestCase):
         cuts = [0, 3, 4, 23, 24, *range(1000, header, header // 10), header, len(whole) - 1000]
         for cut in cuts:
             pathlib.Path(path).write_bytes(whole[:cut])
-            result = run(MORAINE, "import", path, self.path("store"))
-            self.assertEqual(result.returncode, 1, result.stderr)
+            result = moraine("import", path, self.path("store"))
+            self.assertEqual(result.returncode, FAILED, result.stderr)
             self.assertIn(path, result.stderr)
             self.assertRegex(result.stderr, "ends at byte|but the file has|fit into")
 
     def test_make_gguf_writes_what_imports_and_runs(self):
         path = self.path("gguf")
-        made = run(MAKE_GGUF, path, "--shape", "tiny", "--layers", "3")
-        self.assertEqual(made.returncode, 0, made.stderr)
+        made = subprocess.run([MAKE_GGUF, path, "--shape", "tiny", "--layers", "3"],
+                              capture_output=True, text=True, timeout=120)
+        self.assertEqual(made.returncode, OK, made.stderr)
         store, summary = self.import_file(path)
         self.assertEqual(summary["notes"], ["experts are q4, exactly the checkpoint's Q4_0",
                                             "dense matrices are q4, exactly the checkpoint's Q4_0"])
-        self.assertEqual(run(MORAINE, "verify", store).returncode, 0)
+        self.assertEqual(moraine("verify", store).returncode, OK)
         texts = set()
         for budget in ("100%", "25%"):
-            result = run(MORAINE, "run", store, "Hi", "--raw", "--ignore-eos", "--temperature", "0",
+            result = moraine("run", store, "Hi", "--raw", "--ignore-eos", "--temperature", "0",
                          "--max-tokens", "16", "--ram-budget", budget, "--json", "--quiet")
-            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertEqual(result.returncode, OK, result.stderr)
             texts.add(json.loads(result.stdout)["text"])
         self.assertEqual(len(texts), 1)
 
