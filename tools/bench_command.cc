@@ -8,6 +8,7 @@ void RegisterBenchCommand(CLI::App& app, int* exit_code) {
   bench->require_subcommand(1);
   RegisterBenchMakeStoreCommand(*bench, exit_code);
   RegisterBenchIoCommand(*bench, exit_code);
+  RegisterBenchKernelsCommand(*bench, exit_code);
   RegisterBenchForwardCommands(*bench, exit_code);
 }
 

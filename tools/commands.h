@@ -26,6 +26,7 @@ void RegisterTraceRecordCommand(CLI::App& trace, int* exit_code);
 void RegisterBenchCommand(CLI::App& app, int* exit_code);
 void RegisterBenchForwardCommands(CLI::App& bench, int* exit_code);  // decode and prefill
 void RegisterBenchIoCommand(CLI::App& bench, int* exit_code);
+void RegisterBenchKernelsCommand(CLI::App& bench, int* exit_code);
 void RegisterBenchMakeStoreCommand(CLI::App& bench, int* exit_code);
 
 }  // namespace moraine

@@ -25,7 +25,7 @@ namespace moraine {
 // The ISA a backend was built for. kScalar is the reference for all tests.
 enum class Isa : uint8_t { kScalar, kAvx2, kAvxVnni, kAvx512 };
 const char* IsaName(Isa isa);
-// The best one of this CPU; MORAINE_ISA=scalar|avx2|avx_vnni|avx512 overrides (an ISA the CPU lacks
+// The best one of this CPU; MORAINE_ISA=scalar|avx2|avx_vnni|avx512_vnni overrides (an ISA the CPU lacks
 // is an error naming the missing feature).
 Result<Isa> ChooseIsa(std::string_view override_name = "");
 

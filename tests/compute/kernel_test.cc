@@ -8,6 +8,7 @@
 
 #include "compute/cpu/activations.h"
 #include "compute/cpu/panel.h"
+#include "compute/cpu/peak.h"
 #include "compute_test_support.h"
 
 namespace moraine {
@@ -265,6 +266,25 @@ TEST(LaneKernels, RmsNormRopeAndAdd) {
       kernels.add(sum2.data(), weight.data(), cols);
       ASSERT_TRUE(SameBits(norm, norm2) && SameBits(rope, rope2) && SameBits(sum, sum2))
           << IsaName(isa) << " " << cols;
+    }
+  }
+}
+
+TEST(Peak, ReadsEveryByteAndCountsItsOperations) {
+  Random random(15);
+  AlignedArray<std::byte> bytes(4096);
+  std::vector<uint64_t> words(512);
+  uint64_t expected = 0;
+  for (uint64_t& word : words) expected ^= word = random.Next();
+  std::memcpy(bytes.data(), words.data(), 4096);
+  EXPECT_EQ(ReadBytes(bytes.data(), 4096), expected);
+  for (const Isa isa : SupportedIsas()) {
+    if (isa == Isa::kScalar) continue;
+    for (const PeakWork work : {PeakWork::kInt8Dot, PeakWork::kFloatFma}) {
+      const double once = RunPeakLoop(isa, work, 1);
+      // A chain step is at least 8 multiplications and 8 additions.
+      EXPECT_GE(once, 16) << IsaName(isa);
+      EXPECT_EQ(RunPeakLoop(isa, work, 3), 3 * once) << IsaName(isa);
     }
   }
 }

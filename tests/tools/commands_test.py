@@ -97,6 +97,19 @@ class CommandsTest(CommandTestCase):
         stats = self.expect(OK, [], "stats", "--store", self.store)
         self.assertIn("% of the drive's measured", stats.stdout)
 
+    def test_bench_kernels_prints_a_line_for_every_case(self):
+        self.expect(USAGE, ["--isa"], "bench", "kernels", "--isa", "mmx")
+        result = self.expect(OK, [], "bench", "kernels", "--json", "--gib", "0.0625", "--threads", "2",
+                             "--repetitions", "1", "--encoding", "q4", "--tokens", "1", "128",
+                             "--matrix", "experts", "--isa", "avx2")
+        barrier, gemv, gemm = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertEqual((barrier["bench"], barrier["threads"]), ("barrier", 2))
+        common = ["bench", "encoding", "isa", "threads"]
+        self.assertEqual(list(gemv)[:7], common + ["gb_per_s", "peak_gb_per_s", "fraction"])
+        self.assertEqual(list(gemm)[:7], common + ["tops", "peak_tops", "fraction"])
+        self.assertEqual([gemv[key] for key in common], ["gemv", "q4", "avx2", 2])
+        self.assertAlmostEqual(gemm["fraction"], gemm["tops"] / gemm["peak_tops"], delta=0.02)
+
     def test_doctor_looks_at_a_store_or_a_directory_and_leaves_nothing_behind(self):
         result = moraine("doctor", self.store, "--json", "--seconds", "0.3")
         diagnosis = json.loads(result.stdout)

@@ -41,7 +41,7 @@ const char* IsaName(Isa isa) {
     case Isa::kScalar: return "scalar";
     case Isa::kAvx2: return "avx2";
     case Isa::kAvxVnni: return "avx_vnni";
-    case Isa::kAvx512: return "avx512";
+    case Isa::kAvx512: return "avx512_vnni";
   }
   return "unknown";
 }
@@ -71,7 +71,7 @@ Result<Isa> ChooseIsa(std::string_view override_name) {
                        ", which this CPU does not have");
   }
   return InvalidArgument("unknown ISA \"" + std::string(name) +
-                         "\": expected scalar, avx2, avx_vnni or avx512");
+                         "\": expected scalar, avx2, avx_vnni or avx512_vnni");
 }
 
 const KernelTable& KernelsOf(Isa isa) {

@@ -26,7 +26,7 @@ static constexpr uint32_t AttentionStateStride(uint32_t head_dim) {
 
 // Decode streams weights once, and the hardware's prefetcher stops at every 4 KiB page: kernels of
 // one token prefetch this far ahead, across tiles and panels (a prefetch past the end is ignored).
-// Measured (compute_bench --only gemv): 77-87 % of the streaming bandwidth without, 90-99 % with.
+// Measured (moraine bench kernels): 77-87 % of the streaming bandwidth without, 90-99 % with.
 inline constexpr uint32_t kPrefetchBytes = 4096;
 
 // One panel (16 rows) of a matrix times some tokens.

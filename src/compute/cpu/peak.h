@@ -1,0 +1,28 @@
+// What this machine can do at most, measured: the denominators of every figure that
+// `moraine bench kernels` prints.
+//
+// Not data sheets: a virtual machine's share of the memory, and the clock under wide instructions,
+// are known only by trying, in the same seconds as the kernel.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "compute/cpu_backend.h"
+
+namespace moraine {
+
+// Reads every byte once; bytes is a multiple of 256. Four streams a quarter apart, each prefetched
+// 2 KiB ahead: one stream without prefetch reads 13 % less (the hardware's prefetcher stops at every
+// 4 KiB), one with it 8 % less. Returns the xor of all 8-byte words, so that no load can be dropped.
+uint64_t ReadBytes(const std::byte* data, size_t bytes);
+
+enum class PeakWork : uint8_t {
+  kInt8Dot,   // q4 and q8: vpdpbusd; for plain AVX2 the three instructions that stand for one
+  kFloatFma,  // bf16 and f32
+};
+// Independent chains in registers, nothing loaded. Returns the operations done (an addition and a
+// multiplication are two); about 1 ms for 20000 iterations.
+double RunPeakLoop(Isa isa, PeakWork work, uint32_t iterations);
+
+}  // namespace moraine
