@@ -51,8 +51,9 @@ class CpuBackend::Impl {
       for (const MatMulTarget& target : targets) {
         const uint32_t end = first + PanelCount(target.w.rows);
         const uint32_t panel_end = std::min(part.panel_end, end);
-        for (uint32_t p = std::max(part.panel_begin, first); p < panel_end; ++p) {
-          RunPanel(target, p - first, part.token_begin, part.token_end);
+        for (uint32_t p = std::max(part.panel_begin, first); p < panel_end; p += kMaxPanels) {
+          RunPanels(target, p - first, std::min(kMaxPanels, panel_end - p), part.token_begin,
+                    part.token_end);
         }
         first = end;
       }
@@ -85,12 +86,12 @@ class CpuBackend::Impl {
   AttentionRunner attention_;
 
  private:
-  void RunPanel(const MatMulTarget& target, uint32_t panel, uint32_t token_begin,
-                uint32_t token_end) {
-    PanelArguments arguments = ArgumentsForPanel(target.w, panel);
+  void RunPanels(const MatMulTarget& target, uint32_t panel, uint32_t count, uint32_t token_begin,
+                 uint32_t token_end) {
+    float* y = target.y + token_begin * target.y_stride + panel * kTileRows;
+    PanelArguments arguments = ArgumentsForPanels(target.w, panel, count, y);
     dense_input_.FillArguments(token_begin, &arguments);
     arguments.token_count = token_end - token_begin;
-    arguments.y = target.y + token_begin * target.y_stride + panel * kTileRows;
     arguments.y_stride = target.y_stride;
     PanelKernel(kernels_, target.w.encoding)(arguments);
   }

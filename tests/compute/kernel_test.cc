@@ -26,12 +26,12 @@ std::vector<float> Multiply(const KernelTable& kernels, const MatrixView& w,
   const bool codes = IsQuantised(w.encoding);
   activations.Prepare(kernels, pool, x.data(), w.cols, x_rows, w.cols, !codes, codes);
   std::vector<float> y(size_t{tokens} * w.rows, 12345.0f);
-  for (uint32_t p = 0; p < PanelCount(w.rows); ++p) {
-    PanelArguments arguments = ArgumentsForPanel(w, p);
+  for (uint32_t p = 0; p < PanelCount(w.rows); p += kMaxPanels) {
+    PanelArguments arguments = ArgumentsForPanels(
+        w, p, std::min(kMaxPanels, PanelCount(w.rows) - p), y.data() + p * kTileRows);
     activations.FillArguments(0, &arguments);
     arguments.token_rows = token_rows;
     arguments.token_count = tokens;
-    arguments.y = y.data() + p * kTileRows;
     arguments.y_stride = w.rows;
     PanelKernel(kernels, w.encoding)(arguments);
   }
@@ -42,13 +42,12 @@ std::vector<float> Multiply(const KernelTable& kernels, const MatrixView& w,
 std::vector<float> QuantisedActivations(const std::vector<float>& x, uint32_t cols) {
   const uint32_t padded = TileCount(cols) * kTileCols;
   std::vector<int8_t> q(padded);
-  std::vector<float> scales(padded / 32), out(x.size());
-  std::vector<int32_t> sums(padded / 32);
+  std::vector<ActivationGroup> groups(padded / 32);
+  std::vector<float> out(x.size());
   for (size_t row = 0; row * cols < x.size(); ++row) {
-    kScalarKernels.quantise(x.data() + row * cols, cols, padded, q.data(), scales.data(),
-                            sums.data());
+    kScalarKernels.quantise(x.data() + row * cols, cols, padded, q.data(), groups.data());
     for (uint32_t c = 0; c < cols; ++c) {
-      out[row * cols + c] = static_cast<float>(q[c]) * scales[c / 32];
+      out[row * cols + c] = static_cast<float>(q[c]) * groups[c / 32].scale;
     }
   }
   return out;
@@ -96,9 +95,11 @@ TEST(PanelKernels, EveryIsaGivesTheScalarBits) {
   const uint64_t seed = 12;
   Random random(seed);
   for (int round = 0; round < 80; ++round) {
-    const uint32_t rows = 1 + static_cast<uint32_t>(random.Below(50));
-    const uint32_t cols = 1 + static_cast<uint32_t>(random.Below(200));
-    const uint32_t tokens = 1 + static_cast<uint32_t>(random.Below(21));
+    // Every eighth has rows long enough for several stretches, and more tokens than a block.
+    const bool large = round % 8 == 7;
+    const uint32_t rows = 1 + static_cast<uint32_t>(random.Below(large ? 120 : 50));
+    const uint32_t cols = 1 + static_cast<uint32_t>(random.Below(large ? 1800 : 200));
+    const uint32_t tokens = 1 + static_cast<uint32_t>(random.Below(large ? 40 : 21));
     const std::vector<float> values = RandomFloats(random, size_t{rows} * cols, 0.05f);
     const std::vector<float> x = RandomFloats(random, size_t{tokens} * cols, 2.0f);
     std::vector<uint32_t> token_rows(tokens);
@@ -141,12 +142,14 @@ TEST(PanelKernels, ExtremeCodesAreExact) {
       }
       const std::vector<float> weights = w.Decoded();
       for (const float sign : {1.0f, -1.0f}) {
-        const std::vector<float> x(cols, 127.0f * sign);
+        const std::vector<float> x(17 * cols, 127.0f * sign);
         double expected = 0;
         for (uint32_t c = 0; c < cols; ++c) expected += double{weights[c]} * x[c];
         for (const Isa isa : SupportedIsas()) {
-          for (const float y : Multiply(KernelsOf(isa), w.view, x, 1)) {
-            ASSERT_EQ(y, expected) << IsaName(isa) << " " << EncodingName(encoding) << pattern;
+          for (const uint32_t tokens : {1u, 2u, 4u, 17u}) {
+            for (const float y : Multiply(KernelsOf(isa), w.view, x, tokens)) {
+              ASSERT_EQ(y, expected) << IsaName(isa) << " " << EncodingName(encoding) << pattern;
+            }
           }
         }
       }
@@ -180,26 +183,26 @@ TEST(LaneKernels, QuantiseRoundsToNearest) {
     const uint32_t padded = TileCount(cols) * kTileCols;
     const std::vector<float> x = RandomFloats(random, cols, 3.0f);
     std::vector<int8_t> expected_q(padded), q(padded);
-    std::vector<float> expected_scales(padded / 32), scales(padded / 32);
-    std::vector<int32_t> expected_sums(padded / 32), sums(padded / 32);
-    kScalarKernels.quantise(x.data(), cols, padded, expected_q.data(), expected_scales.data(),
-                            expected_sums.data());
+    std::vector<ActivationGroup> expected_groups(padded / 32), groups(padded / 32);
+    kScalarKernels.quantise(x.data(), cols, padded, expected_q.data(),
+                            expected_groups.data());
     for (uint32_t c = 0; c < padded; ++c) {
       // Half a step and the rounding of 127/max, x * that and scale * code: 3 eps of the value.
       const double value = c < cols ? x[c] : 0;
-      ASSERT_NEAR(expected_q[c] * double{expected_scales[c / 32]}, value,
-                  expected_scales[c / 32] * (0.5 + 127 * 4 * kEpsilon));
+      ASSERT_NEAR(expected_q[c] * double{expected_groups[c / 32].scale}, value,
+                  expected_groups[c / 32].scale * (0.5 + 127 * 4 * kEpsilon));
     }
     for (uint32_t g = 0; g < padded / 32; ++g) {
       int32_t sum = 0;
       for (uint32_t i = 0; i < 32; ++i) sum += expected_q[g * 32 + i];
-      ASSERT_EQ(expected_sums[g], sum);
+      ASSERT_EQ(expected_groups[g].offset, -8 * sum);
     }
     for (const Isa isa : SupportedIsas()) {
-      KernelsOf(isa).quantise(x.data(), cols, padded, q.data(), scales.data(), sums.data());
+      KernelsOf(isa).quantise(x.data(), cols, padded, q.data(), groups.data());
       ASSERT_EQ(q, expected_q) << IsaName(isa);
-      ASSERT_TRUE(SameBits(scales, expected_scales)) << IsaName(isa);
-      ASSERT_EQ(sums, expected_sums) << IsaName(isa);
+      ASSERT_EQ(std::memcmp(groups.data(), expected_groups.data(), sizeof(groups[0]) * groups.size()),
+                0)
+          << IsaName(isa);
     }
   }
 }

@@ -36,7 +36,7 @@ void Activations::Prepare(const KernelTable& kernels, ThreadPool& pool, const fl
   const auto prepare_row = [&](uint32_t row, uint32_t) {
     const float* source = x + row * x_stride;
     if (want_codes) {
-      kernels.quantise(source, cols, padded_cols_, codes(row), scales(row), sums(row));
+      kernels.quantise(source, cols, padded_cols_, codes(row), groups(row));
     }
     if (pad) {
       std::memcpy(floats(row), source, cols * sizeof(float));
@@ -54,9 +54,8 @@ void Activations::FillArguments(size_t first_row, PanelArguments* arguments) {
   arguments->x = x_ + first_row * x_stride_;
   arguments->x_stride = x_stride_;
   arguments->q = codes(first_row);
-  arguments->q_stride = padded_cols_;
-  arguments->scales = scales(first_row);
-  arguments->sums = sums(first_row);
+  arguments->q_stride = padded_cols_ + kRowGap;
+  arguments->groups = groups(first_row);
   arguments->group_stride = padded_cols_ / kGroupCols;
 }
 

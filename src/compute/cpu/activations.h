@@ -15,15 +15,14 @@ inline bool IsQuantised(Encoding encoding) {
 }
 
 // Rows of activations: floats padded to whole tiles (borrowed from the caller when they need no
-// padding) and, for quantised weights, int8 codes with a scale and a sum for every 32.
+// padding) and, for quantised weights, int8 codes with a scale and an offset for every 32.
 class Activations {
  public:
   Activations(uint32_t max_rows, uint32_t max_cols)
       : max_rows_(max_rows),
         max_padded_cols_(TileCount(max_cols) * kTileCols),
-        q_(size_t{max_rows} * max_padded_cols_),
-        scales_(size_t{max_rows} * max_padded_cols_ / kGroupCols),
-        sums_(size_t{max_rows} * max_padded_cols_ / kGroupCols),
+        q_(size_t{max_rows} * (max_padded_cols_ + kRowGap)),
+        groups_(size_t{max_rows} * max_padded_cols_ / kGroupCols),
         padded_(size_t{max_rows} * max_padded_cols_) {}
 
   // Takes `rows` rows of x over. Borrows x if floats are wanted and cols is a multiple of 64.
@@ -36,21 +35,25 @@ class Activations {
   uint32_t cols() const { return cols_; }
   uint32_t padded_cols() const { return padded_cols_; }
   float* floats(size_t row) { return padded_.data() + row * padded_cols_; }
-  int8_t* codes(size_t row) { return q_.data() + row * padded_cols_; }
-  float* scales(size_t row) { return scales_.data() + row * (padded_cols_ / kGroupCols); }
-  int32_t* sums(size_t row) { return sums_.data() + row * (padded_cols_ / kGroupCols); }
+  int8_t* codes(size_t row) { return q_.data() + row * (padded_cols_ + kRowGap); }
+  ActivationGroup* groups(size_t row) {
+    return groups_.data() + row * (padded_cols_ / kGroupCols);
+  }
 
   // The activation fields of a panel call, from row first_row on.
   void FillArguments(size_t first_row, PanelArguments* arguments);
 
  private:
+  // Between rows of codes: at a distance of a power of two the same columns of all tokens would share
+  // a few sets of L1 and evict the weights that lie there.
+  static constexpr uint32_t kRowGap = 64;
+
   const uint32_t max_rows_, max_padded_cols_;
   uint32_t rows_ = 0, cols_ = 0, padded_cols_ = 0;
   const float* x_ = nullptr;
   size_t x_stride_ = 0;
   AlignedArray<int8_t> q_;
-  AlignedArray<float> scales_;
-  AlignedArray<int32_t> sums_;
+  AlignedArray<ActivationGroup> groups_;
   AlignedArray<float> padded_;
 };
 

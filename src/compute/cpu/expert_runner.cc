@@ -12,9 +12,9 @@ namespace {
 // Intermediate rows that fit at once even for a backend of one token: decode with up to 64 experts
 // a token (the largest top-k in use is 12) is one wave.
 constexpr uint32_t kMinRows = 64;
-// Tokens that one pass of gate and up handles: their 32 intermediates, twice, are 16 KiB, which
-// leave L1 room for a tile and the activations.
-constexpr uint32_t kTokenChunk = 64;
+// Tokens that one pass of gate and up handles: whole blocks of 2, 3, 4 and 7 tokens, whose kernels
+// are the fastest, and few enough that their intermediates (21 KiB) stay beside a stretch in L2.
+constexpr uint32_t kTokenChunk = 84;
 constexpr uint32_t kPairRows = 2 * kTileRows;
 static_assert(kPairRows == kGroupCols, "a unit of gate and up fills whole groups of down's input");
 constexpr size_t kThreadScratchFloats = 2 * kTokenChunk * kPairRows;
@@ -23,6 +23,19 @@ constexpr uint32_t kUnitsPerThread = 16;
 
 uint32_t PairCount(const ExpertTask& task) {
   return TileCount(task.weights.down.cols) * (kTileCols / kPairRows);
+}
+
+// The panels of gate and up whose rows are intermediates 32 * pair .. + 31, as far as they exist.
+PanelArguments ArgumentsForPair(const ExpertView& w, uint32_t pair, float* gate, float* up) {
+  const uint32_t first = 2 * pair, panels = PanelCount(w.gate.rows);
+  const uint32_t count = first < panels ? std::min(2u, panels - first) : 0;
+  PanelArguments arguments = ArgumentsForPanels(w.gate, first, count, gate);
+  const PanelArguments more = ArgumentsForPanels(w.up, first, count, up);
+  std::copy(more.panels, more.panels + count, arguments.panels + count);
+  arguments.panel_count = 2 * count;
+  // Padding rows are zeros, which is what `down` needs in its padding columns.
+  for (Panel& panel : arguments.panels) panel.row_count = kTileRows;
+  return arguments;
 }
 
 uint32_t CeilDivide(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
@@ -116,24 +129,17 @@ void ExpertRunner::RunPair(const Place& place, uint32_t pair, uint32_t thread) {
   const PanelFunction kernel = PanelKernel(kernels_, task.weights.gate.encoding);
   for (uint32_t begin = 0; begin < task.token_count; begin += kTokenChunk) {
     const uint32_t count = std::min(kTokenChunk, task.token_count - begin);
-    for (uint32_t half = 0; half < 2; ++half) {
-      const uint32_t panel = 2 * pair + half;
-      for (const auto& [w, y] : {std::pair{&task.weights.gate, gate}, {&task.weights.up, up}}) {
-        if (panel >= PanelCount(w->rows)) {  // columns that only pad `down`'s last tile
-          for (uint32_t t = 0; t < count; ++t) {
-            std::memset(y + t * kPairRows + half * kTileRows, 0, kTileRows * sizeof(float));
-          }
-          continue;
-        }
-        PanelArguments arguments = ArgumentsForPanel(*w, panel);
-        input_.FillArguments(0, &arguments);
-        arguments.row_count = kTileRows;  // padding rows are zeros, which is what `down` needs
-        arguments.token_rows = task.token_rows + begin;
-        arguments.token_count = count;
-        arguments.y = y + half * kTileRows;
-        arguments.y_stride = kPairRows;
-        kernel(arguments);
-      }
+    PanelArguments arguments = ArgumentsForPair(task.weights, pair, gate, up);
+    if (arguments.panel_count < kMaxPanels) {  // columns that only pad `down`'s last tile
+      std::memset(gate, 0, count * kPairRows * sizeof(float));
+      std::memset(up, 0, count * kPairRows * sizeof(float));
+    }
+    if (arguments.panel_count > 0) {
+      input_.FillArguments(0, &arguments);
+      arguments.token_rows = task.token_rows + begin;
+      arguments.token_count = count;
+      arguments.y_stride = kPairRows;
+      kernel(arguments);
     }
     kernels_.silu_mul(gate, up, size_t{count} * kPairRows, gate);
     const bool codes = IsQuantised(task.weights.down.encoding);
@@ -142,7 +148,7 @@ void ExpertRunner::RunPair(const Place& place, uint32_t pair, uint32_t thread) {
       const float* values = gate + t * kPairRows;
       if (codes) {
         kernels_.quantise(values, kPairRows, kPairRows, intermediate_.codes(row) + pair * kPairRows,
-                          intermediate_.scales(row) + pair, intermediate_.sums(row) + pair);
+                          intermediate_.groups(row) + pair);
       } else {
         std::memcpy(intermediate_.floats(row) + pair * kPairRows, values,
                     kPairRows * sizeof(float));
@@ -161,11 +167,11 @@ void ExpertRunner::RunDownUnit(uint32_t unit) {
   const MatrixView& w = task.weights.down;
   const uint32_t begin = (unit - place.first_down_unit) * down_.per_unit;
   const uint32_t end = std::min(begin + down_.per_unit, PanelCount(w.rows));
-  for (uint32_t panel = begin; panel < end; ++panel) {
-    PanelArguments arguments = ArgumentsForPanel(w, panel);
+  for (uint32_t panel = begin; panel < end; panel += kMaxPanels) {
+    PanelArguments arguments = ArgumentsForPanels(w, panel, std::min(kMaxPanels, end - panel),
+                                                  task.output + panel * kTileRows);
     intermediate_.FillArguments(place.first_row, &arguments);
     arguments.token_count = task.token_count;
-    arguments.y = task.output + panel * kTileRows;
     arguments.y_stride = w.rows;
     PanelKernel(kernels_, w.encoding)(arguments);
   }

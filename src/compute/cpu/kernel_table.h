@@ -29,22 +29,38 @@ static constexpr uint32_t AttentionStateStride(uint32_t head_dim) {
 // Measured (moraine bench kernels): 77-87 % of the streaming bandwidth without, 90-99 % with.
 inline constexpr uint32_t kPrefetchBytes = 4096;
 
-// One panel (16 rows) of a matrix times some tokens.
-struct PanelArguments {
+// Up to four panels (16 rows each) of one encoding times some tokens. Several at once, because an
+// activation that has been loaded is used for each, because memory delivers more to several streams
+// than to one, and because their sums are independent chains.
+inline constexpr uint32_t kMaxPanels = 4;
+struct Panel {
   const uint8_t* tiles = nullptr;
+  uint32_t row_count = 0;  // rows to store, 1 to 16
+  float* y = nullptr;      // y[token * y_stride + row]
+};
+// 32 activations in int8: value = code * scale.
+struct ActivationGroup {
+  float scale;
+  // -8 times the sum of the codes: takes off the 8 that makes a nibble unsigned and, 16 times, the
+  // 128 that makes an int8 unsigned.
+  int32_t offset;
+};
+struct PanelArguments {
+  Panel panels[kMaxPanels];
+  uint32_t panel_count = 0;
   size_t tile_stride = 0;
   uint32_t tile_count = 0;
-  uint32_t row_count = 0;                // rows to store, 1 to 16
+  // Bytes from a panel to the one whose turn comes next in its place: what a kernel of few tokens
+  // prefetches when it nears the end.
+  size_t next_panel = 0;
   const uint32_t* token_rows = nullptr;  // activation row of each token; null: 0, 1, 2, ...
   uint32_t token_count = 0;
   const float* x = nullptr;  // f32 and bf16 weights: activations, x_stride floats a row,
   size_t x_stride = 0;       // tile_count * 64 of them readable
-  const int8_t* q = nullptr;  // q8 and q4 weights: activations in int8, q_stride bytes a row,
-  size_t q_stride = 0;        // with a scale and a sum of codes for every 32 of them
-  const float* scales = nullptr;
-  const int32_t* sums = nullptr;
-  size_t group_stride = 0;  // entries of scales and sums a row
-  float* y = nullptr;       // y[token * y_stride + row]
+  const int8_t* q = nullptr;  // q8 and q4 weights: activations in int8, q_stride bytes a row
+  size_t q_stride = 0;
+  const ActivationGroup* groups = nullptr;
+  size_t group_stride = 0;  // groups a row
   size_t y_stride = 0;
 };
 using PanelFunction = void (*)(const PanelArguments& arguments);
@@ -85,8 +101,8 @@ struct KernelTable {
   PanelFunction panel_f32, panel_bf16, panel_q8, panel_q4;
   // One row to int8 in groups of 32, scale = max|x| / 127. Writes padded_cols (a multiple of 64)
   // codes. A group with a NaN or an infinity gets codes 0 and scale NaN, so that the result is NaN.
-  void (*quantise)(const float* x, uint32_t cols, uint32_t padded_cols, int8_t* q, float* scales,
-                   int32_t* sums);
+  void (*quantise)(const float* x, uint32_t cols, uint32_t padded_cols, int8_t* q,
+                   ActivationGroup* groups);
   void (*rms_norm)(const float* x, const float* weight, float epsilon, uint32_t cols, float* out);
   void (*rope)(float* head, uint32_t half, const float* cos, const float* sin);
   void (*add)(float* x, const float* y, size_t count);

@@ -104,17 +104,19 @@ inline size_t ActivationRow(const PanelArguments& a, uint32_t token) {
   return a.token_rows != nullptr ? a.token_rows[token] : token;
 }
 
-inline void StoreRows(const PanelArguments& a, uint32_t token, __m256 low, __m256 high) {
-  float* y = a.y + token * a.y_stride;
-  if (a.row_count == 16) {
-    Lanes256::store(y, {low, high});
+inline void StoreRows(const Panel& panel, size_t offset, __m256 low, __m256 high) {
+  if (panel.row_count == 16) {
+    Lanes256::store(panel.y + offset, {low, high});
   } else {
-    Lanes256::store_n(y, {low, high}, a.row_count);
+    Lanes256::store_n(panel.y + offset, {low, high}, panel.row_count);
   }
 }
 
 inline __m256i LoadWords(const uint8_t* p) {
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline void StoreWords(uint8_t* p, __m256i words) {
+  _mm256_store_si256(reinterpret_cast<__m256i*>(p), words);
 }
 inline __m256i Broadcast4(const int8_t* p) {
   int32_t word;
@@ -122,11 +124,36 @@ inline __m256i Broadcast4(const int8_t* p) {
   return _mm256_set1_epi32(word);
 }
 
+// The panels whose turn comes after those of a block, in their places.
+template <int P>
+struct NextPanels {
+  NextPanels(const PanelArguments& a, uint32_t panel) {
+#pragma GCC unroll 4
+    for (uint32_t p = 0; p < P; ++p) {
+      const uint32_t next = panel + P + p;
+      const bool wraps = next >= a.panel_count;
+      tiles[p] = a.panels[(wraps ? next - a.panel_count : next) % kMaxPanels].tiles +
+                 (wraps ? a.next_panel : 0);
+    }
+  }
+  const uint8_t* tiles[P];
+};
+
+// Where the weights lie that are wanted kPrefetchBytes from now: further along this panel or, near
+// its end, in the next. (A prefetch of nothing is ignored.)
+template <uint32_t kTileBytes>
+inline const uint8_t* Ahead(const PanelArguments& a, const uint8_t* tiles, const uint8_t* next,
+                     uint32_t tile) {
+  constexpr uint32_t kAhead = (kPrefetchBytes + kTileBytes - 1) / kTileBytes;
+  const uint32_t ahead = tile + kAhead;
+  return ahead < a.tile_count ? tiles + ahead * a.tile_stride
+                              : next + (ahead - a.tile_count) * a.tile_stride;
+}
 template <uint32_t kBytes>
-inline void PrefetchAfter(const uint8_t* data) {
-#pragma GCC unroll 32
+inline void Prefetch(const uint8_t* p) {
+#pragma GCC unroll 16
   for (uint32_t i = 0; i < kBytes; i += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(data) + kPrefetchBytes + i, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(p) + i, _MM_HINT_T0);
   }
 }
 
@@ -151,91 +178,231 @@ struct Bf16Columns {
   }
 };
 
-// T tokens at a time: 2 x 2 x T accumulators, 2 is what 16 registers hold.
-template <class Columns, int T>
-void FloatTokens(const PanelArguments& a, uint32_t token) {
+// P panels x T tokens: 4 P T accumulators, of which 16 registers hold 8.
+template <class Columns, int P, int T>
+void FloatBlock(const PanelArguments& a, uint32_t panel, uint32_t token) {
+  const Panel* panels = a.panels + panel;
+  const NextPanels<P> next(a, panel);
   const float* x[T];
-  __m256 even[2][T], odd[2][T];
+  __m256 even[P][2][T], odd[P][2][T];
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
     x[t] = a.x + ActivationRow(a, token + t) * a.x_stride;
-    even[0][t] = even[1][t] = odd[0][t] = odd[1][t] = _mm256_setzero_ps();
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      even[p][0][t] = even[p][1][t] = odd[p][0][t] = odd[p][1][t] = _mm256_setzero_ps();
+    }
   }
   for (uint32_t tile = 0; tile < a.tile_count; ++tile) {
-    const uint8_t* data = a.tiles + tile * a.tile_stride;
-    if constexpr (T == 1) PrefetchAfter<32 * Columns::kBytes>(data);
-    for (uint32_t c = 0; c < 64; c += 2, data += Columns::kBytes) {
-      const ColumnPair w0 = Columns::Load(data, 0), w1 = Columns::Load(data, 1);
+    const uint8_t *data[P], *ahead[P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      data[p] = panels[p].tiles + tile * a.tile_stride;
+      ahead[p] = Ahead<32 * Columns::kBytes>(a, panels[p].tiles, next.tiles[p], tile);
+    }
+    for (uint32_t c = 0; c < 64; c += 2) {
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        const uint8_t* words = data[p] + c / 2 * Columns::kBytes;
+        if constexpr (T <= 2) Prefetch<Columns::kBytes>(ahead[p] + c / 2 * Columns::kBytes);
+        const ColumnPair w0 = Columns::Load(words, 0), w1 = Columns::Load(words, 1);
 #pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        const __m256 x_even = _mm256_broadcast_ss(x[t] + tile * 64 + c);
-        const __m256 x_odd = _mm256_broadcast_ss(x[t] + tile * 64 + c + 1);
-        even[0][t] = _mm256_fmadd_ps(w0.even, x_even, even[0][t]);
-        even[1][t] = _mm256_fmadd_ps(w1.even, x_even, even[1][t]);
-        odd[0][t] = _mm256_fmadd_ps(w0.odd, x_odd, odd[0][t]);
-        odd[1][t] = _mm256_fmadd_ps(w1.odd, x_odd, odd[1][t]);
+        for (int t = 0; t < T; ++t) {
+          const __m256 x_even = _mm256_broadcast_ss(x[t] + tile * 64 + c);
+          const __m256 x_odd = _mm256_broadcast_ss(x[t] + tile * 64 + c + 1);
+          even[p][0][t] = _mm256_fmadd_ps(w0.even, x_even, even[p][0][t]);
+          even[p][1][t] = _mm256_fmadd_ps(w1.even, x_even, even[p][1][t]);
+          odd[p][0][t] = _mm256_fmadd_ps(w0.odd, x_odd, odd[p][0][t]);
+          odd[p][1][t] = _mm256_fmadd_ps(w1.odd, x_odd, odd[p][1][t]);
+        }
       }
     }
   }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) {
-    StoreRows(a, token + t, _mm256_add_ps(even[0][t], odd[0][t]),
-              _mm256_add_ps(even[1][t], odd[1][t]));
+    for (int t = 0; t < T; ++t) {
+      StoreRows(panels[p], (token + t) * a.y_stride, _mm256_add_ps(even[p][0][t], odd[p][0][t]),
+                _mm256_add_ps(even[p][1][t], odd[p][1][t]));
+    }
   }
 }
 
 template <class Columns>
 void PanelFloat(const PanelArguments& a) {
   uint32_t token = 0;
-  for (; token + 2 <= a.token_count; token += 2) FloatTokens<Columns, 2>(a, token);
-  if (token < a.token_count) FloatTokens<Columns, 1>(a, token);
+  for (; token + 2 <= a.token_count; token += 2) {
+    for (uint32_t p = 0; p < a.panel_count; ++p) FloatBlock<Columns, 1, 2>(a, p, token);
+  }
+  if (token == a.token_count) return;
+  uint32_t panel = 0;
+  for (; panel + 2 <= a.panel_count; panel += 2) FloatBlock<Columns, 2, 1>(a, panel, token);
+  if (panel < a.panel_count) FloatBlock<Columns, 1, 1>(a, panel, token);
 }
 
-// Dot::Run gives the exact integer dot products of 8 rows and one group of 32 columns.
-template <class Dot, int T>
-void QuantisedTokens(const PanelArguments& a, uint32_t token) {
-  const int8_t* q[T];
-  const float* scales[T];
-  const int32_t* sums[T];
-  __m256 total[2][T];
+// What T tokens bring to one group after the other.
+template <int T>
+struct Tokens {
+  Tokens(const PanelArguments& a, uint32_t token) {
 #pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) {
-    const size_t row = ActivationRow(a, token + t);
-    q[t] = a.q + row * a.q_stride;
-    scales[t] = a.scales + row * a.group_stride;
-    sums[t] = a.sums + row * a.group_stride;
-    total[0][t] = total[1][t] = _mm256_setzero_ps();
+    for (int t = 0; t < T; ++t) {
+      const size_t row = ActivationRow(a, token + t);
+      q[t] = a.q + row * a.q_stride;
+      groups[t] = a.groups + row * a.group_stride;
+    }
+  }
+  const int8_t* q[T];
+  const ActivationGroup* groups[T];
+};
+
+inline __m256 LoadScales(const uint8_t* p) {
+  return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+// Few tokens: weights go from memory through registers once. Code::Dots gives the exact integer dot
+// products of 8 rows and one group of 32 columns.
+template <class Code, int P, int T>
+void DirectBlock(const PanelArguments& a, uint32_t panel, uint32_t token) {
+  const Panel* panels = a.panels + panel;
+  const NextPanels<P> next(a, panel);
+  const Tokens<T> x(a, token);
+  __m256 total[P][2][T];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) total[p][0][t] = total[p][1][t] = _mm256_setzero_ps();
   }
   for (uint32_t tile = 0; tile < a.tile_count; ++tile) {
-    const uint8_t* data = a.tiles + tile * a.tile_stride;
-    if constexpr (T == 1) PrefetchAfter<64 + 2 * Dot::kHalfBytes>(data);
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      const uint8_t* data = panels[p].tiles + tile * a.tile_stride;
+      const uint8_t* ahead =
+          Ahead<64 + 2 * Code::kHalfBytes>(a, panels[p].tiles, next.tiles[p], tile);
 #pragma GCC unroll 2
-    for (uint32_t h = 0; h < 2; ++h) {
-      const uint32_t group = tile * 2 + h;
+      for (uint32_t h = 0; h < 2; ++h) {
+        const uint32_t group = tile * 2 + h;
+        Prefetch<64 + Code::kHalfBytes>(ahead + h * Code::kHalfBytes);
 #pragma GCC unroll 2
-      for (uint32_t part = 0; part < 2; ++part) {
-        __m256i dots[T];
-        Dot::template Run<T>(data + 64 + h * Dot::kHalfBytes + part * 32, q, group, sums, dots);
-        const __m256 w = _mm256_cvtph_ps(
-            _mm_load_si128(reinterpret_cast<const __m128i*>(data + h * 32 + part * 16)));
+        for (uint32_t part = 0; part < 2; ++part) {
+          __m256i dots[T];
+          Code::template Dots<T>(data + 64 + h * Code::kHalfBytes + part * 32, x, group, dots);
+          const __m256 w = LoadScales(data + h * 32 + part * 16);
 #pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) {
-          const __m256 scale = _mm256_mul_ps(w, _mm256_broadcast_ss(scales[t] + group));
-          total[part][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t]), scale, total[part][t]);
+          for (int t = 0; t < T; ++t) {
+            const __m256 scale = _mm256_mul_ps(w, _mm256_broadcast_ss(&x.groups[t][group].scale));
+            total[p][part][t] =
+                _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t]), scale, total[p][part][t]);
+          }
         }
       }
     }
   }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) StoreRows(a, token + t, total[0][t], total[1][t]);
+    for (int t = 0; t < T; ++t) {
+      StoreRows(panels[p], (token + t) * a.y_stride, total[p][0][t], total[p][1][t]);
+    }
+  }
 }
 
-template <class Dot>
+// Many tokens: a stretch of a panel's columns is unpacked once into L1, codes as the dot product
+// wants them and scales as floats, and each block of tokens passes over it. Totals wait in y in
+// between, which changes no bit.
+constexpr uint32_t kStretchTiles = 8;  // 8 or 16 KiB of codes, at most half of L1
+template <class Code>
+struct Stretch {
+  alignas(64) uint8_t codes[kStretchTiles * 2 * Code::kUnpackedBytes];
+  alignas(64) float scales[kStretchTiles * 2 * 16];
+  uint32_t first_tile, groups;
+};
+
+template <class Code>
+void UnpackStretch(const PanelArguments& a, const Panel& panel, Stretch<Code>* stretch) {
+  for (uint32_t g = 0; g < stretch->groups; ++g) {
+    const uint8_t* data = panel.tiles + (stretch->first_tile + g / 2) * a.tile_stride;
+    Code::Unpack(data + 64 + g % 2 * Code::kHalfBytes, stretch->codes + g * Code::kUnpackedBytes);
+    _mm256_store_ps(stretch->scales + g * 16, LoadScales(data + g % 2 * 32));
+    _mm256_store_ps(stretch->scales + g * 16 + 8, LoadScales(data + g % 2 * 32 + 16));
+  }
+}
+
+// Code::UnpackedDots gives those of 16 rows from what Code::Unpack wrote.
+template <class Code, int T>
+void StretchBlock(const PanelArguments& a, const Panel& panel, const Stretch<Code>& stretch,
+                  uint32_t token) {
+  const Tokens<T> x(a, token);
+  __m256 total[2][T];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+    total[0][t] = total[1][t] = _mm256_setzero_ps();
+    if (stretch.first_tile > 0) {
+      const float* y = panel.y + (token + t) * a.y_stride;
+      const Lanes256::V v =
+          panel.row_count == 16 ? Lanes256::load(y) : Lanes256::load_n(y, panel.row_count);
+      total[0][t] = v.a;
+      total[1][t] = v.b;
+    }
+  }
+  for (uint32_t g = 0; g < stretch.groups; ++g) {
+    const uint32_t group = stretch.first_tile * 2 + g;
+    __m256i dots[2][T];
+    Code::template UnpackedDots<T>(stretch.codes + g * Code::kUnpackedBytes, x, group, dots);
+#pragma GCC unroll 2
+    for (uint32_t part = 0; part < 2; ++part) {
+      const __m256 w = _mm256_load_ps(stretch.scales + g * 16 + part * 8);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        const __m256 scale = _mm256_mul_ps(w, _mm256_broadcast_ss(&x.groups[t][group].scale));
+        total[part][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[part][t]), scale, total[part][t]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+    StoreRows(panel, (token + t) * a.y_stride, total[0][t], total[1][t]);
+  }
+}
+
+template <class Code>
+void ManyTokens(const PanelArguments& a, const Panel& panel) {
+  constexpr int T = Code::kBlockTokens;
+  Stretch<Code> stretch;
+  for (uint32_t tile = 0; tile < a.tile_count; tile += kStretchTiles) {
+    const uint32_t left = a.tile_count - tile;
+    stretch.first_tile = tile;
+    stretch.groups = 2 * (left < kStretchTiles ? left : kStretchTiles);
+    UnpackStretch<Code>(a, panel, &stretch);
+    uint32_t token = 0;
+    for (; token + T <= a.token_count; token += T) {
+      StretchBlock<Code, T>(a, panel, stretch, token);
+    }
+    for (; token < a.token_count; ++token) StretchBlock<Code, 1>(a, panel, stretch, token);
+  }
+}
+
+template <class Code, int T>
+void FewTokens(const PanelArguments& a, uint32_t token) {
+  if (a.panel_count == 4) {
+    DirectBlock<Code, 4, T>(a, 0, token);
+    return;
+  }
+  for (uint32_t panel = 0; panel < a.panel_count; ++panel) DirectBlock<Code, 1, T>(a, panel, token);
+}
+
+// Unpacking into L1 is two passes of weights instead of one; from about 6 tokens on it is less than
+// unpacking once a block of tokens.
+constexpr uint32_t kManyTokens = 6;
+
+template <class Code>
 void PanelQuantised(const PanelArguments& a) {
+  if (a.token_count >= kManyTokens) {
+    for (uint32_t p = 0; p < a.panel_count; ++p) ManyTokens<Code>(a, a.panels[p]);
+    return;
+  }
   uint32_t token = 0;
-  for (; token + 4 <= a.token_count; token += 4) QuantisedTokens<Dot, 4>(a, token);
-  for (; token + 2 <= a.token_count; token += 2) QuantisedTokens<Dot, 2>(a, token);
-  if (token < a.token_count) QuantisedTokens<Dot, 1>(a, token);
+  for (; token + 2 <= a.token_count; token += 2) FewTokens<Code, 2>(a, token);
+  if (token < a.token_count) FewTokens<Code, 1>(a, token);
 }
 
 }  // namespace

@@ -71,21 +71,42 @@ size_t ActivationRow(const PanelArguments& a, uint32_t token) {
   return a.token_rows != nullptr ? a.token_rows[token] : token;
 }
 
-void StoreRows(const PanelArguments& a, uint32_t token, __m512 v) {
-  _mm512_mask_storeu_ps(a.y + token * a.y_stride, Lanes512::Mask(a.row_count), v);
-}
-
 __m512i Broadcast4(const int8_t* p) {
   int32_t word;
   __builtin_memcpy(&word, p, 4);
   return _mm512_set1_epi32(word);
 }
 
+// The panels whose turn comes after those of a block, in their places.
+template <int P>
+struct NextPanels {
+  NextPanels(const PanelArguments& a, uint32_t panel) {
+#pragma GCC unroll 4
+    for (uint32_t p = 0; p < P; ++p) {
+      const uint32_t next = panel + P + p;
+      const bool wraps = next >= a.panel_count;
+      tiles[p] = a.panels[(wraps ? next - a.panel_count : next) % kMaxPanels].tiles +
+                 (wraps ? a.next_panel : 0);
+    }
+  }
+  const uint8_t* tiles[P];
+};
+
+// Where the weights lie that are wanted kPrefetchBytes from now: further along this panel or, near
+// its end, in the next. (A prefetch of nothing is ignored.)
+template <uint32_t kTileBytes>
+const uint8_t* Ahead(const PanelArguments& a, const uint8_t* tiles, const uint8_t* next,
+                     uint32_t tile) {
+  constexpr uint32_t kAhead = (kPrefetchBytes + kTileBytes - 1) / kTileBytes;
+  const uint32_t ahead = tile + kAhead;
+  return ahead < a.tile_count ? tiles + ahead * a.tile_stride
+                              : next + (ahead - a.tile_count) * a.tile_stride;
+}
 template <uint32_t kBytes>
-void PrefetchAfter(const uint8_t* data) {
-#pragma GCC unroll 32
+void Prefetch(const uint8_t* p) {
+#pragma GCC unroll 16
   for (uint32_t i = 0; i < kBytes; i += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(data) + kPrefetchBytes + i, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(p) + i, _MM_HINT_T0);
   }
 }
 
@@ -108,128 +129,310 @@ struct Bf16Columns {
   }
 };
 
-template <class Columns, int T>
-void FloatTokens(const PanelArguments& a, uint32_t token) {
+// P panels x T tokens: 2 P T accumulators.
+template <class Columns, int P, int T>
+void FloatBlock(const PanelArguments& a, uint32_t panel, uint32_t token) {
+  const Panel* panels = a.panels + panel;
+  const NextPanels<P> next(a, panel);
   const float* x[T];
-  __m512 even[T], odd[T];
+  __m512 even[P][T], odd[P][T];
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
     x[t] = a.x + ActivationRow(a, token + t) * a.x_stride;
-    even[t] = odd[t] = _mm512_setzero_ps();
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) even[p][t] = odd[p][t] = _mm512_setzero_ps();
   }
   for (uint32_t tile = 0; tile < a.tile_count; ++tile) {
-    const uint8_t* data = a.tiles + tile * a.tile_stride;
-    if constexpr (T == 1) PrefetchAfter<32 * Columns::kBytes>(data);
-    for (uint32_t c = 0; c < 64; c += 2, data += Columns::kBytes) {
-      const ColumnPair w = Columns::Load(data);
+    const uint8_t *data[P], *ahead[P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      data[p] = panels[p].tiles + tile * a.tile_stride;
+      ahead[p] = Ahead<32 * Columns::kBytes>(a, panels[p].tiles, next.tiles[p], tile);
+    }
+    for (uint32_t c = 0; c < 64; c += 2) {
+      ColumnPair w[P];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        w[p] = Columns::Load(data[p] + c / 2 * Columns::kBytes);
+        if constexpr (T <= 2) Prefetch<Columns::kBytes>(ahead[p] + c / 2 * Columns::kBytes);
+      }
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
-        even[t] = _mm512_fmadd_ps(w.even, _mm512_set1_ps(x[t][tile * 64 + c]), even[t]);
-        odd[t] = _mm512_fmadd_ps(w.odd, _mm512_set1_ps(x[t][tile * 64 + c + 1]), odd[t]);
+        const __m512 x_even = _mm512_set1_ps(x[t][tile * 64 + c]);
+        const __m512 x_odd = _mm512_set1_ps(x[t][tile * 64 + c + 1]);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+          even[p][t] = _mm512_fmadd_ps(w[p].even, x_even, even[p][t]);
+          odd[p][t] = _mm512_fmadd_ps(w[p].odd, x_odd, odd[p][t]);
+        }
       }
     }
   }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    const __mmask16 rows = Lanes512::Mask(panels[p].row_count);
 #pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) StoreRows(a, token + t, _mm512_add_ps(even[t], odd[t]));
+    for (int t = 0; t < T; ++t) {
+      _mm512_mask_storeu_ps(panels[p].y + (token + t) * a.y_stride, rows,
+                            _mm512_add_ps(even[p][t], odd[p][t]));
+    }
+  }
 }
 
-struct DotQ4 {
-  static constexpr uint32_t kHalfBytes = 256;
-  static constexpr int32_t kOffset = 8;
-
-  template <int T>
-  static void Run(const uint8_t* words, const int8_t* const* q, uint32_t group, __m512i* dots) {
-    const __m512i nibble = _mm512_set1_epi8(0xF);
-#pragma GCC unroll 4
-    for (uint32_t j = 0; j < 4; ++j) {
-      const __m512i w = _mm512_load_si512(words + j * 64);
-      const __m512i low = _mm512_and_si512(w, nibble);
-      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble);
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        const int8_t* x = q[t] + group * 32 + j * 4;
-        dots[t] = _mm512_dpbusd_epi32(dots[t], low, Broadcast4(x));
-        dots[t] = _mm512_dpbusd_epi32(dots[t], high, Broadcast4(x + 16));
-      }
-    }
-  }
-};
-
-struct DotQ8 {
-  static constexpr uint32_t kHalfBytes = 512;
-  static constexpr int32_t kOffset = 128;
-
-  template <int T>
-  static void Run(const uint8_t* words, const int8_t* const* q, uint32_t group, __m512i* dots) {
-    const __m512i flip = _mm512_set1_epi8(-128);
-#pragma GCC unroll 8
-    for (uint32_t j = 0; j < 8; ++j) {
-      const __m512i w = _mm512_xor_si512(_mm512_load_si512(words + j * 64), flip);
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        dots[t] = _mm512_dpbusd_epi32(dots[t], w, Broadcast4(q[t] + group * 32 + j * 4));
-      }
-    }
-  }
-};
-
-template <class Dot, int T>
-void QuantisedTokens(const PanelArguments& a, uint32_t token) {
-  const int8_t* q[T];
-  const float* scales[T];
-  const int32_t* sums[T];
-  __m512 total[T];
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) {
-    const size_t row = ActivationRow(a, token + t);
-    q[t] = a.q + row * a.q_stride;
-    scales[t] = a.scales + row * a.group_stride;
-    sums[t] = a.sums + row * a.group_stride;
-    total[t] = _mm512_setzero_ps();
-  }
-  for (uint32_t tile = 0; tile < a.tile_count; ++tile) {
-    const uint8_t* data = a.tiles + tile * a.tile_stride;
-    if constexpr (T == 1) PrefetchAfter<64 + 2 * Dot::kHalfBytes>(data);
-#pragma GCC unroll 2
-    for (uint32_t h = 0; h < 2; ++h) {
-      const uint32_t group = tile * 2 + h;
-      __m512i dots[T];
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) dots[t] = _mm512_set1_epi32(sums[t][group] * -Dot::kOffset);
-      Dot::template Run<T>(data + 64 + h * Dot::kHalfBytes, q, group, dots);
-      const __m512 w = _mm512_cvtph_ps(
-          _mm256_load_si256(reinterpret_cast<const __m256i*>(data + h * 32)));
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        const __m512 scale = _mm512_mul_ps(w, _mm512_set1_ps(scales[t][group]));
-        total[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t]), scale, total[t]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) StoreRows(a, token + t, total[t]);
+// Token blocks of 4, 2 and 1 over P panels at a time.
+template <class Columns, int P, int T>
+void FloatTokens(const PanelArguments& a, uint32_t token) {
+  uint32_t panel = 0;
+  for (; panel + P <= a.panel_count; panel += P) FloatBlock<Columns, P, T>(a, panel, token);
+  for (; panel < a.panel_count; ++panel) FloatBlock<Columns, 1, T>(a, panel, token);
 }
 
 template <class Columns>
 void PanelFloat(const PanelArguments& a) {
   uint32_t token = 0;
-  for (; token + 8 <= a.token_count; token += 8) FloatTokens<Columns, 8>(a, token);
-  for (; token + 2 <= a.token_count; token += 2) FloatTokens<Columns, 2>(a, token);
-  if (token < a.token_count) FloatTokens<Columns, 1>(a, token);
+  for (; token + 4 <= a.token_count; token += 4) FloatTokens<Columns, 2, 4>(a, token);
+  for (; token + 2 <= a.token_count; token += 2) FloatTokens<Columns, 2, 2>(a, token);
+  if (token < a.token_count) FloatTokens<Columns, 2, 1>(a, token);
 }
 
-template <class Dot>
+// Integer dot products of one group of 32 columns: codes as unsigned bytes, 8 words of 4 columns.
+struct Q4 {
+  static constexpr uint32_t kHalfBytes = 256;
+  static constexpr int kOffsetShift = 0;  // of the activations' offset, which is for 8
+  static void Unpack(const uint8_t* half, __m512i* words) {
+    const __m512i nibble = _mm512_set1_epi8(0xF);
+#pragma GCC unroll 4
+    for (uint32_t j = 0; j < 4; ++j) {
+      const __m512i w = _mm512_load_si512(half + j * 64);
+      words[j] = _mm512_and_si512(w, nibble);
+      words[j + 4] = _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble);
+    }
+  }
+};
+struct Q8 {
+  static constexpr uint32_t kHalfBytes = 512;
+  static constexpr int kOffsetShift = 4;
+  static void Unpack(const uint8_t* half, __m512i* words) {
+#pragma GCC unroll 8
+    for (uint32_t j = 0; j < 8; ++j) {
+      words[j] = _mm512_xor_si512(_mm512_load_si512(half + j * 64), _mm512_set1_epi8(-128));
+    }
+  }
+};
+
+__m512 LoadScales(const uint8_t* p) {
+  return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+// What T tokens bring to one group after the other.
+template <int T>
+struct Tokens {
+  Tokens(const PanelArguments& a, uint32_t token) {
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const size_t row = ActivationRow(a, token + t);
+      q[t] = a.q + row * a.q_stride;
+      groups[t] = a.groups + row * a.group_stride;
+    }
+  }
+  const int8_t* q[T];
+  const ActivationGroup* groups[T];
+};
+
+// Few tokens: weights go from memory through registers once.
+template <class Code, int P, int T>
+void DirectBlock(const PanelArguments& a, uint32_t panel, uint32_t token) {
+  constexpr uint32_t kTileBytes = 64 + 2 * Code::kHalfBytes;
+  const Panel* panels = a.panels + panel;
+  const NextPanels<P> next(a, panel);
+  const Tokens<T> x(a, token);
+  __m512 total[P][T];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) total[p][t] = _mm512_setzero_ps();
+  }
+  for (uint32_t tile = 0; tile < a.tile_count; ++tile) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      const uint8_t* data = panels[p].tiles + tile * a.tile_stride;
+      const uint8_t* ahead = Ahead<kTileBytes>(a, panels[p].tiles, next.tiles[p], tile);
+#pragma GCC unroll 2
+      for (uint32_t h = 0; h < 2; ++h) {
+        const uint32_t group = tile * 2 + h;
+        Prefetch<64 + Code::kHalfBytes>(ahead + h * Code::kHalfBytes);
+        __m512i words[8], dots[T];
+        Code::Unpack(data + 64 + h * Code::kHalfBytes, words);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) {
+          dots[t] = _mm512_slli_epi32(_mm512_set1_epi32(x.groups[t][group].offset), Code::kOffsetShift);
+        }
+#pragma GCC unroll 8
+        for (uint32_t j = 0; j < 8; ++j) {
+#pragma GCC unroll 8
+          for (int t = 0; t < T; ++t) {
+            dots[t] = _mm512_dpbusd_epi32(dots[t], words[j],
+                                          Broadcast4(x.q[t] + group * 32 + j * 4));
+          }
+        }
+        const __m512 w = LoadScales(data + h * 32);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) {
+          const __m512 scale = _mm512_mul_ps(w, _mm512_set1_ps(x.groups[t][group].scale));
+          total[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t]), scale, total[p][t]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    const __mmask16 rows = Lanes512::Mask(panels[p].row_count);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      _mm512_mask_storeu_ps(panels[p].y + (token + t) * a.y_stride, rows, total[p][t]);
+    }
+  }
+}
+
+// Many tokens: a stretch of columns of two panels is unpacked once into L1, codes as unsigned bytes
+// and scales as floats, and each block of tokens passes over it. Totals wait in y in between, which
+// changes no bit.
+constexpr uint32_t kStretchTiles = 8;  // 16 KiB of codes, half of L1
+struct Stretch {
+  alignas(64) uint8_t codes[2][kStretchTiles * 2 * 512];
+  alignas(64) float scales[2][kStretchTiles * 2 * 16];
+  uint32_t first_tile, groups;
+};
+
+template <class Code, int P>
+void UnpackStretch(const PanelArguments& a, const Panel* panels, Stretch* stretch) {
+  for (int p = 0; p < P; ++p) {
+    for (uint32_t group = 0; group < stretch->groups; ++group) {
+      const uint8_t* data = panels[p].tiles + (stretch->first_tile + group / 2) * a.tile_stride;
+      __m512i words[8];
+      Code::Unpack(data + 64 + group % 2 * Code::kHalfBytes, words);
+#pragma GCC unroll 8
+      for (uint32_t j = 0; j < 8; ++j) {
+        _mm512_store_si512(stretch->codes[p] + group * 512 + j * 64, words[j]);
+      }
+      _mm512_store_ps(stretch->scales[p] + group * 16, LoadScales(data + group % 2 * 32));
+    }
+  }
+}
+
+template <class Code, int P, int T>
+void StretchBlock(const PanelArguments& a, const Panel* panels, const Stretch& stretch,
+                  uint32_t token) {
+  const Tokens<T> x(a, token);
+  __m512 total[P][T];
+  __mmask16 rows[P];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    rows[p] = Lanes512::Mask(panels[p].row_count);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      total[p][t] = stretch.first_tile == 0
+                        ? _mm512_setzero_ps()
+                        : _mm512_maskz_loadu_ps(rows[p], panels[p].y + (token + t) * a.y_stride);
+    }
+  }
+  for (uint32_t g = 0; g < stretch.groups; ++g) {
+    const uint32_t group = stretch.first_tile * 2 + g;
+    __m512i dots[P][T];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const __m512i offset =
+          _mm512_slli_epi32(_mm512_set1_epi32(x.groups[t][group].offset), Code::kOffsetShift);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) dots[p][t] = offset;
+    }
+#pragma GCC unroll 8
+    for (uint32_t j = 0; j < 8; ++j) {
+      __m512i w[P];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        w[p] = _mm512_load_si512(stretch.codes[p] + g * 512 + j * 64);
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        const __m512i word = Broadcast4(x.q[t] + group * 32 + j * 4);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) dots[p][t] = _mm512_dpbusd_epi32(dots[p][t], w[p], word);
+      }
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      const __m512 w = _mm512_load_ps(stretch.scales[p] + g * 16);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        const __m512 scale = _mm512_mul_ps(w, _mm512_set1_ps(x.groups[t][group].scale));
+        total[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[p][t]), scale, total[p][t]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      _mm512_mask_storeu_ps(panels[p].y + (token + t) * a.y_stride, rows[p], total[p][t]);
+    }
+  }
+}
+
+template <class Code, int P>
+void ManyTokens(const PanelArguments& a, uint32_t panel) {
+  Stretch stretch;
+  const Panel* panels = a.panels + panel;
+  for (uint32_t tile = 0; tile < a.tile_count; tile += kStretchTiles) {
+    const uint32_t left = a.tile_count - tile;
+    stretch.first_tile = tile;
+    stretch.groups = 2 * (left < kStretchTiles ? left : kStretchTiles);
+    UnpackStretch<Code, P>(a, panels, &stretch);
+    uint32_t token = 0;
+    for (; token + 7 <= a.token_count; token += 7) {
+      StretchBlock<Code, P, 7>(a, panels, stretch, token);
+    }
+    for (; token + 4 <= a.token_count; token += 4) {
+      StretchBlock<Code, P, 4>(a, panels, stretch, token);
+    }
+    for (; token + 2 <= a.token_count; token += 2) {
+      StretchBlock<Code, P, 2>(a, panels, stretch, token);
+    }
+    if (token < a.token_count) StretchBlock<Code, P, 1>(a, panels, stretch, token);
+  }
+}
+
+template <class Code, int T>
+void FewTokens(const PanelArguments& a, uint32_t token) {
+  if (a.panel_count == 4) {
+    DirectBlock<Code, 4, T>(a, 0, token);
+    return;
+  }
+  for (uint32_t panel = 0; panel < a.panel_count; ++panel) DirectBlock<Code, 1, T>(a, panel, token);
+}
+
+// Unpacking into L1 is two passes of weights instead of one; from about 12 tokens on it is less than
+// unpacking once a block of tokens.
+constexpr uint32_t kManyTokens = 12;
+
+template <class Code>
 void PanelQuantised(const PanelArguments& a) {
+  if (a.token_count >= kManyTokens) {
+    uint32_t panel = 0;
+    for (; panel + 2 <= a.panel_count; panel += 2) ManyTokens<Code, 2>(a, panel);
+    if (panel < a.panel_count) ManyTokens<Code, 1>(a, panel);
+    return;
+  }
   uint32_t token = 0;
-  for (; token + 8 <= a.token_count; token += 8) QuantisedTokens<Dot, 8>(a, token);
-  for (; token + 2 <= a.token_count; token += 2) QuantisedTokens<Dot, 2>(a, token);
-  if (token < a.token_count) QuantisedTokens<Dot, 1>(a, token);
+  for (; token + 4 <= a.token_count; token += 4) FewTokens<Code, 4>(a, token);
+  for (; token + 2 <= a.token_count; token += 2) FewTokens<Code, 2>(a, token);
+  if (token < a.token_count) FewTokens<Code, 1>(a, token);
 }
 
 }  // namespace
 
 const KernelTable kAvx512Kernels = {PanelFloat<F32Columns>, PanelFloat<Bf16Columns>,
-                                    PanelQuantised<DotQ8>, PanelQuantised<DotQ4>,
+                                    PanelQuantised<Q8>, PanelQuantised<Q4>,
                                     MORAINE_LANE_KERNELS(Lanes512)};
 
 }  // namespace moraine

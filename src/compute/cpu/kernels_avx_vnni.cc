@@ -1,20 +1,41 @@
 // AVX2 with AVX-VNNI: vpdpbusd multiplies unsigned by signed bytes and adds four in int32. Weights
-// are made unsigned (nibbles are; int8 by flipping the sign bit, which adds 128), and the offset is
-// taken off through the sum of the activations, as the accumulator's start value.
+// are made unsigned (nibbles are; int8 by flipping the sign bit, which adds 128), and what that adds
+// is taken off through the activations' offset, the accumulator's start value.
 #include "compute/cpu/kernels_256.h"
 
 namespace moraine {
 namespace {
 
-struct DotQ4 {
-  static constexpr uint32_t kHalfBytes = 256;
+// 16 rows from 8 words of 4 columns, unsigned.
+template <int T, int kOffsetShift>
+inline void WordDots(const uint8_t* words, const Tokens<T>& x, uint32_t group,
+                     __m256i (*dots)[T]) {
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+    dots[0][t] = dots[1][t] =
+        _mm256_slli_epi32(_mm256_set1_epi32(x.groups[t][group].offset), kOffsetShift);
+  }
+#pragma GCC unroll 8
+  for (uint32_t j = 0; j < 8; ++j) {
+    const __m256i w0 = LoadWords(words + j * 64), w1 = LoadWords(words + j * 64 + 32);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const __m256i word = Broadcast4(x.q[t] + group * 32 + j * 4);
+      dots[0][t] = _mm256_dpbusd_avx_epi32(dots[0][t], w0, word);
+      dots[1][t] = _mm256_dpbusd_avx_epi32(dots[1][t], w1, word);
+    }
+  }
+}
+
+struct Q4 {
+  static constexpr uint32_t kHalfBytes = 256, kUnpackedBytes = 512;
+  static constexpr int kBlockTokens = 3;
 
   template <int T>
-  static void Run(const uint8_t* words, const int8_t* const* q, uint32_t group,
-                  const int32_t* const* sums, __m256i* dots) {
+  static void Dots(const uint8_t* words, const Tokens<T>& x, uint32_t group, __m256i* dots) {
     const __m256i nibble = _mm256_set1_epi8(0xF);
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) dots[t] = _mm256_set1_epi32(sums[t][group] * -8);
+    for (int t = 0; t < T; ++t) dots[t] = _mm256_set1_epi32(x.groups[t][group].offset);
 #pragma GCC unroll 4
     for (uint32_t j = 0; j < 4; ++j) {
       const __m256i w = LoadWords(words + j * 64);
@@ -22,38 +43,70 @@ struct DotQ4 {
       const __m256i high = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
-        const int8_t* x = q[t] + group * 32 + j * 4;
-        dots[t] = _mm256_dpbusd_avx_epi32(dots[t], low, Broadcast4(x));
-        dots[t] = _mm256_dpbusd_avx_epi32(dots[t], high, Broadcast4(x + 16));
+        const int8_t* q = x.q[t] + group * 32 + j * 4;
+        dots[t] = _mm256_dpbusd_avx_epi32(dots[t], low, Broadcast4(q));
+        dots[t] = _mm256_dpbusd_avx_epi32(dots[t], high, Broadcast4(q + 16));
       }
     }
   }
-};
 
-struct DotQ8 {
-  static constexpr uint32_t kHalfBytes = 512;
+  static void Unpack(const uint8_t* half, uint8_t* words) {
+    const __m256i nibble = _mm256_set1_epi8(0xF);
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < 8; ++i) {
+      const __m256i w = LoadWords(half + i * 32);
+      StoreWords(words + i * 32, _mm256_and_si256(w, nibble));
+      StoreWords(words + 256 + i * 32, _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble));
+    }
+  }
 
   template <int T>
-  static void Run(const uint8_t* words, const int8_t* const* q, uint32_t group,
-                  const int32_t* const* sums, __m256i* dots) {
+  static void UnpackedDots(const uint8_t* words, const Tokens<T>& x, uint32_t group,
+                           __m256i (*dots)[T]) {
+    WordDots<T, 0>(words, x, group, dots);
+  }
+};
+
+struct Q8 {
+  static constexpr uint32_t kHalfBytes = 512, kUnpackedBytes = 512;
+  static constexpr int kBlockTokens = 3;
+
+  template <int T>
+  static void Dots(const uint8_t* words, const Tokens<T>& x, uint32_t group, __m256i* dots) {
     const __m256i flip = _mm256_set1_epi8(-128);
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) dots[t] = _mm256_set1_epi32(sums[t][group] * -128);
+    for (int t = 0; t < T; ++t) {
+      dots[t] = _mm256_slli_epi32(_mm256_set1_epi32(x.groups[t][group].offset), 4);
+    }
 #pragma GCC unroll 8
     for (uint32_t j = 0; j < 8; ++j) {
       const __m256i w = _mm256_xor_si256(LoadWords(words + j * 64), flip);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
-        dots[t] = _mm256_dpbusd_avx_epi32(dots[t], w, Broadcast4(q[t] + group * 32 + j * 4));
+        dots[t] = _mm256_dpbusd_avx_epi32(dots[t], w, Broadcast4(x.q[t] + group * 32 + j * 4));
       }
     }
+  }
+
+  static void Unpack(const uint8_t* half, uint8_t* words) {
+    const __m256i flip = _mm256_set1_epi8(-128);
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < 16; ++i) {
+      StoreWords(words + i * 32, _mm256_xor_si256(LoadWords(half + i * 32), flip));
+    }
+  }
+
+  template <int T>
+  static void UnpackedDots(const uint8_t* words, const Tokens<T>& x, uint32_t group,
+                           __m256i (*dots)[T]) {
+    WordDots<T, 4>(words, x, group, dots);
   }
 };
 
 }  // namespace
 
 const KernelTable kAvxVnniKernels = {PanelFloat<F32Columns>, PanelFloat<Bf16Columns>,
-                                     PanelQuantised<DotQ8>, PanelQuantised<DotQ4>,
+                                     PanelQuantised<Q8>, PanelQuantised<Q4>,
                                      MORAINE_LANE_KERNELS(Lanes256)};
 
 }  // namespace moraine

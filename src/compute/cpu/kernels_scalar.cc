@@ -124,21 +124,25 @@ uint32_t ActivationRow(const PanelArguments& a, uint32_t token) {
 // bf16 and f32: even and odd columns are two chains, added at the end. Two, because one chain of
 // fused multiply-adds would wait for its own latency.
 template <typename Weight>
-void PanelFloat(const PanelArguments& a, Weight weight) {
+void FloatPanel(const PanelArguments& a, const Panel& panel, Weight weight) {
   for (uint32_t t = 0; t < a.token_count; ++t) {
     const float* x = a.x + ActivationRow(a, t) * a.x_stride;
-    for (uint32_t r = 0; r < a.row_count; ++r) {
+    for (uint32_t r = 0; r < panel.row_count; ++r) {
       float even = 0.0f, odd = 0.0f;
       for (uint32_t tile = 0; tile < a.tile_count; ++tile) {
-        const uint8_t* data = a.tiles + tile * a.tile_stride;
+        const uint8_t* data = panel.tiles + tile * a.tile_stride;
         for (uint32_t c = 0; c < 64; c += 2) {
           even = __builtin_fmaf(weight(data, r, c), x[tile * 64 + c], even);
           odd = __builtin_fmaf(weight(data, r, c + 1), x[tile * 64 + c + 1], odd);
         }
       }
-      a.y[t * a.y_stride + r] = even + odd;
+      panel.y[t * a.y_stride + r] = even + odd;
     }
   }
+}
+template <typename Weight>
+void PanelFloat(const PanelArguments& a, Weight weight) {
+  for (uint32_t p = 0; p < a.panel_count; ++p) FloatPanel(a, a.panels[p], weight);
 }
 
 void PanelF32(const PanelArguments& a) {
@@ -157,27 +161,31 @@ void PanelBf16(const PanelArguments& a) {
 // q8 and q4: an exact integer dot product for each group of 32 columns, then one fused multiply-add
 // with the product of both scales, groups in column order.
 template <typename Code>
-void PanelQuantised(const PanelArguments& a, Code code) {
+void QuantisedPanel(const PanelArguments& a, const Panel& panel, Code code) {
   for (uint32_t t = 0; t < a.token_count; ++t) {
     const size_t row = ActivationRow(a, t);
     const int8_t* q = a.q + row * a.q_stride;
-    const float* scales = a.scales + row * a.group_stride;
-    for (uint32_t r = 0; r < a.row_count; ++r) {
+    const ActivationGroup* groups = a.groups + row * a.group_stride;
+    for (uint32_t r = 0; r < panel.row_count; ++r) {
       float sum = 0.0f;
       for (uint32_t tile = 0; tile < a.tile_count; ++tile) {
-        const uint8_t* data = a.tiles + tile * a.tile_stride;
+        const uint8_t* data = panel.tiles + tile * a.tile_stride;
         for (uint32_t h = 0; h < 2; ++h) {
           int32_t dot = 0;
           for (uint32_t c = 0; c < 32; ++c) {
             dot += code(data, r, h, c) * q[tile * 64 + h * 32 + c];
           }
-          const float scale = HalfToFloat(data + h * 32 + r * 2) * scales[tile * 2 + h];
+          const float scale = HalfToFloat(data + h * 32 + r * 2) * groups[tile * 2 + h].scale;
           sum = __builtin_fmaf(static_cast<float>(dot), scale, sum);
         }
       }
-      a.y[t * a.y_stride + r] = sum;
+      panel.y[t * a.y_stride + r] = sum;
     }
   }
+}
+template <typename Code>
+void PanelQuantised(const PanelArguments& a, Code code) {
+  for (uint32_t p = 0; p < a.panel_count; ++p) QuantisedPanel(a, a.panels[p], code);
 }
 
 void PanelQ8(const PanelArguments& a) {

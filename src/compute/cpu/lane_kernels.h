@@ -48,7 +48,7 @@ struct LaneKernels {
   static float Exp1(float x) { return L::first(Exp(L::set1(x))); }
 
   static void Quantise(const float* x, uint32_t cols, uint32_t padded_cols, int8_t* q,
-                       float* scales, int32_t* sums) {
+                       ActivationGroup* groups) {
     for (uint32_t begin = 0, group = 0; begin < padded_cols; begin += 32, ++group) {
       const size_t left = begin < cols ? cols - begin : 0;
       const V x0 = LoadTail(x + begin, left);
@@ -65,8 +65,8 @@ struct LaneKernels {
       const V q1 = live ? L::round(L::mul(x1, inverse)) : zero;
       L::store_int8(q + begin, q0);
       L::store_int8(q + begin + 16, q1);
-      scales[group] = finite ? (live ? largest / 127.0f : 0.0f) : poison;
-      sums[group] = static_cast<int32_t>(L::reduce_add(L::add(q0, q1)));
+      groups[group].scale = finite ? (live ? largest / 127.0f : 0.0f) : poison;
+      groups[group].offset = -8 * static_cast<int32_t>(L::reduce_add(L::add(q0, q1)));
     }
   }
 

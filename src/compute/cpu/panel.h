@@ -19,13 +19,20 @@ inline PanelFunction PanelKernel(const KernelTable& kernels, Encoding encoding) 
   return nullptr;
 }
 
-// The weight side of a panel call.
-inline PanelArguments ArgumentsForPanel(const MatrixView& w, uint32_t panel) {
+// The weight side of a kernel call: `count` panels of w from `panel` on, whose output for a token
+// starts at y with row 0 of the first.
+inline PanelArguments ArgumentsForPanels(const MatrixView& w, uint32_t panel, uint32_t count,
+                                         float* y) {
   PanelArguments arguments;
-  arguments.tiles = reinterpret_cast<const uint8_t*>(w.tile(panel, 0));
+  for (uint32_t p = 0; p < count; ++p) {
+    arguments.panels[p] = {reinterpret_cast<const uint8_t*>(w.tile(panel + p, 0)),
+                           std::min(kTileRows, w.rows - (panel + p) * kTileRows),
+                           y + p * kTileRows};
+  }
+  arguments.panel_count = count;
   arguments.tile_stride = w.tile_stride;
   arguments.tile_count = TileCount(w.cols);
-  arguments.row_count = std::min(kTileRows, w.rows - panel * kTileRows);
+  arguments.next_panel = count * w.panel_stride;
   return arguments;
 }
 
