@@ -22,7 +22,8 @@ void EncodeHeadQ8(const float* x, uint32_t head_dim, std::byte* out) {
   std::memcpy(out, &scale, sizeof(scale));
   auto* codes = reinterpret_cast<int8_t*>(out + sizeof(scale));
   for (uint32_t d = 0; d < head_dim; ++d) {
-    codes[d] = finite ? static_cast<int8_t>(std::clamp(std::nearbyint(x[d] * inverse), -127.0f, 127.0f)) : int8_t{0};
+    const float code = finite ? std::nearbyint(x[d] * inverse) : 0.0f;
+    codes[d] = static_cast<int8_t>(std::clamp(code, -127.0f, 127.0f));
   }
 }
 
