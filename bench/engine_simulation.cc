@@ -25,7 +25,7 @@ struct SimulationArguments {
   double record_mb = 2.654208, attention_mb = 20, head_mb = 6.9;  // head: a layer's share of it
   uint32_t tokens = 1500;
   ReadSchedulerOptions scheduler;
-  bool no_lookahead = false;
+  bool no_lookahead = false, perfect_lookahead = false;
 };
 
 // The world's records are three chunks of 4 KiB; everything in bytes is scaled to them.
@@ -73,7 +73,7 @@ Totals TotalsOf(EngineWorld& world) {
           stats.prefetch_wasted_bytes};
 }
 
-void Decode(EngineWorld& world, const RoutingTrace& trace, uint32_t token) {
+void Decode(EngineWorld& world, const RoutingTrace& trace, uint32_t token, bool perfect_lookahead) {
   world.BeginStep(1, AcquireMode::kCached);
   std::vector<uint32_t> experts, ahead;
   for (uint32_t layer = 0; layer < trace.layers; ++layer) {
@@ -86,7 +86,9 @@ void Decode(EngineWorld& world, const RoutingTrace& trace, uint32_t token) {
     routing.top_k = trace.top_k;
     routing.experts = experts.data();
     routing.weights = weights.data();
-    const auto next = trace.Lookahead(token, layer, 1);
+    const bool last = layer + 1 == trace.layers;
+    const auto next = perfect_lookahead && !last ? trace.At(token, layer + 1)
+                                                 : trace.Lookahead(token, layer, 1);
     ahead.assign(next.begin(), next.end());
     const RouterLookahead lookahead{LayerId(layer + 1), ahead.data()};
     if (world.executor().LookaheadDepth() > 0 && ahead.size() == trace.top_k) {
@@ -105,7 +107,7 @@ void Simulate(const RoutingTrace& trace, const SimulationArguments& a, double ca
   Totals before;
   for (uint32_t token = 0; token < count; ++token) {
     if (token == warm) before = TotalsOf(world);
-    Decode(world, trace, token);
+    Decode(world, trace, token, a.perfect_lookahead);
   }
   const Totals after = TotalsOf(world);
   const double tokens = count - warm;
@@ -127,6 +129,7 @@ void Simulate(const RoutingTrace& trace, const SimulationArguments& a, double ca
                                        {"policy", a.policy},
                                        {"cache", cache},
                                        {"lookahead", !a.no_lookahead},
+                                       {"perfect_lookahead", a.perfect_lookahead},
                                        {"tok_per_s", 1 / wall_s},
                                        {"bound_tok_per_s", bound},
                                        {"fraction", 1 / wall_s / bound},
@@ -162,6 +165,8 @@ int main(int argc, char** argv) {
   app.add_option("--speculative-bytes", a.scheduler.speculative_bytes)->capture_default_str();
   app.add_option("--beside", a.scheduler.demand_beside_speculation)->capture_default_str();
   app.add_flag("--no-lookahead", a.no_lookahead);
+  app.add_flag("--perfect-lookahead", a.perfect_lookahead,
+               "the next layer's experts are known: what overlap could gain at most");
   CLI11_PARSE(app, argc, argv);
   const auto trace = ReadRoutingTrace(a.trace);
   if (!trace.ok()) {

@@ -75,7 +75,9 @@ Status ExpertExecutor::RunExperts(LayerId layer, const RoutingDecision& routing,
     if (defers) status = deferral_.Finish(layouts_, kernels_, [this] { return Poll(-1); }, out);
   }
   layer_stall_ns_[layer.value()] += times_.stall_ns - stall_before;
-  times_.total_ns += clock_.NowNs() - begin;
+  const int64_t end = clock_.NowNs();
+  times_.total_ns += end - begin;
+  if (mode_ == AcquireMode::kCached) step_end_ns_ = end;
   return status;
 }
 
@@ -184,9 +186,14 @@ void ExpertExecutor::BeginStep(AcquireMode mode, std::span<const int32_t> tokens
   if (deferral_.on()) deferral_.Reset();
   mode_ = mode;
   tokens_ = tokens;
-  if (mode != AcquireMode::kCached) return;
+  if (mode != AcquireMode::kCached) {
+    step_begin_ns_ = step_end_ns_ = 0;
+    return;
+  }
   co_activation_.BeginStep();
-  watchdog_.OnStep(residency_.stats().prefetch_issued, residency_.stats().prefetch_used);
+  watchdog_.OnStep(residency_.stats().prefetch_issued, residency_.stats().prefetch_used,
+                   step_end_ns_ - step_begin_ns_);
+  step_begin_ns_ = step_end_ns_ = clock_.NowNs();
   if (token_table_ == nullptr || tokens.size() != 1 || ReadAheadDepth() == 0) return;
   lookahead_.clear();
   token_table_->Append(tokens[0], &lookahead_);

@@ -94,6 +94,7 @@ class ExpertExecutor final : public MoeExecutor {
   bool lookahead_allowed_ = true;
   uint64_t expert_total_ = 0;
   SpeculationWatchdog watchdog_;
+  int64_t step_begin_ns_ = 0, step_end_ns_ = 0;  // of the last decode step: to its last layer's experts
   const ModelConfig& config_;
   LayerId first_moe_layer_;
   std::span<const int32_t> tokens_;  // of the step

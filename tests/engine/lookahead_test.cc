@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <random>
+
 #include "engine/evaluation.h"
 #include "engine/speculation_watchdog.h"
 #include "test_store.h"
@@ -12,7 +14,7 @@ TEST(SpeculationWatchdog, PausesForAPeriodWhenLessThanHalfIsUsedAndTriesAgain) {
   uint64_t issued = 0, used = 0;
   const auto period = [&](uint64_t reads, uint64_t useful) {
     for (uint32_t step = 0; step < SpeculationWatchdog::kPeriodSteps; ++step) {
-      watchdog.OnStep(issued, used);
+      watchdog.OnStep(issued, used, 0);
       if (step == 0) {
         issued += reads;
         used += useful;
@@ -31,9 +33,63 @@ TEST(SpeculationWatchdog, PausesForAPeriodWhenLessThanHalfIsUsedAndTriesAgain) {
 
 TEST(SpeculationWatchdog, AFewReadsSayNothing) {
   SpeculationWatchdog watchdog;
-  watchdog.OnStep(0, 0);
-  for (int step = 0; step < 200; ++step) watchdog.OnStep(20, 0);
+  watchdog.OnStep(0, 0, 0);
+  for (int step = 0; step < 190; ++step) watchdog.OnStep(20, 0, 0);
   EXPECT_FALSE(watchdog.paused());
+}
+
+// Steps of a world in which reading ahead changes their mean length; each scatters by a quarter.
+class TimedSteps {
+ public:
+  explicit TimedSteps(uint64_t seed) : random_(seed) {}
+  // Runs `steps`; returns in how many of them reading ahead was paused.
+  uint32_t Run(uint32_t steps, double with_ns, double without_ns) {
+    uint32_t paused = 0;
+    for (uint32_t i = 0; i < steps; ++i) {
+      watchdog_.OnStep(0, 0, last_ns_);
+      const bool now_paused = watchdog_.paused();
+      paused += now_paused;
+      std::uniform_real_distribution<double> scatter(0.57, 1.43);
+      last_ns_ = static_cast<int64_t>((now_paused ? without_ns : with_ns) * scatter(random_));
+    }
+    return paused;
+  }
+  const SpeculationWatchdog& watchdog() const { return watchdog_; }
+
+ private:
+  std::mt19937_64 random_;
+  SpeculationWatchdog watchdog_;
+  int64_t last_ns_ = 0;
+};
+
+TEST(SpeculationWatchdog, StopsWhatMakesStepsLongerAndStartsAgainWhenThatChanges) {
+  for (uint64_t seed = 1; seed <= 50; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    TimedSteps steps(seed);
+    steps.Run(2000, 120e3, 100e3);
+    EXPECT_TRUE(steps.watchdog().slower());
+    steps.Run(20000, 80e3, 100e3);
+    EXPECT_FALSE(steps.watchdog().slower());
+  }
+}
+
+TEST(SpeculationWatchdog, TrialsCostLittleWhereReadingAheadPays) {
+  uint32_t paused = 0;
+  constexpr uint32_t kSteps = 20000, kSeeds = 50;
+  for (uint64_t seed = 1; seed <= kSeeds; ++seed) paused += TimedSteps(seed).Run(kSteps, 80e3, 100e3);
+  const double share = static_cast<double>(paused) / kSteps / kSeeds;
+  EXPECT_LT(share, 0.02);
+  EXPECT_GT(share, 0.001) << "no trials at all";
+}
+
+TEST(SpeculationWatchdog, ALossOfFourPercentEndsBelowTwo) {
+  double with = 0;
+  constexpr uint32_t kSteps = 20000, kSeeds = 50;
+  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+    TimedSteps steps(seed);
+    with += kSteps - steps.Run(kSteps, 104e3, 100e3);
+  }
+  EXPECT_LT(with / kSteps / kSeeds * 4, 2.0) << "percent of the time";
 }
 
 struct Outcome {
