@@ -70,7 +70,8 @@ class KernelBench {
   }
 
   Status Run() {
-    for (const Isa isa : {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512}) {
+    for (const Isa isa : kAllIsas) {
+      if (isa == Isa::kScalar) continue;
       const bool wanted = arguments_.isas.empty() ||
                           std::count(arguments_.isas.begin(), arguments_.isas.end(), IsaName(isa));
       if (!wanted) continue;
@@ -270,7 +271,7 @@ void RegisterBenchKernelsCommand(CLI::App& bench, int* exit_code) {
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   command->add_option("--isa", a->isas, "only these (default: all that this CPU has)")
-      ->check(CLI::IsMember({"avx2", "avx_vnni", "avx512_vnni"}));
+      ->check(CLI::IsMember({"avx2", "avx_vnni", "avx512_vnni", "amx"}));
   command->add_option("--encoding", a->encodings, "of the weights")
       ->check(CLI::IsMember({"q4", "q8", "bf16"}))
       ->capture_default_str();

@@ -57,7 +57,7 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
   command
       ->add_option("--isa", a->options.isa,
                    "instruction set of the kernels (default: the CPU's best; also MORAINE_ISA)")
-      ->check(CLI::IsMember({"scalar", "avx2", "avx_vnni", "avx512_vnni"}));
+      ->check(CLI::IsMember({"scalar", "avx2", "avx_vnni", "avx512_vnni", "amx"}));
   command->add_option("--threads", a->options.threads, "compute threads (default: one per CPU)")
       ->check(CLI::Range(0, 1024));
   command->add_option("--max-context", a->options.max_context,

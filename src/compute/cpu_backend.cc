@@ -25,6 +25,7 @@ class CpuBackend::Impl {
         kernels_(KernelsOf(isa)),
         pool_(pool),
         dense_input_(max_tokens, max_cols),
+        dense_packed_(BlockCount(max_tokens), max_cols),
         experts_(kernels_, pool, max_tokens, max_cols),
         attention_(kernels_, pool) {
     CHECK(IsaSupported(isa), std::string("this CPU lacks ") + IsaName(isa));
@@ -43,6 +44,8 @@ class CpuBackend::Impl {
     }
     dense_input_.Prepare(kernels_, pool_, x, x_stride, token_count, targets[0].w.cols, want_floats,
                          want_codes);
+    packs_dense_ = want_codes && token_count >= kernels_.packed_tokens;
+    if (packs_dense_) PackInput(token_count);
     const PanelSplit split =
         PanelSplit::Choose(panels, token_count, static_cast<uint32_t>(pool_.thread_count()));
     pool_.ParallelFor(split.task_count(), [&](uint32_t task, uint32_t) {
@@ -82,15 +85,30 @@ class CpuBackend::Impl {
   const KernelTable& kernels_;
   ThreadPool& pool_;
   Activations dense_input_;
+  PackedActivations dense_packed_;
+  bool packs_dense_ = false;
   ExpertRunner experts_;
   AttentionRunner attention_;
 
  private:
+  void PackInput(uint32_t token_count) {
+    const uint32_t blocks = BlockCount(token_count);
+    dense_packed_.Shape(blocks, dense_input_.cols());
+    pool_.ParallelFor(blocks, [&](uint32_t block, uint32_t) {
+      const uint32_t first = block * kPackedTokens;
+      dense_packed_.PackBlock(block, dense_input_, nullptr, first,
+                              std::min(kPackedTokens, token_count - first));
+    });
+  }
+
   void RunPanels(const MatMulTarget& target, uint32_t panel, uint32_t count, uint32_t token_begin,
                  uint32_t token_end) {
     float* y = target.y + token_begin * target.y_stride + panel * kTileRows;
     PanelArguments arguments = ArgumentsForPanels(target.w, panel, count, y);
     dense_input_.FillArguments(token_begin, &arguments);
+    if (packs_dense_ && IsQuantised(target.w.encoding)) {
+      dense_packed_.FillArguments(token_begin, &arguments);
+    }
     arguments.token_count = token_end - token_begin;
     arguments.y_stride = target.y_stride;
     PanelKernel(kernels_, target.w.encoding)(arguments);

@@ -23,10 +23,11 @@
 namespace moraine {
 
 // The ISA a backend was built for. kScalar is the reference for all tests.
-enum class Isa : uint8_t { kScalar, kAvx2, kAvxVnni, kAvx512 };
+enum class Isa : uint8_t { kScalar, kAvx2, kAvxVnni, kAvx512, kAmx };
+inline constexpr Isa kAllIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAmx};
 const char* IsaName(Isa isa);
-// The best one of this CPU; MORAINE_ISA=scalar|avx2|avx_vnni|avx512_vnni overrides (an ISA the CPU lacks
-// is an error naming the missing feature).
+// The best one of this CPU; MORAINE_ISA=scalar|avx2|avx_vnni|avx512_vnni|amx overrides (an ISA the CPU
+// lacks is an error naming the missing feature).
 Result<Isa> ChooseIsa(std::string_view override_name = "");
 
 struct AttentionShape {

@@ -453,7 +453,7 @@ TEST(ChooseIsa, OverridesAndErrors) {
   ASSERT_TRUE(ChooseIsa("scalar").ok());
   EXPECT_EQ(ChooseIsa("scalar").value(), Isa::kScalar);
   EXPECT_EQ(ChooseIsa("sse9").status().code(), StatusCode::kInvalidArgument);
-  for (const Isa isa : {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512}) {
+  for (const Isa isa : kAllIsas) {
     const Result<Isa> chosen = ChooseIsa(IsaName(isa));
     ASSERT_EQ(chosen.ok(), IsaSupported(isa));
     if (chosen.ok()) {

@@ -30,7 +30,7 @@ inline constexpr Encoding kAllEncodings[] = {Encoding::kF32, Encoding::kBf16, En
 
 inline std::vector<Isa> SupportedIsas() {
   std::vector<Isa> isas;
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512}) {
+  for (const Isa isa : kAllIsas) {
     if (IsaSupported(isa)) isas.push_back(isa);
   }
   return isas;

@@ -10,6 +10,9 @@
 #include "compute/cpu/panel.h"
 #include "compute/cpu/peak.h"
 #include "compute_test_support.h"
+#if defined(MORAINE_X86_KERNELS)
+#include "emulated_amx.h"
+#endif
 
 namespace moraine {
 namespace {
@@ -25,11 +28,19 @@ std::vector<float> Multiply(const KernelTable& kernels, const MatrixView& w,
   Activations activations(x_rows, w.cols);
   const bool codes = IsQuantised(w.encoding);
   activations.Prepare(kernels, pool, x.data(), w.cols, x_rows, w.cols, !codes, codes);
+  PackedActivations packed(BlockCount(tokens), w.cols);
+  const bool packs = codes && tokens >= kernels.packed_tokens;
+  packed.Shape(BlockCount(tokens), w.cols);
+  for (uint32_t t = 0; packs && t < tokens; t += kPackedTokens) {
+    packed.PackBlock(t / kPackedTokens, activations, token_rows ? token_rows + t : nullptr, t,
+                     std::min(kPackedTokens, tokens - t));
+  }
   std::vector<float> y(size_t{tokens} * w.rows, 12345.0f);
   for (uint32_t p = 0; p < PanelCount(w.rows); p += kMaxPanels) {
     PanelArguments arguments = ArgumentsForPanels(
         w, p, std::min(kMaxPanels, PanelCount(w.rows) - p), y.data() + p * kTileRows);
     activations.FillArguments(0, &arguments);
+    if (packs) packed.FillArguments(0, &arguments);
     arguments.token_rows = token_rows;
     arguments.token_count = tokens;
     arguments.y_stride = w.rows;
@@ -124,6 +135,36 @@ TEST(PanelKernels, EveryIsaGivesTheScalarBits) {
   }
 }
 
+#if defined(MORAINE_X86_KERNELS)
+// The AMX kernels but for the instruction itself, on every CPU that has AVX-512: all numbers of
+// tokens in a block, several blocks and stretches, rows and panels that are not whole.
+TEST(PanelKernels, AmxOverAnEmulatedTileUnitGivesTheScalarBits) {
+  if (!IsaSupported(Isa::kAvx512)) GTEST_SKIP() << "no AVX-512";
+  KernelTable kernels = KernelsOf(Isa::kAvx512);
+  kernels.panel_q8 = EmulatedAmxQ8;
+  kernels.panel_q4 = EmulatedAmxQ4;
+  kernels.packed_tokens = 1;
+  const uint64_t seed = 16;
+  Random random(seed);
+  for (uint32_t round = 0; round < 48; ++round) {
+    const uint32_t tokens = round < 40 ? 1 + round : 1 + static_cast<uint32_t>(random.Below(100));
+    const uint32_t rows = 1 + static_cast<uint32_t>(random.Below(120));
+    const uint32_t cols = 1 + static_cast<uint32_t>(random.Below(round % 8 == 0 ? 1100 : 200));
+    const std::vector<float> values = RandomFloats(random, size_t{rows} * cols, 0.05f);
+    const std::vector<float> x = RandomFloats(random, size_t{tokens} * cols, 2.0f);
+    std::vector<uint32_t> token_rows(tokens);
+    for (uint32_t& row : token_rows) row = static_cast<uint32_t>(random.Below(tokens));
+    for (const Encoding encoding : {Encoding::kQ8, Encoding::kQ4}) {
+      const TestMatrix w(encoding, rows, cols, values);
+      ASSERT_TRUE(SameBits(Multiply(kernels, w.view, x, tokens, token_rows.data(), tokens),
+                           Multiply(kScalarKernels, w.view, x, tokens, token_rows.data(), tokens)))
+          << EncodingName(encoding) << " " << rows << "x" << cols << " x " << tokens << " seed "
+          << seed;
+    }
+  }
+}
+#endif
+
 // Codes at both ends, -128 included (a foreign q8 file may hold it), against the largest
 // activations: an int16 intermediate that overflowed would show here and nowhere else.
 TEST(PanelKernels, ExtremeCodesAreExact) {
@@ -146,7 +187,7 @@ TEST(PanelKernels, ExtremeCodesAreExact) {
         double expected = 0;
         for (uint32_t c = 0; c < cols; ++c) expected += double{weights[c]} * x[c];
         for (const Isa isa : SupportedIsas()) {
-          for (const uint32_t tokens : {1u, 2u, 4u, 17u}) {
+          for (const uint32_t tokens : {1u, 2u, 4u, 16u, 17u}) {
             for (const float y : Multiply(KernelsOf(isa), w.view, x, tokens)) {
               ASSERT_EQ(y, expected) << IsaName(isa) << " " << EncodingName(encoding) << pattern;
             }

@@ -17,7 +17,7 @@ ProcessFacts ProbeProcess() {
   facts.io_uring_error = ring >= 0 ? 0 : errno;
   if (ring >= 0) close(static_cast<int>(ring));
 
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512}) {
+  for (const Isa isa : kAllIsas) {
     if (ChooseIsa(IsaName(isa)).ok()) facts.isas.push_back(IsaName(isa));
   }
   const Result<Isa> chosen = ChooseIsa();

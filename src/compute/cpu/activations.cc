@@ -59,4 +59,38 @@ void Activations::FillArguments(size_t first_row, PanelArguments* arguments) {
   arguments->group_stride = padded_cols_ / kGroupCols;
 }
 
+void PackedActivations::Shape(uint32_t blocks, uint32_t cols) {
+  groups_ = GroupCount(cols);
+  CHECK(blocks <= max_blocks_, "more rows than the backend was built for");
+  CHECK(groups_ <= max_groups_, "more columns than the backend was built for");
+}
+
+void PackedActivations::Put(size_t row, uint32_t group, const int8_t* codes,
+                            const ActivationGroup& scaled) {
+  PackedGroup& packed = data_[row / kPackedTokens * groups_ + group];
+  const size_t token = row % kPackedTokens;
+  std::memcpy(packed.codes[token], codes, kGroupCols);
+  packed.scales[token] = scaled.scale;
+  packed.offsets[0][token] = scaled.offset;
+  packed.offsets[1][token] = 16 * scaled.offset;
+}
+
+void PackedActivations::PackBlock(uint32_t block, const Activations& from, const uint32_t* rows,
+                                  uint32_t first, uint32_t count) {
+  for (uint32_t i = 0; i < count; ++i) {
+    const size_t row = rows != nullptr ? rows[i] : first + i;
+    const int8_t* codes = from.codes(row);
+    const ActivationGroup* scaled = from.groups(row);
+    for (uint32_t group = 0; group < groups_; ++group) {
+      Put(block * kPackedTokens + i, group, codes + group * kGroupCols, scaled[group]);
+    }
+  }
+}
+
+void PackedActivations::FillArguments(size_t first_row, PanelArguments* arguments) const {
+  CHECK(first_row % kPackedTokens == 0, "packed activations are cut between blocks");
+  arguments->packed = data_.data() + first_row / kPackedTokens * groups_;
+  arguments->packed_stride = groups_;
+}
+
 }  // namespace moraine

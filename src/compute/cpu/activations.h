@@ -35,8 +35,8 @@ class Activations {
   uint32_t cols() const { return cols_; }
   uint32_t padded_cols() const { return padded_cols_; }
   float* floats(size_t row) { return padded_.data() + row * padded_cols_; }
-  int8_t* codes(size_t row) { return q_.data() + row * (padded_cols_ + kRowGap); }
-  ActivationGroup* groups(size_t row) {
+  int8_t* codes(size_t row) const { return q_.data() + row * (padded_cols_ + kRowGap); }
+  ActivationGroup* groups(size_t row) const {
     return groups_.data() + row * (padded_cols_ / kGroupCols);
   }
 
@@ -55,6 +55,30 @@ class Activations {
   AlignedArray<int8_t> q_;
   AlignedArray<ActivationGroup> groups_;
   AlignedArray<float> padded_;
+};
+
+// The same codes for the kernels of many tokens: kernel_table.h's blocks of 16 rows.
+class PackedActivations {
+ public:
+  PackedActivations(uint32_t max_blocks, uint32_t max_cols)
+      : max_blocks_(max_blocks),
+        max_groups_(GroupCount(max_cols)),
+        data_(size_t{max_blocks} * max_groups_) {}
+
+  void Shape(uint32_t blocks, uint32_t cols);
+  void Put(size_t row, uint32_t group, const int8_t* codes, const ActivationGroup& scaled);
+  // A block from up to 16 rows of `from`: rows[0], rows[1], ... or, if null, 0, 1, ... after `first`.
+  void PackBlock(uint32_t block, const Activations& from, const uint32_t* rows, uint32_t first,
+                 uint32_t count);
+  // first_row: a multiple of 16.
+  void FillArguments(size_t first_row, PanelArguments* arguments) const;
+
+ private:
+  static uint32_t GroupCount(uint32_t cols) { return TileCount(cols) * (kTileCols / kGroupCols); }
+
+  const uint32_t max_blocks_, max_groups_;
+  uint32_t groups_ = 0;  // a block
+  AlignedArray<PackedGroup> data_;
 };
 
 }  // namespace moraine

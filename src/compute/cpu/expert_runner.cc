@@ -12,9 +12,9 @@ namespace {
 // Intermediate rows that fit at once even for a backend of one token: decode with up to 64 experts
 // a token (the largest top-k in use is 12) is one wave.
 constexpr uint32_t kMinRows = 64;
-// Tokens that one pass of gate and up handles: whole blocks of 2, 3, 4 and 7 tokens, whose kernels
-// are the fastest, and few enough that their intermediates (21 KiB) stay beside a stretch in L2.
-constexpr uint32_t kTokenChunk = 84;
+// Tokens that one pass of gate and up handles: whole blocks, and few enough that their intermediates
+// (32 KiB) and the activations of a stretch (88 KiB) stay in L2.
+constexpr uint32_t kTokenChunk = 8 * kPackedTokens;
 constexpr uint32_t kPairRows = 2 * kTileRows;
 static_assert(kPairRows == kGroupCols, "a unit of gate and up fills whole groups of down's input");
 constexpr size_t kThreadScratchFloats = 2 * kTokenChunk * kPairRows;
@@ -47,8 +47,11 @@ ExpertRunner::ExpertRunner(const KernelTable& kernels, ThreadPool& pool, uint32_
     : kernels_(kernels),
       pool_(pool),
       row_capacity_(std::max(max_tokens, kMinRows)),
+      block_capacity_(2 * BlockCount(row_capacity_)),
       input_(max_tokens, max_cols),
       intermediate_(row_capacity_, max_cols),
+      packed_input_(block_capacity_, max_cols),
+      packed_intermediate_(block_capacity_, max_cols),
       places_(row_capacity_),
       thread_scratch_(kThreadScratchFloats * static_cast<size_t>(pool.thread_count())) {}
 
@@ -63,6 +66,9 @@ void ExpertRunner::Run(std::span<const ExpertTask> tasks) {
   while (!tasks.empty()) {
     tasks = tasks.subspan(PlanWave(tasks));
     if (place_count_ == 0) continue;
+    if (input_has_codes_) {
+      pool_.ParallelFor(block_count_, [this](uint32_t block, uint32_t) { PackInput(block); });
+    }
     pool_.ParallelFor(gate_.unit_count,
                       [this](uint32_t unit, uint32_t thread) { RunGateUnit(unit, thread); });
     pool_.ParallelFor(down_.unit_count, [this](uint32_t unit, uint32_t) { RunDownUnit(unit); });
@@ -84,14 +90,16 @@ void ExpertRunner::CheckTask(const ExpertTask& task) const {
 size_t ExpertRunner::PlanWave(std::span<const ExpertTask> tasks) {
   uint32_t rows = 0, pairs = 0, panels = 0, max_intermediate = 1;
   size_t taken = 0;
-  place_count_ = 0;
+  place_count_ = block_count_ = 0;
   for (; taken < tasks.size(); ++taken) {
     const ExpertTask& task = tasks[taken];
     CheckTask(task);
-    if (rows + task.token_count > row_capacity_) break;
+    const uint32_t blocks = Packs(task) ? BlockCount(task.token_count) : 0;
+    if (rows + task.token_count > row_capacity_ || block_count_ + blocks > block_capacity_) break;
     if (task.token_count == 0) continue;
-    places_[place_count_++] = {&task, rows, 0, 0};
+    places_[place_count_++] = {&task, rows, block_count_, 0, 0};
     rows += task.token_count;
+    block_count_ += blocks;
     pairs += PairCount(task);
     panels += PanelCount(task.weights.down.rows);
     max_intermediate = std::max(max_intermediate, task.weights.down.cols);
@@ -107,7 +115,21 @@ size_t ExpertRunner::PlanWave(std::span<const ExpertTask> tasks) {
     down_.unit_count += CeilDivide(PanelCount(place.task->weights.down.rows), down_.per_unit);
   }
   intermediate_.Shape(rows, max_intermediate);
+  packed_input_.Shape(block_count_, input_.cols());
+  packed_intermediate_.Shape(block_count_, max_intermediate);
   return taken;
+}
+
+// Block `block` of the wave's packed input.
+void ExpertRunner::PackInput(uint32_t block) {
+  const Place* places = places_.data();
+  const Place& place = *(std::upper_bound(places, places + place_count_, block,
+                                          [](uint32_t value, const Place& p) {
+                                            return value < p.first_block;
+                                          }) - 1);
+  const uint32_t first = (block - place.first_block) * kPackedTokens;
+  packed_input_.PackBlock(block, input_, place.task->token_rows + first, 0,
+                          std::min(kPackedTokens, place.task->token_count - first));
 }
 
 void ExpertRunner::RunGateUnit(uint32_t unit, uint32_t thread) {
@@ -136,24 +158,33 @@ void ExpertRunner::RunPair(const Place& place, uint32_t pair, uint32_t thread) {
     }
     if (arguments.panel_count > 0) {
       input_.FillArguments(0, &arguments);
+      if (PacksInput(task)) {
+        packed_input_.FillArguments(place.first_block * kPackedTokens + begin, &arguments);
+      }
       arguments.token_rows = task.token_rows + begin;
       arguments.token_count = count;
       arguments.y_stride = kPairRows;
       kernel(arguments);
     }
     kernels_.silu_mul(gate, up, size_t{count} * kPairRows, gate);
-    const bool codes = IsQuantised(task.weights.down.encoding);
-    for (uint32_t t = 0; t < count; ++t) {
-      const size_t row = place.first_row + begin + t;
-      const float* values = gate + t * kPairRows;
-      if (codes) {
-        kernels_.quantise(values, kPairRows, kPairRows, intermediate_.codes(row) + pair * kPairRows,
-                          intermediate_.groups(row) + pair);
-      } else {
-        std::memcpy(intermediate_.floats(row) + pair * kPairRows, values,
-                    kPairRows * sizeof(float));
-      }
-    }
+    for (uint32_t t = 0; t < count; ++t) FinishRow(place, pair, begin + t, gate + t * kPairRows);
+  }
+}
+
+// Hands 32 values of one token over to `down`, in the form its kernel reads.
+void ExpertRunner::FinishRow(const Place& place, uint32_t pair, uint32_t token,
+                             const float* values) {
+  const size_t row = place.first_row + token;
+  if (PacksIntermediate(*place.task)) {
+    int8_t codes[kGroupCols];
+    ActivationGroup scaled;
+    kernels_.quantise(values, kPairRows, kPairRows, codes, &scaled);
+    packed_intermediate_.Put(place.first_block * kPackedTokens + token, pair, codes, scaled);
+  } else if (IsQuantised(place.task->weights.down.encoding)) {
+    kernels_.quantise(values, kPairRows, kPairRows, intermediate_.codes(row) + pair * kPairRows,
+                      intermediate_.groups(row) + pair);
+  } else {
+    std::memcpy(intermediate_.floats(row) + pair * kPairRows, values, kPairRows * sizeof(float));
   }
 }
 
@@ -171,6 +202,9 @@ void ExpertRunner::RunDownUnit(uint32_t unit) {
     PanelArguments arguments = ArgumentsForPanels(w, panel, std::min(kMaxPanels, end - panel),
                                                   task.output + panel * kTileRows);
     intermediate_.FillArguments(place.first_row, &arguments);
+    if (PacksIntermediate(task)) {
+      packed_intermediate_.FillArguments(place.first_block * kPackedTokens, &arguments);
+    }
     arguments.token_count = task.token_count;
     arguments.y_stride = w.rows;
     PanelKernel(kernels_, w.encoding)(arguments);

@@ -1,5 +1,5 @@
 // The MoE block's experts: gate, up, SwiGLU, down, over all tasks of a batch in two parallel
-// regions. Internal to compute.
+// regions (and one before them that packs the input of tasks with many tokens). Internal to compute.
 //
 // Gate and up are computed for 32 intermediate rows at a time, because 32 is the group in which
 // `down` wants its input quantised: a unit ends with finished int8 codes and nothing in float32 is
@@ -30,6 +30,7 @@ class ExpertRunner {
   struct Place {
     const ExpertTask* task;
     uint32_t first_row;
+    uint32_t first_block;  // of its packed activations; it has some if it packs
     uint32_t first_gate_unit, first_down_unit;
   };
   // Units of one region: `per_unit` panels or panel pairs each, cut at task borders.
@@ -40,16 +41,27 @@ class ExpertRunner {
 
   size_t PlanWave(std::span<const ExpertTask> tasks);
   void CheckTask(const ExpertTask& task) const;
+  // Whether a task has enough tokens for kernels that want int8 activations packed.
+  bool Packs(const ExpertTask& task) const { return task.token_count >= kernels_.packed_tokens; }
+  bool PacksInput(const ExpertTask& task) const { return input_has_codes_ && Packs(task); }
+  bool PacksIntermediate(const ExpertTask& task) const {
+    return IsQuantised(task.weights.down.encoding) && Packs(task);
+  }
+  void PackInput(uint32_t block);
   void RunGateUnit(uint32_t unit, uint32_t thread);
   void RunPair(const Place& place, uint32_t pair, uint32_t thread);
+  void FinishRow(const Place& place, uint32_t pair, uint32_t token, const float* values);
   void RunDownUnit(uint32_t unit);
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
-  const uint32_t row_capacity_;
+  const uint32_t row_capacity_, block_capacity_;
   Activations input_;
   bool input_has_codes_ = false;
   Activations intermediate_;
+  // Of the wave's tasks that pack, one behind the other, each from a block of its own on.
+  PackedActivations packed_input_, packed_intermediate_;
+  uint32_t block_count_ = 0;
   AlignedArray<Place> places_;
   uint32_t place_count_ = 0;
   Region gate_, down_;

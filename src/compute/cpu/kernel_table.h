@@ -45,6 +45,16 @@ struct ActivationGroup {
   // 128 that makes an int8 unsigned.
   int32_t offset;
 };
+// Many tokens walk through int8 activations in one direction with one pointer: blocks of 16 tokens, in
+// a block its groups one behind the other. (Rows of their own cost a kernel of 7 tokens 14 pointers,
+// more than x86 has registers, and streams too short for the prefetcher.) Tokens that a last block
+// lacks are undefined.
+inline constexpr uint32_t kPackedTokens = 16;
+struct alignas(64) PackedGroup {
+  int8_t codes[kPackedTokens][32];
+  float scales[kPackedTokens];
+  int32_t offsets[2][kPackedTokens];  // ActivationGroup's for q4, 16 times it for q8
+};
 struct PanelArguments {
   Panel panels[kMaxPanels];
   uint32_t panel_count = 0;
@@ -61,6 +71,9 @@ struct PanelArguments {
   size_t q_stride = 0;
   const ActivationGroup* groups = nullptr;
   size_t group_stride = 0;  // groups a row
+  // Set: the tokens are those from here on, and token_rows, q and groups are not read.
+  const PackedGroup* packed = nullptr;
+  size_t packed_stride = 0;  // groups a block
   size_t y_stride = 0;
 };
 using PanelFunction = void (*)(const PanelArguments& arguments);
@@ -97,8 +110,12 @@ struct ScaleSearch {
   float limit = 0;
 };
 
+inline constexpr uint32_t kNeverPacked = ~0u;
+
 struct KernelTable {
   PanelFunction panel_f32, panel_bf16, panel_q8, panel_q4;
+  // From this many tokens on panel_q8 and panel_q4 want them packed.
+  uint32_t packed_tokens;
   // One row to int8 in groups of 32, scale = max|x| / 127. Writes padded_cols (a multiple of 64)
   // codes. A group with a NaN or an infinity gets codes 0 and scale NaN, so that the result is NaN.
   void (*quantise)(const float* x, uint32_t cols, uint32_t padded_cols, int8_t* q,
@@ -121,5 +138,6 @@ extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvxVnniKernels;
 extern const KernelTable kAvx512Kernels;
+extern const KernelTable kAmxKernels;
 
 }  // namespace moraine

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "compute/cpu/kernel_table.h"
+#include "compute/cpu/kernels_amx.h"
 #include "compute/cpu/lane_kernels.h"
 
 namespace moraine {
@@ -429,10 +430,22 @@ void PanelQuantised(const PanelArguments& a) {
   if (token < a.token_count) FewTokens<Code, 1>(a, token);
 }
 
+// AMX computes 16 tokens in the time of about 6 here.
+constexpr uint32_t kAmxTokens = 9;
+
+template <class Code, PanelFunction kPacked>
+void PackedOrFew(const PanelArguments& a) {
+  (a.packed != nullptr ? kPacked : PanelQuantised<Code>)(a);
+}
+
 }  // namespace
 
 const KernelTable kAvx512Kernels = {PanelFloat<F32Columns>, PanelFloat<Bf16Columns>,
-                                    PanelQuantised<Q8>, PanelQuantised<Q4>,
+                                    PanelQuantised<Q8>, PanelQuantised<Q4>, kNeverPacked,
                                     MORAINE_LANE_KERNELS(Lanes512)};
+
+const KernelTable kAmxKernels = {PanelFloat<F32Columns>, PanelFloat<Bf16Columns>,
+                                 PackedOrFew<Q8, AmxPackedQ8>, PackedOrFew<Q4, AmxPackedQ4>,
+                                 kAmxTokens, MORAINE_LANE_KERNELS(Lanes512)};
 
 }  // namespace moraine

@@ -106,7 +106,7 @@ struct Q8 {
 }  // namespace
 
 const KernelTable kAvxVnniKernels = {PanelFloat<F32Columns>, PanelFloat<Bf16Columns>,
-                                     PanelQuantised<Q8>, PanelQuantised<Q4>,
+                                     PanelQuantised<Q8>, PanelQuantised<Q4>, kNeverPacked,
                                      MORAINE_LANE_KERNELS(Lanes256)};
 
 }  // namespace moraine

@@ -205,7 +205,7 @@ void PanelQ4(const PanelArguments& a) {
 
 }  // namespace
 
-const KernelTable kScalarKernels = {PanelF32, PanelBf16, PanelQ8, PanelQ4,
+const KernelTable kScalarKernels = {PanelF32, PanelBf16, PanelQ8, PanelQ4, kNeverPacked,
                                     MORAINE_LANE_KERNELS(ScalarLanes)};
 
 }  // namespace moraine

@@ -19,6 +19,11 @@ inline PanelFunction PanelKernel(const KernelTable& kernels, Encoding encoding) 
   return nullptr;
 }
 
+// Of packed activations.
+constexpr uint32_t BlockCount(uint32_t tokens) {
+  return (tokens + kPackedTokens - 1) / kPackedTokens;
+}
+
 // The weight side of a kernel call: `count` panels of w from `panel` on, whose output for a token
 // starts at y with row 0 of the first.
 inline PanelArguments ArgumentsForPanels(const MatrixView& w, uint32_t panel, uint32_t count,
@@ -41,8 +46,9 @@ inline PanelArguments ArgumentsForPanels(const MatrixView& w, uint32_t panel, ui
 struct PanelSplit {
   // Runs a thread: enough that the last one to finish is at most about 1/8 late.
   static constexpr uint32_t kTasksPerThread = 8;
-  // Fewer tokens than this would read a panel more often than they pay for it.
-  static constexpr uint32_t kMinTokens = 16;
+  // Fewer tokens than this would read a panel more often than they pay for it; and a cut is where a
+  // packed block begins.
+  static constexpr uint32_t kMinTokens = kPackedTokens;
 
   struct Part {
     uint32_t panel_begin, panel_end, token_begin, token_end;
@@ -57,7 +63,8 @@ struct PanelSplit {
     split.panel_tasks = (panels + split.panels_per_task - 1) / split.panels_per_task;
     const uint32_t token_cuts = std::clamp(wanted / split.panel_tasks, 1u,
                                            std::max(1u, tokens / kMinTokens));
-    split.tokens_per_task = (tokens + token_cuts - 1) / token_cuts;
+    const uint32_t even_cut = (tokens + token_cuts - 1) / token_cuts;
+    split.tokens_per_task = (even_cut + kMinTokens - 1) / kMinTokens * kMinTokens;
     split.token_tasks = (tokens + split.tokens_per_task - 1) / split.tokens_per_task;
     return split;
   }

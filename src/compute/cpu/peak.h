@@ -18,11 +18,13 @@ namespace moraine {
 uint64_t ReadBytes(const std::byte* data, size_t bytes);
 
 enum class PeakWork : uint8_t {
-  kInt8Dot,   // q4 and q8: vpdpbusd; for plain AVX2 the three instructions that stand for one
+  // q4 and q8: vpdpbusd; for plain AVX2 the three instructions that stand for one; for AMX products
+  // of whole tiles, 64 columns deep (a group of 32 fills half of one).
+  kInt8Dot,
   kFloatFma,  // bf16 and f32
 };
 // Independent chains in registers, nothing loaded. Returns the operations done (an addition and a
-// multiplication are two); about 1 ms for 20000 iterations.
+// multiplication are two); at most 1 ms for 20000 iterations.
 double RunPeakLoop(Isa isa, PeakWork work, uint32_t iterations);
 
 }  // namespace moraine
