@@ -53,8 +53,8 @@ function(moraine_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE moraine_options ${ARG_DEPS} GTest::gmock GTest::gtest_main)
-  if(MORAINE_SANITIZER STREQUAL "address")
-    target_compile_options(${name} PRIVATE -fno-sanitize=alignment)  # compiles in two thirds of the time
+  if(MORAINE_SANITIZER)
+    target_compile_options(${name} PRIVATE -O0)  # compiles in less than half of the time
   endif()
   target_compile_definitions(${name} PRIVATE MORAINE_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
                              MORAINE_BINARY_DIR="${CMAKE_BINARY_DIR}")
