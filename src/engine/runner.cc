@@ -11,12 +11,13 @@
 #include "compute/cpu_backend.h"
 #include "engine/dense_weights.h"
 #include "engine/expert_executor.h"
+#include "engine/manifest_check.h"
+#include "engine/store_record_source.h"
 #include "io/mirrored_reader.h"
 #include "model/decoder_model.h"
 #include "model/kv_cache.h"
 #include "residency/slot_segments.h"
 #include "store/profile_section.h"
-#include "store/record_checksum.h"
 
 namespace moraine {
 namespace {
@@ -36,110 +37,6 @@ constexpr char kTokenSection[] = "token_experts";  // of the profile: TokenExper
 // A read that takes this long is not coming: a busy drive answers in milliseconds, a SATA disk that
 // retries a bad sector gives up after 7 to 20 s. The request fails, the slot waits for the device.
 constexpr int64_t kReadDeadlineNs = 30'000'000'000;
-
-class StoreRecordSource final : public RecordSource {
- public:
-  StoreRecordSource(const Store& store, std::vector<FileId> files, ThreadPool& pool)
-      : store_(store),
-        files_(std::move(files)),
-        copies_(static_cast<uint32_t>(store.expert_pack_copies(0).size())),
-        pool_(pool) {
-    uint64_t largest = 0;
-    for (const LayerManifest& layer : store.manifest().layers) {
-      largest = std::max(largest, layer.record_bytes);
-    }
-    pieces_.resize(ChecksumPieceCount(largest));
-  }
-  Location Locate(ExpertKey key) const override {
-    const RecordLocation& place = store_.Locate(key);
-    return {files_[place.pack], place.offset, place.bytes, copies_};
-  }
-  Status Verify(ExpertKey key, std::span<const std::byte> bytes) const override {
-    const uint32_t count = ChecksumPieceCount(bytes.size());
-    if (count == 1) return store_.VerifyRecord(key, bytes);
-    // On the threads that will compute with it: the bytes are in their caches then.
-    pool_.ParallelFor(count, [&](uint32_t piece, uint32_t) {
-      pieces_[piece] = ChecksumPiece(bytes, piece);
-    });
-    return store_.CheckRecordChecksum(key, CombineChecksumPieces({pieces_.data(), count}));
-  }
-
- private:
-  const Store& store_;
-  const std::vector<FileId> files_;
-  const uint32_t copies_;
-  ThreadPool& pool_;
-  mutable std::vector<uint64_t> pieces_;  // scratch of Verify, which the engine thread calls
-};
-
-// The manifest is a file: what does not fit config.json or this version is its fault, not a bug.
-Result<ExpertLayout> ReadLayout(const LayerManifest& layer, uint32_t index,
-                                const ModelConfig& config) {
-  const bool moe = config.layers[index].feed_forward == FeedForwardKind::kMoe;
-  const uint32_t experts = moe ? config.expert_count : 0;
-  const auto mismatch = [&](const char* field, uint64_t found, uint64_t expected) {
-    return Corruption(fmt::format("manifest: layer {}: field '{}' is {}, expected {}", index, field,
-                                  found, expected));
-  };
-  if (layer.expert_count != experts) return mismatch("expert_count", layer.expert_count, experts);
-  if (!moe) return ExpertLayout{};
-  const auto gate_up = ParseEncoding(layer.gate_up_encoding);
-  const auto down = ParseEncoding(layer.down_encoding);
-  if (!gate_up || !down) {
-    return Unsupported(fmt::format("manifest: layer {}: encodings '{}' and '{}', this version knows "
-                                   "f32, bf16, q8 and q4",
-                                   index, layer.gate_up_encoding, layer.down_encoding));
-  }
-  if (layer.hidden != config.hidden) return mismatch("hidden", layer.hidden, config.hidden);
-  const uint32_t intermediate = config.layers[index].intermediate;
-  if (layer.intermediate != intermediate) {
-    return mismatch("intermediate", layer.intermediate, intermediate);
-  }
-  const ExpertLayout layout{*gate_up, *down, layer.hidden, layer.intermediate};
-  if (layout.record_bytes() != layer.record_bytes) {
-    return mismatch("record_bytes", layer.record_bytes, layout.record_bytes());
-  }
-  return layout;
-}
-
-Result<std::vector<ExpertLayout>> ReadLayouts(const Manifest& manifest, const ModelConfig& config) {
-  if (manifest.layers.size() != config.layers.size()) {
-    return Corruption(fmt::format("manifest: {} layers, config.json calls for {}",
-                                  manifest.layers.size(), config.layers.size()));
-  }
-  std::vector<ExpertLayout> layouts;
-  for (uint32_t i = 0; i < manifest.layers.size(); ++i) {
-    ASSIGN_OR_RETURN(const ExpertLayout layout, ReadLayout(manifest.layers[i], i, config));
-    layouts.push_back(layout);
-  }
-  return layouts;
-}
-
-// Every dense role is there with the shape that the model will read.
-Status CheckDense(const Manifest& manifest, const ModelConfig& config) {
-  for (const DenseRole& role : DenseRoles(config)) {
-    const auto tensor = std::find_if(manifest.dense.begin(), manifest.dense.end(),
-                                     [&](const DenseTensor& t) { return t.name == role.name; });
-    if (tensor == manifest.dense.end()) {
-      return Corruption(fmt::format("manifest: dense tensor '{}' is missing", role.name));
-    }
-    const auto encoding = ParseEncoding(tensor->encoding);
-    const bool vector = role.kind == DenseRole::Kind::kVector;
-    if (vector ? tensor->encoding != "vector" : !encoding) {
-      return Unsupported(fmt::format("manifest: dense tensor '{}' is encoded as '{}'", role.name,
-                                     tensor->encoding));
-    }
-    const uint64_t bytes = vector ? uint64_t{role.cols} * sizeof(float)
-                                  : MatrixBytes(*encoding, role.rows, role.cols);
-    if (tensor->rows != role.rows || tensor->cols != role.cols || tensor->bytes != bytes) {
-      return Corruption(fmt::format("manifest: dense tensor '{}' is {} x {}, {} bytes; expected {} x "
-                                    "{}, {} bytes",
-                                    role.name, tensor->rows, tensor->cols, tensor->bytes, role.rows,
-                                    role.cols, bytes));
-    }
-  }
-  return OkStatus();
-}
 
 uint32_t WidestColumns(const ModelConfig& config) {
   uint32_t widest = std::max(config.hidden, config.query_heads * config.head_dim);

@@ -185,17 +185,4 @@ HostArena& HostArena::operator=(HostArena&& other) noexcept {
   return *this;
 }
 
-void HostArena::Discard(uint64_t offset, uint64_t bytes) {
-  CHECK(offset <= size_bytes_ && bytes <= size_bytes_ - offset, "discard outside of the arena");
-  const uint64_t page_bytes = page_kind_ == PageKind::kHugeTlb ? kHugePageBytes : SmallPageBytes();
-  const uint64_t first = AlignUp(offset, page_bytes);
-  const uint64_t last = (offset + bytes) & ~(page_bytes - 1);
-  if (first >= last) return;
-  if (madvise(data_ + first, last - first, MADV_DONTNEED) == 0) return;
-  // hugetlbfs before Linux 5.18: the pages stay, but what is promised of their contents holds.
-  LOG_WARN("discarding {} of a host arena ({} pages): {}; the memory stays allocated",
-           FormatByteSize(last - first), PageKindName(page_kind_), std::strerror(errno));
-  std::memset(data_ + first, 0, last - first);
-}
-
 }  // namespace moraine

@@ -42,11 +42,6 @@ class HostArena {
   std::span<std::byte> span() const { return {data_, size_bytes_}; }
   PageKind page_kind() const { return page_kind_; }
   int numa_node() const { return numa_node_; }
-  // Gives the pages of [offset, offset + bytes) back to the system; they read as zero afterwards.
-  // Used when a budget shrinks. Offsets are rounded inwards to whole pages. Not for memory that is
-  // registered with io_uring or page-locked: the pins keep the old pages, which would neither come
-  // back to the system nor be what this address means afterwards (DMA would land in lost pages).
-  void Discard(uint64_t offset, uint64_t bytes);
 
  private:
   std::byte* data_ = nullptr;

@@ -1,5 +1,5 @@
 // The inside of ResidencyManager: what it keeps for each expert, and the steps of its calls. Included by
-// residency_manager.cc and residency_invariants.cc only.
+// the files beside it that implement it.
 #pragma once
 
 #include <optional>
@@ -53,6 +53,7 @@ class ResidencyManager::Impl {
   size_t Poll(int64_t wait_ns);
   void Collect();
 
+  // lease.cc.
   Lease::State LeaseState(SlotIndex slot, uint32_t generation) const;
   const std::byte* LeaseData(SlotIndex slot, uint32_t generation) const;
   const Status& LeaseFailure(ExpertKey key, SlotIndex slot, uint32_t generation) const;

@@ -47,26 +47,6 @@ TEST_P(HostArenaTest, BindsToANodeThatExists) {
   EXPECT_EQ(absent.status().code(), StatusCode::kInvalidArgument);
 }
 
-TEST_P(HostArenaTest, DiscardedPagesReadAsZeroAndTheirNeighboursStay) {
-  HostArena arena = Allocate(12 * kMiB);
-  std::memset(arena.data(), 0x33, arena.size_bytes());
-  // Begins and ends inside a page: those two pages must not be touched.
-  arena.Discard(2 * kMiB + 100, 6 * kMiB);
-  EXPECT_TRUE(AllEqual(arena.span().first(2 * kMiB + 100), std::byte{0x33}));
-  EXPECT_TRUE(AllEqual(arena.span().subspan(4 * kMiB, 4 * kMiB), std::byte{0}));
-  EXPECT_TRUE(AllEqual(arena.span().subspan(8 * kMiB + 100), std::byte{0x33}));
-  arena.Discard(100, 200);  // less than a page: nothing
-  EXPECT_TRUE(AllEqual(arena.span().first(4096), std::byte{0x33}));
-}
-
-TEST_P(HostArenaTest, DiscardGivesTheMemoryBack) {
-  HostArena arena = Allocate(64 * kMiB);
-  if (arena.page_kind() == PageKind::kHugeTlb) GTEST_SKIP() << "hugetlb pages are not in VmRSS";
-  const uint64_t before_bytes = ReadProcessMemory().resident_bytes;
-  arena.Discard(0, arena.size_bytes());
-  EXPECT_LE(ReadProcessMemory().resident_bytes, before_bytes - 60 * kMiB);
-}
-
 TEST_P(HostArenaTest, MovesTheMappingAndFreesTheOldOne) {
   HostArena first = Allocate(4 * kMiB);
   std::byte* const address = first.data();
