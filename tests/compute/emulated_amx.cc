@@ -7,7 +7,7 @@ namespace {
 
 // TDPBSSD as the manual defines it: B's row k holds four consecutive columns of each of 16 outputs.
 struct EmulatedTiles {
-  static inline uint32_t rows = 0;
+  static inline thread_local uint32_t rows = 0;
   static void Configure(uint32_t tokens) { rows = tokens; }
   static void Release() { rows = 0; }
   template <int>

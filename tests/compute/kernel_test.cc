@@ -236,7 +236,8 @@ TEST(LaneKernels, QuantiseRoundsToNearest) {
     for (uint32_t g = 0; g < padded / 32; ++g) {
       int32_t sum = 0;
       for (uint32_t i = 0; i < 32; ++i) sum += expected_q[g * 32 + i];
-      ASSERT_EQ(expected_groups[g].offset, -8 * sum);
+      ASSERT_EQ(expected_groups[g].offsets[kQ4Offset], -8 * sum);
+      ASSERT_EQ(expected_groups[g].offsets[kQ8Offset], -128 * sum);
     }
     for (const Isa isa : SupportedIsas()) {
       KernelsOf(isa).quantise(x.data(), cols, padded, q.data(), groups.data());

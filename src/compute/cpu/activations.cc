@@ -71,8 +71,8 @@ void PackedActivations::Put(size_t row, uint32_t group, const int8_t* codes,
   const size_t token = row % kPackedTokens;
   std::memcpy(packed.codes[token], codes, kGroupCols);
   packed.scales[token] = scaled.scale;
-  packed.offsets[0][token] = scaled.offset;
-  packed.offsets[1][token] = 16 * scaled.offset;
+  packed.offsets[kQ4Offset][token] = scaled.offsets[kQ4Offset];
+  packed.offsets[kQ8Offset][token] = scaled.offsets[kQ8Offset];
 }
 
 void PackedActivations::PackBlock(uint32_t block, const Activations& from, const uint32_t* rows,

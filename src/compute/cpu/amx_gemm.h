@@ -108,10 +108,10 @@ struct AmxGemm {
     Products products[2];
     const uint32_t tiles = pass.groups / 2;
     Multiply(pass, stretch, 0, &products[0]);
-    pass.FetchNext(panel, 0);
+    pass.next.Fetch(panel, 0);
     for (uint32_t tile = 1; tile < tiles; ++tile) {
       Multiply(pass, stretch, tile, &products[tile % 2]);
-      pass.FetchNext(panel, tile);
+      pass.next.Fetch(panel, tile);
       Scale<T>(pass, stretch, tile - 1, products[(tile - 1) % 2], total);
     }
     Scale<T>(pass, stretch, tiles - 1, products[(tiles - 1) % 2], total);

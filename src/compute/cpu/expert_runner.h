@@ -12,6 +12,7 @@
 
 #include "compute/aligned_array.h"
 #include "compute/cpu/activations.h"
+#include "compute/cpu/panel.h"
 #include "compute/cpu_backend.h"
 
 namespace moraine {
@@ -51,7 +52,8 @@ class ExpertRunner {
   void RunGateUnit(uint32_t unit, uint32_t thread);
   void RunPair(const Place& place, uint32_t pair, uint32_t thread);
   void FinishRow(const Place& place, uint32_t pair, uint32_t token, const float* values);
-  void RunDownUnit(uint32_t unit);
+  void RunDownUnit(uint32_t unit, uint32_t thread);
+  void RunDown(const Place& place, const PanelSplit::Part& part, uint32_t thread);
 
   const KernelTable& kernels_;
   ThreadPool& pool_;

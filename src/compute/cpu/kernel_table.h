@@ -41,10 +41,11 @@ struct Panel {
 // 32 activations in int8: value = code * scale.
 struct ActivationGroup {
   float scale;
-  // -8 times the sum of the codes: takes off the 8 that makes a nibble unsigned and, 16 times, the
-  // 128 that makes an int8 unsigned.
-  int32_t offset;
+  // What takes off the number that makes a weight unsigned: -8 times the sum of the codes for q4's
+  // nibbles, -128 times for q8.
+  int32_t offsets[2];
 };
+inline constexpr uint32_t kQ4Offset = 0, kQ8Offset = 1;
 // Many tokens walk through int8 activations in one direction with one pointer: blocks of 16 tokens, in
 // a block its groups one behind the other. (Rows of their own cost a kernel of 7 tokens 14 pointers,
 // more than x86 has registers, and streams too short for the prefetcher.) Tokens that a last block
@@ -53,7 +54,7 @@ inline constexpr uint32_t kPackedTokens = 16;
 struct alignas(64) PackedGroup {
   int8_t codes[kPackedTokens][32];
   float scales[kPackedTokens];
-  int32_t offsets[2][kPackedTokens];  // ActivationGroup's for q4, 16 times it for q8
+  int32_t offsets[2][kPackedTokens];
 };
 struct PanelArguments {
   Panel panels[kMaxPanels];

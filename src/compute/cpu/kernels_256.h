@@ -7,6 +7,7 @@
 
 #include "compute/cpu/kernel_table.h"
 #include "compute/cpu/lane_kernels.h"
+#include "compute/cpu/packed_gemm.h"
 
 namespace moraine {
 namespace {
@@ -306,101 +307,109 @@ void DirectBlock(const PanelArguments& a, uint32_t panel, uint32_t token) {
   }
 }
 
-// Many tokens: a stretch of a panel's columns is unpacked once into L1, codes as the dot product
-// wants them and scales as floats, and each block of tokens passes over it. Totals wait in y in
-// between, which changes no bit.
-constexpr uint32_t kStretchTiles = 8;  // 8 or 16 KiB of codes, at most half of L1
+// Many tokens: packed_gemm.h. T tokens x 16 rows at a time, totals in L1: they are used once in a
+// group, and their registers hold more sums. A Code has
+//   Unpack(half, words)                        one group of 16 rows as its dot products want it
+//   Input, Prepare(pass, &input)               a block's activations likewise, once for all panels
+//   UnpackedDots<T>(words, ..., dots)          exact, of 16 rows and T tokens
+constexpr uint32_t kStretchPanelTiles = 16;  // of all panels; 16 or 32 KiB of codes
 template <class Code>
-struct Stretch {
-  alignas(64) uint8_t codes[kStretchTiles * 2 * Code::kUnpackedBytes];
-  alignas(64) float scales[kStretchTiles * 2 * 16];
-  uint32_t first_tile, groups;
-};
+struct Gemm {
+  static constexpr uint32_t kPanels = Code::kPanels;
+  static constexpr uint32_t kStretchTiles = kStretchPanelTiles / kPanels;
+  static constexpr uint32_t kTileBytes = 64 + 2 * Code::kHalfBytes;
+  struct Stretch {
+    alignas(64) uint8_t codes[kStretchTiles * 2 * Code::kUnpackedBytes];
+    alignas(64) float scales[kStretchTiles * 2 * 16];
+  };
+  static void End() {}
 
-template <class Code>
-void UnpackStretch(const PanelArguments& a, const Panel& panel, Stretch<Code>* stretch) {
-  for (uint32_t g = 0; g < stretch->groups; ++g) {
-    const uint8_t* data = panel.tiles + (stretch->first_tile + g / 2) * a.tile_stride;
-    Code::Unpack(data + 64 + g % 2 * Code::kHalfBytes, stretch->codes + g * Code::kUnpackedBytes);
-    _mm256_store_ps(stretch->scales + g * 16, LoadScales(data + g % 2 * 32));
-    _mm256_store_ps(stretch->scales + g * 16 + 8, LoadScales(data + g % 2 * 32 + 16));
-  }
-}
-
-// Code::UnpackedDots gives those of 16 rows from what Code::Unpack wrote.
-template <class Code, int T>
-void StretchBlock(const PanelArguments& a, const Panel& panel, const Stretch<Code>& stretch,
-                  uint32_t token) {
-  const Tokens<T> x(a, token);
-  __m256 total[2][T];
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) {
-    total[0][t] = total[1][t] = _mm256_setzero_ps();
-    if (stretch.first_tile > 0) {
-      const float* y = panel.y + (token + t) * a.y_stride;
-      const Lanes256::V v =
-          panel.row_count == 16 ? Lanes256::load(y) : Lanes256::load_n(y, panel.row_count);
-      total[0][t] = v.a;
-      total[1][t] = v.b;
+  static void Unpack(const uint8_t* tiles, size_t tile_stride, uint32_t groups, Stretch* stretch) {
+    for (uint32_t g = 0; g < groups; ++g) {
+      const uint8_t* data = tiles + g / 2 * tile_stride;
+      Code::Unpack(data + 64 + g % 2 * Code::kHalfBytes, stretch->codes + g * Code::kUnpackedBytes);
+      _mm256_store_ps(stretch->scales + g * 16, LoadScales(data + g % 2 * 32));
+      _mm256_store_ps(stretch->scales + g * 16 + 8, LoadScales(data + g % 2 * 32 + 16));
     }
   }
-  for (uint32_t g = 0; g < stretch.groups; ++g) {
-    const uint32_t group = stretch.first_tile * 2 + g;
-    __m256i dots[2][T];
-    Code::template UnpackedDots<T>(stretch.codes + g * Code::kUnpackedBytes, x, group, dots);
+
+  // Not inlined: addresses that are constants from three pointers on fit the registers.
+  template <int T>
+  __attribute__((noinline)) static void Tokens(const Pass& pass, uint32_t panel,
+                                               const Stretch& stretch,
+                                               const typename Code::Input& input, uint32_t token,
+                                               float (*totals)[16]) {
+    const uint8_t* codes = stretch.codes;
+    const float* scales = stretch.scales;
+    const PackedGroup* x = pass.x;
+    for (uint32_t g = 0; g < pass.groups; ++g, ++x, codes += Code::kUnpackedBytes, scales += 16) {
+      __m256i dots[2][T];
+      Code::template UnpackedDots<T>(codes, *x, input, g, token, dots);
+      if (token == 0 && g % 2 == 0) pass.next.Fetch(panel, g / 2);
+      asm volatile("" ::: "memory");  // or totals would move into registers and push sums out
 #pragma GCC unroll 2
-    for (uint32_t part = 0; part < 2; ++part) {
-      const __m256 w = _mm256_load_ps(stretch.scales + g * 16 + part * 8);
+      for (uint32_t part = 0; part < 2; ++part) {
+        const __m256 w = _mm256_load_ps(scales + part * 8);
 #pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        const __m256 scale = _mm256_mul_ps(w, _mm256_broadcast_ss(&x.groups[t][group].scale));
-        total[part][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[part][t]), scale, total[part][t]);
+        for (int t = 0; t < T; ++t) {
+          const __m256 scale = _mm256_mul_ps(w, _mm256_broadcast_ss(x->scales + token + t));
+          float* total = totals[t] + part * 8;
+          _mm256_store_ps(total, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[part][t]), scale,
+                                                 _mm256_load_ps(total)));
+        }
       }
     }
   }
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) {
-    StoreRows(panel, (token + t) * a.y_stride, total[0][t], total[1][t]);
-  }
-}
 
-template <class Code>
-void ManyTokens(const PanelArguments& a, const Panel& panel) {
-  constexpr int T = Code::kBlockTokens;
-  Stretch<Code> stretch;
-  for (uint32_t tile = 0; tile < a.tile_count; tile += kStretchTiles) {
-    const uint32_t left = a.tile_count - tile;
-    stretch.first_tile = tile;
-    stretch.groups = 2 * (left < kStretchTiles ? left : kStretchTiles);
-    UnpackStretch<Code>(a, panel, &stretch);
-    uint32_t token = 0;
-    for (; token + T <= a.token_count; token += T) {
-      StretchBlock<Code, T>(a, panel, stretch, token);
+  static void RunPanel(const Pass& pass, uint32_t panel, const Stretch& stretch,
+                       const typename Code::Input& input) {
+    alignas(64) float totals[kPackedTokens][16];
+    const uint32_t rows = pass.panels[panel].row_count;
+    for (uint32_t t = 0; t < pass.tokens; ++t) {
+      const float* y = pass.y(panel, t);
+      const Lanes256::V sum = pass.first ? Lanes256::set1(0.0f)
+                              : rows == 16 ? Lanes256::load(y)
+                                           : Lanes256::load_n(y, rows);
+      Lanes256::store(totals[t], sum);
     }
-    for (; token < a.token_count; ++token) StretchBlock<Code, 1>(a, panel, stretch, token);
+    constexpr int T = Code::kBlockTokens;
+    uint32_t t = 0;
+    for (; t + T <= pass.tokens; t += T) Tokens<T>(pass, panel, stretch, input, t, totals + t);
+    for (; t + 4 <= pass.tokens; t += 4) Tokens<4>(pass, panel, stretch, input, t, totals + t);
+    for (; t < pass.tokens; ++t) Tokens<1>(pass, panel, stretch, input, t, totals + t);
+    for (t = 0; t < pass.tokens; ++t) {
+      StoreRows(pass.panels[panel], pass.y_offset + t * pass.y_stride, _mm256_load_ps(totals[t]),
+                _mm256_load_ps(totals[t] + 8));
+    }
   }
-}
 
+  template <int P>
+  static void Run(const Pass& pass, const Stretch* stretch) {
+    typename Code::Input input;
+    Code::Prepare(pass, &input);
+    for (uint32_t p = 0; p < P; ++p) RunPanel(pass, p, stretch[p], input);
+  }
+};
+
+// Four tokens leave memory time to spare, and one panel's sums fill the registers; with one or two
+// it is four panels, streams that memory is read faster by.
 template <class Code, int T>
 void FewTokens(const PanelArguments& a, uint32_t token) {
-  if (a.panel_count == 4) {
+  if (T <= 2 && a.panel_count == 4) {
     DirectBlock<Code, 4, T>(a, 0, token);
     return;
   }
   for (uint32_t panel = 0; panel < a.panel_count; ++panel) DirectBlock<Code, 1, T>(a, panel, token);
 }
 
-// Unpacking into L1 is two passes of weights instead of one; from about 6 tokens on it is less than
-// unpacking once a block of tokens.
-constexpr uint32_t kManyTokens = 6;
-
 template <class Code>
 void PanelQuantised(const PanelArguments& a) {
-  if (a.token_count >= kManyTokens) {
-    for (uint32_t p = 0; p < a.panel_count; ++p) ManyTokens<Code>(a, a.panels[p]);
+  if (a.packed != nullptr) {
+    PackedGemm<Gemm<Code>>(a);
     return;
   }
   uint32_t token = 0;
+  for (; token + 4 <= a.token_count; token += 4) FewTokens<Code, 4>(a, token);
   for (; token + 2 <= a.token_count; token += 2) FewTokens<Code, 2>(a, token);
   if (token < a.token_count) FewTokens<Code, 1>(a, token);
 }

@@ -18,6 +18,7 @@ struct AmxTiles {
     Config config;
     const uint8_t rows[] = {n, n, n, n, 8, 8};
     for (uint32_t i = 0; i < 6; ++i) config.rows[i] = rows[i];
+    asm volatile("" : : "r"(&config) : "memory");  // GCC 12 takes it for a load of 8 bytes
     _tile_loadconfig(&config);
   }
   static void Release() { _tile_release(); }

@@ -5,6 +5,7 @@
 #include "compute/cpu/kernel_table.h"
 #include "compute/cpu/kernels_amx.h"
 #include "compute/cpu/lane_kernels.h"
+#include "compute/cpu/packed_gemm.h"
 
 namespace moraine {
 namespace {
@@ -199,7 +200,7 @@ void PanelFloat(const PanelArguments& a) {
 // Integer dot products of one group of 32 columns: codes as unsigned bytes, 8 words of 4 columns.
 struct Q4 {
   static constexpr uint32_t kHalfBytes = 256;
-  static constexpr int kOffsetShift = 0;  // of the activations' offset, which is for 8
+  static constexpr uint32_t kOffset = kQ4Offset;
   static void Unpack(const uint8_t* half, __m512i* words) {
     const __m512i nibble = _mm512_set1_epi8(0xF);
 #pragma GCC unroll 4
@@ -212,7 +213,7 @@ struct Q4 {
 };
 struct Q8 {
   static constexpr uint32_t kHalfBytes = 512;
-  static constexpr int kOffsetShift = 4;
+  static constexpr uint32_t kOffset = kQ8Offset;
   static void Unpack(const uint8_t* half, __m512i* words) {
 #pragma GCC unroll 8
     for (uint32_t j = 0; j < 8; ++j) {
@@ -266,7 +267,7 @@ void DirectBlock(const PanelArguments& a, uint32_t panel, uint32_t token) {
         Code::Unpack(data + 64 + h * Code::kHalfBytes, words);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
-          dots[t] = _mm512_slli_epi32(_mm512_set1_epi32(x.groups[t][group].offset), Code::kOffsetShift);
+          dots[t] = _mm512_set1_epi32(x.groups[t][group].offsets[Code::kOffset]);
         }
 #pragma GCC unroll 8
         for (uint32_t j = 0; j < 8; ++j) {
@@ -323,7 +324,7 @@ void UnpackStretch(const PanelArguments& a, const Panel* panels, Stretch* stretc
 
 template <class Code, int P, int T>
 void StretchBlock(const PanelArguments& a, const Panel* panels, const Stretch& stretch,
-                  uint32_t token) {
+                  const NextStretch& next, uint32_t token) {
   const Tokens<T> x(a, token);
   __m512 total[P][T];
   __mmask16 rows[P];
@@ -342,10 +343,13 @@ void StretchBlock(const PanelArguments& a, const Panel* panels, const Stretch& s
     __m512i dots[P][T];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      const __m512i offset =
-          _mm512_slli_epi32(_mm512_set1_epi32(x.groups[t][group].offset), Code::kOffsetShift);
+      const __m512i offset = _mm512_set1_epi32(x.groups[t][group].offsets[Code::kOffset]);
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) dots[p][t] = offset;
+    }
+    if (g % 2 == 0) {
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) next.Fetch(p, g / 2);
     }
 #pragma GCC unroll 8
     for (uint32_t j = 0; j < 8; ++j) {
@@ -380,6 +384,11 @@ void StretchBlock(const PanelArguments& a, const Panel* panels, const Stretch& s
   }
 }
 
+template <uint32_t T>
+struct Block {
+  static constexpr uint32_t kTokens = T;
+};
+
 template <class Code, int P>
 void ManyTokens(const PanelArguments& a, uint32_t panel) {
   Stretch stretch;
@@ -389,17 +398,20 @@ void ManyTokens(const PanelArguments& a, uint32_t panel) {
     stretch.first_tile = tile;
     stretch.groups = 2 * (left < kStretchTiles ? left : kStretchTiles);
     UnpackStretch<Code, P>(a, panels, &stretch);
+    NextStretch next;
+    next.Find(a, panels, P, tile, kStretchTiles);
     uint32_t token = 0;
-    for (; token + 7 <= a.token_count; token += 7) {
-      StretchBlock<Code, P, 7>(a, panels, stretch, token);
-    }
-    for (; token + 4 <= a.token_count; token += 4) {
-      StretchBlock<Code, P, 4>(a, panels, stretch, token);
-    }
-    for (; token + 2 <= a.token_count; token += 2) {
-      StretchBlock<Code, P, 2>(a, panels, stretch, token);
-    }
-    if (token < a.token_count) StretchBlock<Code, P, 1>(a, panels, stretch, token);
+    const auto run = [&](auto block) {
+      constexpr uint32_t T = decltype(block)::kTokens;
+      for (; token + T <= a.token_count; token += T) {
+        next.Share((64 + 2 * Code::kHalfBytes) / 64, token / 7, (a.token_count + 6) / 7);
+        StretchBlock<Code, P, T>(a, panels, stretch, next, token);
+      }
+    };
+    run(Block<7>());
+    run(Block<4>());
+    run(Block<2>());
+    run(Block<1>());
   }
 }
 

@@ -7,20 +7,19 @@ namespace moraine {
 namespace {
 
 // 16 rows from 8 words of 4 columns, unsigned.
-template <int T, int kOffsetShift>
-inline void WordDots(const uint8_t* words, const Tokens<T>& x, uint32_t group,
+template <int T, uint32_t kOffsets>
+inline void WordDots(const uint8_t* words, const PackedGroup& x, uint32_t token,
                      __m256i (*dots)[T]) {
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
-    dots[0][t] = dots[1][t] =
-        _mm256_slli_epi32(_mm256_set1_epi32(x.groups[t][group].offset), kOffsetShift);
+    dots[0][t] = dots[1][t] = _mm256_set1_epi32(x.offsets[kOffsets][token + t]);
   }
 #pragma GCC unroll 8
   for (uint32_t j = 0; j < 8; ++j) {
     const __m256i w0 = LoadWords(words + j * 64), w1 = LoadWords(words + j * 64 + 32);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      const __m256i word = Broadcast4(x.q[t] + group * 32 + j * 4);
+      const __m256i word = Broadcast4(x.codes[token + t] + j * 4);
       dots[0][t] = _mm256_dpbusd_avx_epi32(dots[0][t], w0, word);
       dots[1][t] = _mm256_dpbusd_avx_epi32(dots[1][t], w1, word);
     }
@@ -29,13 +28,16 @@ inline void WordDots(const uint8_t* words, const Tokens<T>& x, uint32_t group,
 
 struct Q4 {
   static constexpr uint32_t kHalfBytes = 256, kUnpackedBytes = 512;
-  static constexpr int kBlockTokens = 3;
+  static constexpr int kBlockTokens = 6;
+  static constexpr uint32_t kPanels = 1;
+  struct Input {};
+  static void Prepare(const Pass&, Input*) {}
 
   template <int T>
   static void Dots(const uint8_t* words, const Tokens<T>& x, uint32_t group, __m256i* dots) {
     const __m256i nibble = _mm256_set1_epi8(0xF);
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) dots[t] = _mm256_set1_epi32(x.groups[t][group].offset);
+    for (int t = 0; t < T; ++t) dots[t] = _mm256_set1_epi32(x.groups[t][group].offsets[kQ4Offset]);
 #pragma GCC unroll 4
     for (uint32_t j = 0; j < 4; ++j) {
       const __m256i w = LoadWords(words + j * 64);
@@ -61,22 +63,25 @@ struct Q4 {
   }
 
   template <int T>
-  static void UnpackedDots(const uint8_t* words, const Tokens<T>& x, uint32_t group,
-                           __m256i (*dots)[T]) {
-    WordDots<T, 0>(words, x, group, dots);
+  static void UnpackedDots(const uint8_t* words, const PackedGroup& x, const Input&, uint32_t,
+                           uint32_t token, __m256i (*dots)[T]) {
+    WordDots<T, kQ4Offset>(words, x, token, dots);
   }
 };
 
 struct Q8 {
   static constexpr uint32_t kHalfBytes = 512, kUnpackedBytes = 512;
-  static constexpr int kBlockTokens = 3;
+  static constexpr int kBlockTokens = 6;
+  static constexpr uint32_t kPanels = 1;
+  struct Input {};
+  static void Prepare(const Pass&, Input*) {}
 
   template <int T>
   static void Dots(const uint8_t* words, const Tokens<T>& x, uint32_t group, __m256i* dots) {
     const __m256i flip = _mm256_set1_epi8(-128);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      dots[t] = _mm256_slli_epi32(_mm256_set1_epi32(x.groups[t][group].offset), 4);
+      dots[t] = _mm256_set1_epi32(x.groups[t][group].offsets[kQ8Offset]);
     }
 #pragma GCC unroll 8
     for (uint32_t j = 0; j < 8; ++j) {
@@ -97,16 +102,16 @@ struct Q8 {
   }
 
   template <int T>
-  static void UnpackedDots(const uint8_t* words, const Tokens<T>& x, uint32_t group,
-                           __m256i (*dots)[T]) {
-    WordDots<T, 4>(words, x, group, dots);
+  static void UnpackedDots(const uint8_t* words, const PackedGroup& x, const Input&, uint32_t,
+                           uint32_t token, __m256i (*dots)[T]) {
+    WordDots<T, kQ8Offset>(words, x, token, dots);
   }
 };
 
 }  // namespace
 
 const KernelTable kAvxVnniKernels = {PanelFloat<F32Columns>, PanelFloat<Bf16Columns>,
-                                     PanelQuantised<Q8>, PanelQuantised<Q4>, kNeverPacked,
+                                     PanelQuantised<Q8>, PanelQuantised<Q4>, kPackedTokens,
                                      MORAINE_LANE_KERNELS(Lanes256)};
 
 }  // namespace moraine

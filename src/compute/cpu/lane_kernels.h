@@ -66,7 +66,9 @@ struct LaneKernels {
       L::store_int8(q + begin, q0);
       L::store_int8(q + begin + 16, q1);
       groups[group].scale = finite ? (live ? largest / 127.0f : 0.0f) : poison;
-      groups[group].offset = -8 * static_cast<int32_t>(L::reduce_add(L::add(q0, q1)));
+      const int32_t sum = static_cast<int32_t>(L::reduce_add(L::add(q0, q1)));
+      groups[group].offsets[kQ4Offset] = -8 * sum;
+      groups[group].offsets[kQ8Offset] = -128 * sum;
     }
   }
 

@@ -22,6 +22,35 @@
 namespace moraine {
 namespace {
 
+// The tiles of the next stretch and the lines of each that one of the passes over this one fetches.
+struct NextStretch {
+  const uint8_t* tiles[kMaxPanels];
+  size_t tile_stride;
+  uint32_t line_begin, line_end;
+
+  // Stretches of `length` tiles: that behind the one at `tile` or, at the end, the first of the panel
+  // whose turn is next.
+  void Find(const PanelArguments& a, const Panel* panels, int panel_count, uint32_t tile,
+            uint32_t length) {
+    tile_stride = a.tile_stride;
+    for (int p = 0; p < panel_count; ++p) {
+      tiles[p] = panels[p].tiles +
+                 (tile + length < a.tile_count ? (tile + length) * a.tile_stride : a.next_panel);
+    }
+  }
+  void Share(uint32_t lines, uint32_t pass, uint32_t passes) {
+    line_begin = lines * pass / passes;
+    line_end = lines * (pass + 1) / passes;
+  }
+  // To be called once a panel and tile.
+  void Fetch(uint32_t panel, uint32_t tile) const {
+    const uint8_t* data = tiles[panel] + tile * tile_stride;
+    for (uint32_t line = line_begin; line < line_end; ++line) {
+      _mm_prefetch(reinterpret_cast<const char*>(data + line * 64), _MM_HINT_T1);
+    }
+  }
+};
+
 // One block of tokens on its way over one stretch.
 struct Pass {
   const PackedGroup* x;  // the stretch's first group
@@ -31,20 +60,10 @@ struct Pass {
   const Panel* panels;
   size_t y_offset, y_stride;  // of the block's first token
   bool first;  // of the stretches: totals begin at zero
-  // The next stretch's tiles for each panel, and which of a tile's lines this pass fetches.
-  const uint8_t* next[kMaxPanels];
-  size_t tile_stride;
-  uint32_t line_begin, line_end;
+  NextStretch next;
 
   float* y(uint32_t panel, uint32_t token) const {
     return panels[panel].y + y_offset + token * y_stride;
-  }
-  // To be called once a panel and tile.
-  void FetchNext(uint32_t panel, uint32_t tile) const {
-    const uint8_t* data = next[panel] + tile * tile_stride;
-    for (uint32_t line = line_begin; line < line_end; ++line) {
-      _mm_prefetch(reinterpret_cast<const char*>(data + line * 64), _MM_HINT_T1);
-    }
   }
 };
 
@@ -57,26 +76,23 @@ void GemmPanels(const PanelArguments& a, uint32_t panel) {
   pass.panels = a.panels + panel;
   uint32_t tokens_before = 0;
   pass.y_stride = a.y_stride;
-  pass.tile_stride = a.tile_stride;
   for (uint32_t tile = 0; tile < a.tile_count; tile += kTiles) {
     const uint32_t left = a.tile_count - tile;
-    const bool last = left <= kTiles;
     pass.first = tile == 0;
-    pass.groups = 2 * (last ? left : kTiles);
+    pass.groups = 2 * (left < kTiles ? left : kTiles);
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-      const uint8_t* tiles = pass.panels[p].tiles;
-      Kernel::Unpack(tiles + tile * a.tile_stride, a.tile_stride, pass.groups, &stretch[p]);
-      pass.next[p] = last ? tiles + a.next_panel : tiles + (tile + kTiles) * a.tile_stride;
+      Kernel::Unpack(pass.panels[p].tiles + tile * a.tile_stride, a.tile_stride, pass.groups,
+                     &stretch[p]);
     }
+    pass.next.Find(a, pass.panels, P, tile, kTiles);
     for (uint32_t block = 0; block < blocks; ++block) {
       pass.x = a.packed + block * a.packed_stride + tile * 2;
       pass.tokens = block + 1 < blocks ? kPackedTokens : a.token_count - block * kPackedTokens;
       pass.other_tokens = pass.tokens != tokens_before;
       tokens_before = pass.tokens;
       pass.y_offset = block * kPackedTokens * a.y_stride;
-      pass.line_begin = kLines * block / blocks;
-      pass.line_end = kLines * (block + 1) / blocks;
+      pass.next.Share(kLines, block, blocks);
       Kernel::template Run<P>(pass, stretch);
     }
   }

@@ -75,6 +75,7 @@ __attribute__((target("amx-tile,amx-int8"))) double Int8Amx(uint32_t iterations)
     uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
   } config;
+  asm volatile("" : : "r"(&config) : "memory");  // GCC 12 takes it for a load of 8 bytes
   _tile_loadconfig(&config);
   _tile_zero(0);
   _tile_zero(1);
