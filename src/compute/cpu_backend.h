@@ -36,12 +36,12 @@ struct AttentionShape {
   uint32_t sliding_window = 0;  // 0: full causal
 };
 
-// Keys and values of one layer, position-major: kv_heads heads a position, `stride` bytes apart.
+// Keys and values of one layer.
 struct KvView {
   KvFormat format = KvFormat::kF32;
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;
-  size_t stride = 0;
+  KvStrides strides;
 };
 
 class CpuBackend final : public ExpertKernels {
@@ -89,7 +89,7 @@ class CpuBackend final : public ExpertKernels {
   // Causal attention with grouped queries. Token t (of token_count) is at position
   // first_position + t and sees positions 0 .. first_position + t. kv already holds the batch's
   // own. Flash-style: blocks of a fixed number of positions counted from 0, so that the result does not
-  // depend on how the prompt was chunked. Packed formats: head_dim up to 256.
+  // depend on how the prompt was chunked.
   void Attention(const AttentionShape& shape, const float* q, size_t q_stride, const KvView& kv,
                  uint32_t first_position, uint32_t token_count, float* out, size_t out_stride);
 

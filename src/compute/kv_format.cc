@@ -55,12 +55,12 @@ size_t KvHeadBytes(KvFormat format, uint32_t head_dim) {
 }
 
 void EncodeKv(KvFormat format, const float* x, size_t x_stride, uint32_t count, uint32_t heads,
-              uint32_t head_dim, std::byte* out, size_t out_stride) {
+              uint32_t head_dim, std::byte* out, const KvStrides& strides) {
   const size_t head_bytes = KvHeadBytes(format, head_dim);
   for (uint32_t t = 0; t < count; ++t) {
     for (uint32_t h = 0; h < heads; ++h) {
       const float* head = x + t * x_stride + size_t{h} * head_dim;
-      std::byte* const to = out + t * out_stride + h * head_bytes;
+      std::byte* const to = out + t * strides.position + h * strides.head;
       if (format == KvFormat::kF32) {
         std::memcpy(to, head, head_bytes);
       } else if (format == KvFormat::kQ8) {

@@ -15,8 +15,9 @@ Result<KvCache> KvCache::Allocate(const ModelConfig& config, uint32_t max_positi
   cache.format_ = format;
   cache.heads_ = config.kv_heads;
   cache.head_dim_ = config.head_dim;
-  cache.stride_ = config.kv_heads * KvHeadBytes(format, config.head_dim);
-  cache.plane_bytes_ = cache.stride_ * max_positions;
+  cache.strides_.position = KvHeadBytes(format, config.head_dim);
+  cache.strides_.head = cache.strides_.position * max_positions;
+  cache.plane_bytes_ = cache.strides_.head * config.kv_heads;
   cache.max_positions_ = max_positions;
   return cache;
 }
@@ -24,15 +25,15 @@ Result<KvCache> KvCache::Allocate(const ModelConfig& config, uint32_t max_positi
 void KvCache::Write(uint32_t layer, uint32_t first, uint32_t count, const float* keys,
                     const float* values) {
   CHECK(first + count <= max_positions_);
-  std::byte* const plane = arena_.data() + 2 * layer * plane_bytes_ + first * stride_;
+  std::byte* const out = arena_.data() + 2 * layer * plane_bytes_ + first * strides_.position;
   const size_t floats = size_t{heads_} * head_dim_;
-  EncodeKv(format_, keys, floats, count, heads_, head_dim_, plane, stride_);
-  EncodeKv(format_, values, floats, count, heads_, head_dim_, plane + plane_bytes_, stride_);
+  EncodeKv(format_, keys, floats, count, heads_, head_dim_, out, strides_);
+  EncodeKv(format_, values, floats, count, heads_, head_dim_, out + plane_bytes_, strides_);
 }
 
 KvView KvCache::layer(uint32_t index) const {
   const std::byte* const plane = arena_.data() + 2 * index * plane_bytes_;
-  return {format_, plane, plane + plane_bytes_, stride_};
+  return {format_, plane, plane + plane_bytes_, strides_};
 }
 
 }  // namespace moraine

@@ -1,4 +1,7 @@
-// KvCache: keys and values of one sequence, contiguous by layer and position.
+// KvCache: keys and values of one sequence, by layer and head, positions side by side.
+//
+// Heads are far apart and the positions of one are not, because a task of attention reads all positions of
+// one head: a stream, not a few hundred bytes out of every position's kilobytes.
 //
 // float32 by default, because exact is the default: the reference's logits are float32. bf16 and q8
 // (compute/kv_format.h) hold 2 and nearly 4 times as many tokens in the same memory and change results.
@@ -40,7 +43,8 @@ class KvCache {
   HostArena arena_;
   KvFormat format_ = KvFormat::kF32;
   uint32_t heads_ = 0, head_dim_ = 0;
-  size_t stride_ = 0, plane_bytes_ = 0;  // of a position; of a layer's keys
+  KvStrides strides_;
+  size_t plane_bytes_ = 0;  // of a layer's keys
   uint32_t max_positions_ = 0, length_ = 0;
 };
 

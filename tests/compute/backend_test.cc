@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <new>
 #include <numeric>
 
@@ -275,7 +276,7 @@ struct AttentionScene {
       std::vector<std::byte>& out = floats == &keys ? packed_keys : packed_values;
       out.resize(positions * packed_stride);
       EncodeKv(format, floats->data(), kv_stride(), positions, shape.kv_heads, shape.head_dim,
-               out.data(), packed_stride);
+               out.data(), {packed_stride, head_bytes});
       for (size_t i = 0; i < floats->size(); ++i) {
         const std::byte* head = out.data() + i / shape.head_dim * head_bytes;
         const size_t d = i % shape.head_dim;
@@ -293,10 +294,12 @@ struct AttentionScene {
   }
   KvView kv() const {
     if (format != KvFormat::kF32) {
-      return {format, packed_keys.data(), packed_values.data(), packed_stride};
+      return {format, packed_keys.data(), packed_values.data(),
+              {packed_stride, KvHeadBytes(format, shape.head_dim)}};
     }
     return {format, reinterpret_cast<const std::byte*>(keys.data()),
-            reinterpret_cast<const std::byte*>(values.data()), kv_stride() * sizeof(float)};
+            reinterpret_cast<const std::byte*>(values.data()),
+            {kv_stride() * sizeof(float), shape.head_dim * sizeof(float)}};
   }
   uint32_t q_stride() const { return shape.query_heads * shape.head_dim + 5; }
   uint32_t kv_stride() const { return shape.kv_heads * shape.head_dim; }
@@ -312,27 +315,42 @@ struct AttentionScene {
     }
     return out;
   }
-  std::vector<double> Naive(uint32_t position, uint32_t head) const {
+  // In double. `bound`: what float32 may err by. A score is one chain of head_dim fused
+  // multiply-adds (Higham, Accuracy and Stability, 3.1) of a query rounded twice, then a difference: off
+  // by (head_dim + 4) eps scale sum|q k|. A weight is off by that and 3 eps of the power, relatively, and
+  // so is their sum; the chain over n positions adds n eps, corrections and the merging of splits 4 a block.
+  std::vector<double> Naive(uint32_t position, uint32_t head, double* bound) const {
     const uint32_t dim = shape.head_dim;
     const uint32_t kv_head = head / (shape.query_heads / shape.kv_heads);
     const uint32_t begin = shape.sliding_window != 0 && position + 1 > shape.sliding_window
                                ? position + 1 - shape.sliding_window
                                : 0;
-    std::vector<double> out(dim);
-    double sum = 0;
+    std::vector<double> out(dim), scores(position + 1);
+    double sum = 0, largest = -1e300, magnitude = 0, largest_value = 0;
     for (uint32_t p = begin; p <= position; ++p) {
-      double score = 0;
+      double absolute = 0;
       for (uint32_t d = 0; d < dim; ++d) {
-        score += double{q[size_t{position} * q_stride() + head * dim + d]} *
-                 keys[size_t{p} * kv_stride() + kv_head * dim + d];
+        const double term = double{q[size_t{position} * q_stride() + head * dim + d]} *
+                            keys[size_t{p} * kv_stride() + kv_head * dim + d] * shape.scale;
+        scores[p] += term;
+        absolute += std::fabs(term);
       }
-      const double weight = std::exp(score * shape.scale);
+      largest = std::max(largest, scores[p]);
+      magnitude = std::max(magnitude, absolute);
+    }
+    for (uint32_t p = begin; p <= position; ++p) {
+      const double weight = std::exp(scores[p] - largest);
       sum += weight;
       for (uint32_t d = 0; d < dim; ++d) {
-        out[d] += weight * values[size_t{p} * kv_stride() + kv_head * dim + d];
+        const double value = values[size_t{p} * kv_stride() + kv_head * dim + d];
+        out[d] += weight * value;
+        largest_value = std::max(largest_value, std::fabs(value));
       }
     }
     for (double& value : out) value /= sum;
+    const double weight_error = ((dim + 4) * magnitude + 3) * kEpsilon;
+    const double steps = (position + 1 - begin) * (1 + 4.0 / 64) + 12;
+    *bound = (2 * weight_error + steps * kEpsilon) * largest_value;
     return out;
   }
   Random random;
@@ -351,7 +369,13 @@ TEST(Attention, MatchesDoubleArithmeticAndIsInvariantToChunks) {
   };
   for (const Case c : {Case{{4, 2, 64, 0.125f, 0}, 100, 40}, Case{{6, 1, 20, 0.3f, 0}, 70, 40},
                        Case{{2, 2, 32, 0.2f, 0}, 1300, 12}, Case{{4, 1, 16, 0.25f, 45}, 600, 40},
-                       Case{{2, 1, 128, 0.09f, 700}, 1700, 7}, Case{{1, 1, 7, 1.0f, 0}, 40, 40}}) {
+                       Case{{2, 1, 128, 0.09f, 700}, 1700, 7}, Case{{1, 1, 7, 1.0f, 0}, 40, 40},
+                       // Rows of several tokens in one tile, with windows that end inside it.
+                       Case{{2, 2, 24, 0.2f, 30}, 530, 40}, Case{{16, 1, 33, 0.2f, 100}, 560, 40},
+                       // More query heads than a call of the kernel takes; heads that are not a
+                       // multiple of a tile; one dimension; scores to 500.
+                       Case{{150, 1, 8, 0.3f, 0}, 80, 20}, Case{{14, 2, 96, 0.1f, 0}, 200, 40},
+                       Case{{1, 1, 1, 30.0f, 0}, 600, 40}, Case{{5, 1, 1000, 0.03f, 0}, 70, 9}}) {
     const AttentionScene scene(25, c.shape, c.positions);
     const std::vector<float> whole = SameOnAllRigs(
         [&](CpuBackend& backend) { return scene.Run(backend, c.count, c.count); });
@@ -363,13 +387,78 @@ TEST(Attention, MatchesDoubleArithmeticAndIsInvariantToChunks) {
     const uint32_t dim = c.shape.head_dim;
     for (uint32_t t = 0; t < c.count; ++t) {
       for (uint32_t head = 0; head < c.shape.query_heads; ++head) {
-        const std::vector<double> expected = scene.Naive(c.positions - c.count + t, head);
+        double bound = 0;
+        const std::vector<double> expected = scene.Naive(c.positions - c.count + t, head, &bound);
         for (uint32_t d = 0; d < dim; ++d) {
-          // A score of n = head_dim terms of size 1 errs by n eps sum|q k| <= 128 * 6e-8 * ~100
-          // * scale, which the exponential turns into a relative error of a weight: under 1e-4. The
-          // values average to at most about 4.
-          ASSERT_NEAR(whole[(t * c.shape.query_heads + head) * dim + d], expected[d], 1e-4)
+          ASSERT_NEAR(whole[(t * c.shape.query_heads + head) * dim + d], expected[d], bound)
               << "token " << t << " head " << head;
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, RandomShapesEqualTheScalarBits) {
+  const uint64_t seed = 41;
+  Random random(seed);
+  Rig scalar(Isa::kScalar, 1);
+  for (int round = 0; round < 18; ++round) {
+    const uint32_t kv_heads = 1 + static_cast<uint32_t>(random.Below(3));
+    AttentionShape shape;
+    shape.kv_heads = kv_heads;
+    shape.query_heads = kv_heads * (1 + static_cast<uint32_t>(random.Below(16)));
+    shape.head_dim = 1 + static_cast<uint32_t>(random.Below(140));
+    shape.scale = 0.01f + 0.5f * static_cast<float>(random.Uniform());
+    const uint32_t positions = 40 + static_cast<uint32_t>(random.Below(600));
+    if (random.Chance(0.5)) shape.sliding_window = 1 + static_cast<uint32_t>(random.Below(positions));
+    AttentionScene scene(seed + static_cast<uint64_t>(round), shape, positions);
+    if (round % 3 != 0) scene.Pack(round % 3 == 1 ? KvFormat::kBf16 : KvFormat::kQ8);
+    const uint32_t count = 1 + static_cast<uint32_t>(random.Below(kMaxTokens));
+    const std::vector<float> expected = scene.Run(scalar.backend, count, count);
+    for (const Isa isa : SupportedIsas()) {
+      Rig rig(isa, 1 + static_cast<int>(random.Below(4)));
+      const uint32_t chunk = 1 + static_cast<uint32_t>(random.Below(count));
+      const std::vector<float> out = scene.Run(rig.backend, count, chunk);
+      ASSERT_EQ(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)), 0)
+          << IsaName(isa) << " round " << round << " chunk " << chunk << " seed " << seed;
+    }
+    double bound = 0;
+    const std::vector<double> naive = scene.Naive(positions - 1, shape.query_heads - 1, &bound);
+    for (uint32_t d = 0; d < shape.head_dim; ++d) {
+      ASSERT_NEAR(expected[expected.size() - shape.head_dim + d], naive[d], bound)
+          << "round " << round << " seed " << seed;
+    }
+  }
+}
+
+// A token is computed in the same tile and block as later ones, and with a window as earlier ones: what
+// it must not see must not reach it even as zero times infinity.
+TEST(Attention, WhatIsMaskedIsNotTouched) {
+  for (const AttentionShape shape : {AttentionShape{2, 2, 16, 0.2f, 0}, AttentionShape{8, 1, 20, 0.2f, 0},
+                                     AttentionShape{3, 1, 32, 0.2f, 10}}) {
+    const uint32_t positions = 100, count = 40, bad = 80;
+    const AttentionScene clean(42, shape, positions);
+    AttentionScene poisoned = clean;
+    for (uint32_t i = 0; i < clean.kv_stride(); ++i) {
+      poisoned.keys[bad * clean.kv_stride() + i] = std::nanf("");
+      poisoned.values[bad * clean.kv_stride() + i] = std::numeric_limits<float>::infinity();
+    }
+    const auto run = [&](const AttentionScene& scene) {
+      return SameOnAllRigs([&](CpuBackend& backend) { return scene.Run(backend, count, count); });
+    };
+    const std::vector<float> expected = run(clean);
+    for (const Isa isa : SupportedIsas()) {
+      Rig rig(isa, 2);
+      const std::vector<float> out = poisoned.Run(rig.backend, count, count);
+      const uint32_t width = shape.query_heads * shape.head_dim;
+      for (uint32_t i = 0; i < out.size(); ++i) {
+        const uint32_t position = positions - count + i / width;
+        const bool sees = position >= bad &&
+                          (shape.sliding_window == 0 || position < bad + shape.sliding_window);
+        if (sees) {
+          ASSERT_TRUE(std::isnan(out[i])) << IsaName(isa) << " position " << position;
+        } else {
+          ASSERT_EQ(out[i], expected[i]) << IsaName(isa) << " position " << position;
         }
       }
     }

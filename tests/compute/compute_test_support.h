@@ -17,6 +17,8 @@
 
 namespace moraine {
 
+inline constexpr double kEpsilon = 0x1p-24;  // half an ulp of float32, relative
+
 inline Topology TopologyOf(int cpu_count) {
   Topology topology;
   NumaNode node;

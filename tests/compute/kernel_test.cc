@@ -17,8 +17,6 @@
 namespace moraine {
 namespace {
 
-constexpr double kEpsilon = 0x1p-24;  // half an ulp of float32, relative
-
 // Runs all panels of w on the given activations.
 std::vector<float> Multiply(const KernelTable& kernels, const MatrixView& w,
                             const std::vector<float>& x, uint32_t tokens,

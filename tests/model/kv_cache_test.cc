@@ -64,8 +64,8 @@ TEST(KvCacheTest, WhatIsWrittenIsThere) {
       for (uint32_t i = 0; i < 2 * kPositions * kFloats; ++i) {
         const bool is_value = i % 2 == 1;
         const uint32_t position = i / 2 / kFloats, at = i / 2 % kFloats, head = at / 6;
-        const std::byte* row = (is_value ? view.values : view.keys) + position * view.stride +
-                               head * KvHeadBytes(format, 6);
+        const std::byte* row = (is_value ? view.values : view.keys) +
+                               position * view.strides.position + head * view.strides.head;
         const float expected = value(layer, is_value, position, at);
         float largest = 0;
         for (uint32_t d = 0; d < 6; ++d) {
@@ -95,7 +95,7 @@ TEST(KvCacheTest, ANanStaysVisible) {
   std::vector<float> x(6, 1.0f);
   x[3] = std::numeric_limits<float>::quiet_NaN();
   std::vector<std::byte> out(KvHeadBytes(KvFormat::kQ8, 6));
-  EncodeKv(KvFormat::kQ8, x.data(), 6, 1, 1, 6, out.data(), out.size());
+  EncodeKv(KvFormat::kQ8, x.data(), 6, 1, 1, 6, out.data(), {});
   float scale;
   std::memcpy(&scale, out.data(), 4);
   EXPECT_TRUE(std::isnan(scale));

@@ -12,155 +12,201 @@ namespace {
 // against the hand-over of a task; 4096 positions still give 8 tasks a KV head.
 constexpr uint32_t kSplit = 512;
 static_assert(kSplit % kAttentionBlock == 0);
-// Floats of one state (all heads of a group): 32 KiB, half of what a thread keeps in L1 and L2
-// beside K and V. Groups with more heads run in slices.
-constexpr size_t kStateFloats = 8192;
-// A running state and a split's state for RunWhole; in RunInSplits the same memory gives at least
-// one running and one split's state to each of fewer than 2 * threads units.
-constexpr size_t kStatesPerThread = 4;
-// Of a packed cache: a block is then 64 KiB of floats, which all query heads of the group read.
-constexpr uint32_t kMaxPackedDim = 256;
+// Floats of one state: all rows of a unit at head_dim 128, 72 KiB; fewer rows of more dimensions.
+constexpr size_t kStateFloats = kAttentionMaxRows * size_t{AttentionStateStride(128)};
+static_assert(AttentionStateStride(kAttentionMaxDim) <= kStateFloats);
+// A running state and a split's state for RunWhole; in RunInSplits the same memory gives each unit
+// a running one and those of a wave of splits.
+constexpr size_t kStatesPerThread = 2;
+// AttentionScratchFloats for every head_dim and the rows that a state then has.
+constexpr size_t kScratchFloats =
+    AttentionScratchFloats(kAttentionMaxDim, 0) + kStateFloats +
+    kAttentionMaxRows * kAttentionBlock;
+// Bringing in a block costs as much as computing some 10 rows with it: units of fewer rows than
+// this only where there are no more.
+constexpr uint32_t kFewRows = 32;
+// So that the last ones, which see most, do not leave threads waiting.
+constexpr uint32_t kUnitsPerThread = 4;
 static_assert(static_cast<int>(KvPacking::kQ8) == static_cast<int>(KvFormat::kQ8) &&
               static_cast<int>(KvPacking::kBf16) == static_cast<int>(KvFormat::kBf16));
 
-// Heads are processed in groups of those that share a KV head.
-struct Unit {
-  uint32_t token, kv_head;
-  uint32_t begin, end;  // positions it sees
-};
-
-Unit UnitAt(const AttentionCall& call, uint32_t index) {
-  Unit unit;
-  unit.kv_head = index / call.token_count;
-  // The last tokens see most positions and go first, so that the region ends evenly.
-  unit.token = call.token_count - 1 - index % call.token_count;
-  unit.end = call.first_position + unit.token + 1;
-  const uint32_t window = call.shape.sliding_window;
-  unit.begin = window != 0 && unit.end > window ? unit.end - window : 0;
-  return unit;
-}
-
-AttentionArguments ArgumentsFor(const AttentionCall& call, const Unit& unit, uint32_t first_head,
-                                uint32_t heads) {
-  const uint32_t dim = call.shape.head_dim;
-  const uint32_t group = call.shape.query_heads / call.shape.kv_heads;
-  AttentionArguments arguments;
-  arguments.q = call.q + unit.token * call.q_stride + size_t{unit.kv_head * group + first_head} * dim;
-  const size_t head = unit.kv_head * KvHeadBytes(call.kv.format, dim);
-  arguments.keys = call.kv.keys + head;
-  arguments.values = call.kv.values + head;
-  arguments.kv_stride = call.kv.stride;
-  arguments.packing = static_cast<KvPacking>(call.kv.format);
-  arguments.heads = heads;
-  arguments.head_dim = dim;
-  arguments.scale = call.shape.scale;
-  return arguments;
-}
-
-float* OutputOf(const AttentionCall& call, const Unit& unit, uint32_t first_head) {
-  const uint32_t group = call.shape.query_heads / call.shape.kv_heads;
-  return call.out + unit.token * call.out_stride +
-         size_t{unit.kv_head * group + first_head} * call.shape.head_dim;
-}
+uint32_t CeilDivide(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
 }  // namespace
+
+// How a call is cut: by KV head, by slices of the query heads of one where they are more than a
+// state holds, and by tokens.
+class AttentionUnits {
+ public:
+  struct Unit {
+    uint32_t token, token_count;
+    uint32_t kv_head, head, head_count;  // head: among all query heads
+    uint32_t begin, end;                 // positions that one of the tokens sees
+  };
+
+  AttentionUnits(const AttentionCall& call, uint32_t threads) : call_(call) {
+    const AttentionShape& shape = call.shape;
+    const uint32_t group = shape.query_heads / shape.kv_heads;
+    const uint32_t rows = static_cast<uint32_t>(std::min<size_t>(
+        kAttentionMaxRows, kStateFloats / AttentionStateStride(shape.head_dim)));
+    slices_ = CeilDivide(group, rows);
+    heads_ = CeilDivide(group, slices_);
+    const uint32_t columns = shape.kv_heads * slices_;
+    const uint32_t most = rows / heads_;
+    uint32_t tokens = call.token_count * columns / (kUnitsPerThread * threads);
+    tokens = std::min(most, std::max(tokens, CeilDivide(kFewRows, heads_)));
+    tokens_ = CeilDivide(call.token_count, CeilDivide(call.token_count, tokens));
+    token_tiles_ = CeilDivide(call.token_count, tokens_);
+    count_ = columns * token_tiles_;
+  }
+
+  uint32_t count() const { return count_; }
+  size_t state_floats() const {
+    return size_t{tokens_} * heads_ * AttentionStateStride(call_.shape.head_dim);
+  }
+
+  Unit At(uint32_t index) const {
+    const AttentionShape& shape = call_.shape;
+    const uint32_t group = shape.query_heads / shape.kv_heads;
+    const uint32_t column = index / token_tiles_, slice = column % slices_;
+    Unit unit;
+    // The last tokens see most positions and go first, so that the region ends evenly.
+    unit.token = (token_tiles_ - 1 - index % token_tiles_) * tokens_;
+    unit.token_count = std::min(tokens_, call_.token_count - unit.token);
+    unit.kv_head = column / slices_;
+    unit.head = unit.kv_head * group + slice * heads_;
+    unit.head_count = std::min(heads_, group - slice * heads_);
+    const uint32_t first_end = call_.first_position + unit.token + 1;
+    const uint32_t window = shape.sliding_window;
+    unit.begin = window != 0 && first_end > window ? first_end - window : 0;
+    unit.end = first_end + unit.token_count - 1;
+    return unit;
+  }
+
+  // For one split of a unit.
+  AttentionArguments Arguments(const Unit& unit, uint32_t split, float* state,
+                               float* scratch) const {
+    const uint32_t dim = call_.shape.head_dim;
+    const size_t kv_head = unit.kv_head * call_.kv.strides.head;
+    AttentionArguments arguments;
+    arguments.q = call_.q + unit.token * call_.q_stride + size_t{unit.head} * dim;
+    arguments.q_stride = call_.q_stride;
+    arguments.keys = call_.kv.keys + kv_head;
+    arguments.values = call_.kv.values + kv_head;
+    arguments.kv_stride = call_.kv.strides.position;
+    arguments.packing = static_cast<KvPacking>(call_.kv.format);
+    arguments.scratch = scratch;
+    arguments.token_count = unit.token_count;
+    arguments.heads = unit.head_count;
+    arguments.head_dim = dim;
+    arguments.scale = call_.shape.scale;
+    arguments.first_end = call_.first_position + unit.token + 1;
+    arguments.window = call_.shape.sliding_window;
+    arguments.begin = split * kSplit;
+    arguments.end = std::min(unit.end, (split + 1) * kSplit);
+    arguments.state = state;
+    return arguments;
+  }
+
+  void Finish(const KernelTable& kernels, const Unit& unit, const float* state) const {
+    const uint32_t dim = call_.shape.head_dim;
+    for (uint32_t t = 0; t < unit.token_count; ++t) {
+      kernels.finish(state, unit.head_count, dim,
+                     call_.out + (unit.token + t) * call_.out_stride + size_t{unit.head} * dim);
+      state += size_t{unit.head_count} * AttentionStateStride(dim);
+    }
+  }
+
+ private:
+  const AttentionCall& call_;
+  uint32_t slices_, heads_;        // of a KV head; query heads of a slice
+  uint32_t tokens_, token_tiles_;  // of a unit; of the call
+  uint32_t count_;
+};
 
 AttentionRunner::AttentionRunner(const KernelTable& kernels, ThreadPool& pool)
     : kernels_(kernels),
       pool_(pool),
-      scratch_floats_(static_cast<size_t>(pool.thread_count()) * kStatesPerThread * kStateFloats),
-      scratch_(scratch_floats_),
-      unpacked_(static_cast<size_t>(pool.thread_count()) * AttentionScratchFloats(kMaxPackedDim)) {
-}
+      state_floats_(static_cast<size_t>(pool.thread_count()) * kStatesPerThread * kStateFloats),
+      states_(state_floats_),
+      kernel_scratch_(static_cast<size_t>(pool.thread_count()) * kScratchFloats) {}
 
 void AttentionRunner::Run(const AttentionCall& call) {
   const AttentionShape& shape = call.shape;
   if (call.token_count == 0) return;
   CHECK(shape.kv_heads > 0 && shape.query_heads % shape.kv_heads == 0,
         "query heads must be a multiple of KV heads");
-  CHECK(AttentionStateStride(shape.head_dim) <= kStateFloats, "head_dim is too large");
-  CHECK(call.kv.format == KvFormat::kF32 || shape.head_dim <= kMaxPackedDim,
-        "head_dim is too large for a packed KV cache");
-  const uint32_t units = call.token_count * shape.kv_heads;
+  CHECK(shape.head_dim <= kAttentionMaxDim, "head_dim is too large");
   const uint32_t threads = static_cast<uint32_t>(pool_.thread_count());
-  const size_t state = size_t{shape.query_heads / shape.kv_heads} * AttentionStateStride(shape.head_dim);
-  const size_t states_per_unit = scratch_floats_ / state / units;
+  const AttentionUnits units(call, threads);
+  const size_t states_per_unit = state_floats_ / units.state_floats() / units.count();
   const bool several_splits = call.first_position + call.token_count > kSplit;
-  if (threads > 1 && units < 2 * threads && several_splits && states_per_unit >= 2) {
-    RunInSplits(call, static_cast<uint32_t>(states_per_unit - 1));
+  if (threads > 1 && units.count() < 2 * threads && several_splits && states_per_unit >= 2) {
+    RunInSplits(call, units, static_cast<uint32_t>(states_per_unit - 1));
     return;
   }
-  pool_.ParallelFor(units, [&](uint32_t unit, uint32_t thread) { RunWhole(call, unit, thread); });
+  pool_.ParallelFor(units.count(), [&](uint32_t index, uint32_t thread) {
+    RunWhole(units, index, thread);
+  });
 }
 
-float* AttentionRunner::Unpacked(uint32_t thread) {
-  return unpacked_.data() + size_t{thread} * AttentionScratchFloats(kMaxPackedDim);
+float* AttentionRunner::KernelScratch(uint32_t thread) {
+  return kernel_scratch_.data() + thread * kScratchFloats;
 }
 
-void AttentionRunner::RunWhole(const AttentionCall& call, uint32_t index, uint32_t thread) {
-  const Unit unit = UnitAt(call, index);
-  const uint32_t dim = call.shape.head_dim;
-  const uint32_t group = call.shape.query_heads / call.shape.kv_heads;
-  const uint32_t slice = std::min(group, static_cast<uint32_t>(kStateFloats / AttentionStateStride(dim)));
-  float* running = scratch_.data() + thread * kStatesPerThread * kStateFloats;
-  float* part = running + kStateFloats;
-  for (uint32_t first = 0; first < group; first += slice) {
-    const uint32_t heads = std::min(slice, group - first);
-    AttentionArguments arguments = ArgumentsFor(call, unit, first, heads);
-    arguments.unpacked = Unpacked(thread);
-    const uint32_t first_split = unit.begin / kSplit;
-    for (uint32_t split = first_split; split * kSplit < unit.end; ++split) {
-      arguments.begin = std::max(unit.begin, split * kSplit);
-      arguments.end = std::min(unit.end, (split + 1) * kSplit);
-      arguments.state = split == first_split ? running : part;
-      kernels_.attend(arguments);
-      if (split != first_split) kernels_.merge(running, part, heads, dim);
-    }
-    kernels_.finish(running, heads, dim, OutputOf(call, unit, first));
+void AttentionRunner::RunWhole(const AttentionUnits& units, uint32_t index, uint32_t thread) {
+  const AttentionUnits::Unit unit = units.At(index);
+  float* const running = states_.data() + thread * kStatesPerThread * kStateFloats;
+  float* const part = running + kStateFloats;
+  const uint32_t first_split = unit.begin / kSplit;
+  for (uint32_t split = first_split; split * kSplit < unit.end; ++split) {
+    float* const state = split == first_split ? running : part;
+    AttentionArguments arguments = units.Arguments(unit, split, state, KernelScratch(thread));
+    arguments.queries_packed = split != first_split;
+    kernels_.attend(arguments);
+    if (split == first_split) continue;
+    kernels_.merge(running, part, unit.token_count * unit.head_count, arguments.head_dim);
   }
+  units.Finish(kernels_, unit, running);
 }
 
-void AttentionRunner::RunInSplits(const AttentionCall& call, uint32_t splits_per_wave) {
-  const uint32_t dim = call.shape.head_dim;
-  const uint32_t group = call.shape.query_heads / call.shape.kv_heads;
-  const size_t state_floats = size_t{group} * AttentionStateStride(dim);
-  const uint32_t units = call.token_count * call.shape.kv_heads;
-  const uint32_t split_count = (call.first_position + call.token_count + kSplit - 1) / kSplit;
-  // scratch: the running state of each unit, then splits_per_wave states of each unit.
-  const auto running = [&](uint32_t unit) { return scratch_.data() + unit * state_floats; };
+void AttentionRunner::RunInSplits(const AttentionCall& call, const AttentionUnits& units,
+                                  uint32_t splits_per_wave) {
+  const size_t state_floats = units.state_floats();
+  const uint32_t split_count = CeilDivide(call.first_position + call.token_count, kSplit);
+  // The running state of each unit, then splits_per_wave states of each unit.
+  const auto running = [&](uint32_t unit) { return states_.data() + unit * state_floats; };
   const auto part = [&](uint32_t unit, uint32_t i) {
-    return scratch_.data() + (units + size_t{unit} * splits_per_wave + i) * state_floats;
+    return states_.data() + (units.count() + size_t{unit} * splits_per_wave + i) * state_floats;
   };
-  const auto sees = [](const Unit& unit, uint32_t split) {
+  const auto sees = [](const AttentionUnits::Unit& unit, uint32_t split) {
     return split * kSplit < unit.end && (split + 1) * kSplit > unit.begin;
   };
-  for (uint32_t wave = UnitAt(call, units - 1).begin / kSplit; wave < split_count;
-       wave += splits_per_wave) {
+  uint32_t first_split = split_count;
+  for (uint32_t i = 0; i < units.count(); ++i) {
+    first_split = std::min(first_split, units.At(i).begin / kSplit);
+  }
+  for (uint32_t wave = first_split; wave < split_count; wave += splits_per_wave) {
     const uint32_t count = std::min(splits_per_wave, split_count - wave);
-    pool_.ParallelFor(units * count, [&](uint32_t task, uint32_t thread) {
-      const Unit unit = UnitAt(call, task / count);
+    pool_.ParallelFor(units.count() * count, [&](uint32_t task, uint32_t thread) {
+      const AttentionUnits::Unit unit = units.At(task / count);
       const uint32_t split = wave + task % count;
       if (!sees(unit, split)) return;
-      AttentionArguments arguments = ArgumentsFor(call, unit, 0, group);
-      arguments.begin = std::max(unit.begin, split * kSplit);
-      arguments.end = std::min(unit.end, (split + 1) * kSplit);
-      arguments.state = part(task / count, task % count);
-      arguments.unpacked = Unpacked(thread);
-      kernels_.attend(arguments);
+      kernels_.attend(
+          units.Arguments(unit, split, part(task / count, task % count), KernelScratch(thread)));
     });
-    pool_.ParallelFor(units, [&](uint32_t index, uint32_t) {
-      const Unit unit = UnitAt(call, index);
+    pool_.ParallelFor(units.count(), [&](uint32_t index, uint32_t) {
+      const AttentionUnits::Unit unit = units.At(index);
       for (uint32_t i = 0; i < count; ++i) {
         if (!sees(unit, wave + i)) continue;
         if (wave + i == unit.begin / kSplit) {
           std::memcpy(running(index), part(index, i), state_floats * sizeof(float));
         } else {
-          kernels_.merge(running(index), part(index, i), group, dim);
+          kernels_.merge(running(index), part(index, i), unit.token_count * unit.head_count,
+                         call.shape.head_dim);
         }
       }
-      if (wave + count == split_count) {
-        kernels_.finish(running(index), group, dim, OutputOf(call, unit, 0));
-      }
+      if (wave + count == split_count) units.Finish(kernels_, unit, running(index));
     });
   }
 }

@@ -1,10 +1,11 @@
 // Causal attention over a KV cache. Internal to compute.
 //
 // Positions are cut into splits of 512 counted from 0; each split is one online softmax from
-// scratch, and splits are merged in order. Both ways of running it follow that definition, so they
-// give the same bits: prefill has one task for each (KV head, token), which walks its splits;
-// decode, which has too few of those for many cores, has one for each split, in waves of what
-// scratch holds.
+// scratch, and splits are merged in order. A unit of work is some tokens of one KV head: as many as
+// let a block of keys and values, once it is in cache, serve up to 128 rows (prefill). Where that
+// gives too few units for the threads, each split of a unit is a task, in waves of what scratch
+// holds (decode). A row's result depends on neither: its splits and blocks are the same, and the
+// kernel (attention_kernels.h) computes each row by itself.
 #pragma once
 
 #include <cstdint>
@@ -25,21 +26,24 @@ struct AttentionCall {
   size_t out_stride;
 };
 
+class AttentionUnits;
+
 class AttentionRunner {
  public:
   AttentionRunner(const KernelTable& kernels, ThreadPool& pool);
   void Run(const AttentionCall& call);
 
  private:
-  void RunWhole(const AttentionCall& call, uint32_t unit, uint32_t thread);
-  float* Unpacked(uint32_t thread);
-  void RunInSplits(const AttentionCall& call, uint32_t splits_per_wave);
+  void RunWhole(const AttentionUnits& units, uint32_t index, uint32_t thread);
+  void RunInSplits(const AttentionCall& call, const AttentionUnits& units,
+                   uint32_t splits_per_wave);
+  float* KernelScratch(uint32_t thread);
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
-  const size_t scratch_floats_;
-  AlignedArray<float> scratch_;
-  AlignedArray<float> unpacked_;  // a block of packed keys and values for each thread
+  const size_t state_floats_;
+  AlignedArray<float> states_;
+  AlignedArray<float> kernel_scratch_;
 };
 
 }  // namespace moraine

@@ -1,13 +1,14 @@
 // The contract between the CPU backend and the kernels of one instruction set.
 //
-// A kernel file includes this header, lane_kernels.h and <immintrin.h>, nothing else: it is compiled
-// with wider instructions than the rest of the program, and an inline function of the standard
-// library emitted there could be the copy that the linker keeps for everybody.
+// A kernel file includes this header, lane_kernels.h, attention_kernels.h and <immintrin.h>,
+// nothing else: it is compiled with wider instructions than the rest of the program, and an inline
+// function of the standard library emitted there could be the copy that the linker keeps for
+// everybody.
 //
 // All tables compute the same bits. Sums are defined over 16 lanes, which are one AVX-512 register,
 // two AVX2 registers or an array; every multiply-add is fused; integer dot products are exact and
-// their groups are scaled in column order. So the choice of ISA never changes a token, and the tests
-// compare tables with memcmp.
+// their groups are scaled in column order. So the choice of ISA never changes a token, and the
+// tests compare tables with memcmp.
 #pragma once
 
 #include <cstddef>
@@ -16,12 +17,19 @@
 namespace moraine {
 
 inline constexpr uint32_t kLaneCount = 16;
-inline constexpr uint32_t kAttentionBlock = 32;  // positions: K and V of a head stay in L1
+// Positions of a block of attention, counted from position 0. Longer blocks move the sums less
+// often between registers and cache, shorter ones compute less that the diagonal masks.
+inline constexpr uint32_t kAttentionBlock = 64;
+inline constexpr uint32_t kAttentionValuePanel = (kAttentionBlock + 1) * kLaneCount;  // floats
+inline constexpr uint32_t kAttentionMaxRows = 128;  // of one call of attend
+inline constexpr uint32_t kAttentionMaxDim = 4096;
+inline constexpr uint32_t kAttentionDimStep = 32;   // longest tile; a state's values are padded
 inline constexpr uint32_t kAttentionStateHeader = kLaneCount;  // floats: max, sum, padding
 
-// Floats of one head's attention state. Static: each including file has its own copy.
+// Floats of one row's attention state. Static: each including file has its own copy.
 static constexpr uint32_t AttentionStateStride(uint32_t head_dim) {
-  return kAttentionStateHeader + (head_dim + kLaneCount - 1) / kLaneCount * kLaneCount;
+  return kAttentionStateHeader +
+         (head_dim + kAttentionDimStep - 1) / kAttentionDimStep * kAttentionDimStep;
 }
 
 // Decode streams weights once, and the hardware's prefetcher stops at every 4 KiB page: kernels of
@@ -82,23 +90,33 @@ using PanelFunction = void (*)(const PanelArguments& arguments);
 // KvFormat, without the standard library.
 enum class KvPacking : uint8_t { kF32, kBf16, kQ8 };
 
-// Floats into which a block of packed keys and values is unpacked.
-static constexpr uint32_t AttentionScratchFloats(uint32_t head_dim) {
-  return 2 * kAttentionBlock * ((head_dim + kLaneCount - 1) / kLaneCount * kLaneCount);
+// Floats that attend works in: a tile of keys, one of values, and of each row the query and a block
+// of weights.
+static constexpr uint32_t AttentionScratchFloats(uint32_t head_dim, uint32_t rows) {
+  const uint32_t padded = AttentionStateStride(head_dim) - kAttentionStateHeader;
+  return (kAttentionDimStep + rows) * padded + rows * kAttentionBlock +
+         kAttentionDimStep / kLaneCount * kAttentionValuePanel;
 }
 
-// The query heads of one KV head and one token, against positions [begin, end).
+// The query heads of one KV head, of some tokens, against what they see of positions [begin, end).
+// A row is a query head of a token; rows of a token are side by side, tokens ascend.
 struct AttentionArguments {
-  const float* q = nullptr;  // heads x head_dim
+  const float* q = nullptr;  // heads x head_dim of the first token, q_stride floats a token
+  size_t q_stride = 0;
   const void* keys = nullptr;    // position 0 of this KV head, kv_stride bytes a position
   const void* values = nullptr;
   size_t kv_stride = 0;
   KvPacking packing = KvPacking::kF32;  // as compute/kv_format.h says
-  float* unpacked = nullptr;  // scratch for packed keys and values: AttentionScratchFloats
-  uint32_t heads = 0, head_dim = 0;
+  float* scratch = nullptr;  // AttentionScratchFloats of them, 64-byte aligned
+  bool queries_packed = false;  // scratch holds these queries from the call before
+  uint32_t token_count = 0, heads = 0, head_dim = 0;  // at most kAttentionMaxRows, kAttentionMaxDim
   float scale = 0;
-  uint32_t begin = 0, end = 0;
-  float* state = nullptr;  // heads x AttentionStateStride: max, sum, 14 unused, values; overwritten
+  uint32_t first_end = 0;  // token t sees the positions before first_end + t,
+  uint32_t window = 0;     // of these only the last so many unless 0,
+  uint32_t begin = 0, end = 0;  // and now only these; begin is the first of a block
+  // A row is AttentionStateStride floats: max (in units of log2), sum, 14 unused, values.
+  // Overwritten; a row that saw nothing has the sum 0.
+  float* state = nullptr;
 };
 
 // How SearchGroup picks a scale: candidates 1/scale = (nominal + k * step) / extreme value, k from
@@ -125,13 +143,13 @@ struct KernelTable {
   void (*rope)(float* head, uint32_t half, const float* cos, const float* sin);
   void (*add)(float* x, const float* y, size_t count);
   void (*silu_mul)(const float* gate, const float* up, size_t count, float* out);
-  void (*attend)(const AttentionArguments& arguments);
-  // into = the union of two disjoint ranges of positions; both in the form attend writes.
-  void (*merge)(float* into, const float* from, uint32_t heads, uint32_t head_dim);
-  void (*finish)(const float* state, uint32_t heads, uint32_t head_dim, float* out);
   // 32 values -> codes and the scale that minimises the squared error for those codes. False, and
   // nothing written, for a NaN, an infinity or a value over the limit.
   bool (*search_group)(const float* x, const ScaleSearch& search, int8_t* codes, float* scale);
+  void (*attend)(const AttentionArguments& arguments);
+  // into = the union of two disjoint ranges of positions; both in the form attend writes.
+  void (*merge)(float* into, const float* from, uint32_t rows, uint32_t head_dim);
+  void (*finish)(const float* state, uint32_t rows, uint32_t head_dim, float* out);
 };
 
 // The SIMD ones exist in x86-64 builds.

@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include "compute/cpu/attention_kernels.h"
 #include "compute/cpu/kernel_table.h"
 #include "compute/cpu/lane_kernels.h"
 #include "compute/cpu/packed_gemm.h"
@@ -17,6 +18,8 @@ alignas(32) constexpr int32_t kTailMask[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -
                                                0,  0,  0,  0,  0,  0,  0,  0,  0,  0};
 
 struct Lanes256 {
+  // 12 accumulators, 2 registers of the block and one broadcast: 15 of 16.
+  static constexpr uint32_t kTileRows = 6, kTileVectors = 1;
   struct V {
     __m256 a, b;  // lanes 0-7 and 8-15
   };
@@ -84,6 +87,32 @@ struct Lanes256 {
   }
   static V add_exponent(V p, V shifted) {
     return {AddExponent(p.a, shifted.a), AddExponent(p.b, shifted.b)};
+  }
+  // Four columns at a time: rows i and i + 4 meet in one register while they are loaded, which takes
+  // no shuffle, then 4 x 4 within each half.
+  static void transpose(const float* in, size_t stride, float* out) {
+#pragma GCC unroll 2
+    for (uint32_t half = 0; half < 2; ++half) {
+#pragma GCC unroll 4
+      for (uint32_t column = 0; column < kLaneCount; column += 4) {
+        __m256 row[4];
+#pragma GCC unroll 4
+        for (uint32_t i = 0; i < 4; ++i) {
+          const float* p = in + (half * 8 + i) * stride + column;
+          row[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)),
+                                        _mm_loadu_ps(p + 4 * stride), 1);
+        }
+        const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(row[0], row[1]));
+        const __m256d b = _mm256_castps_pd(_mm256_unpackhi_ps(row[0], row[1]));
+        const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(row[2], row[3]));
+        const __m256d d = _mm256_castps_pd(_mm256_unpackhi_ps(row[2], row[3]));
+        float* to = out + column * kLaneCount + half * 8;
+        _mm256_storeu_ps(to, _mm256_castpd_ps(_mm256_unpacklo_pd(a, c)));
+        _mm256_storeu_ps(to + 16, _mm256_castpd_ps(_mm256_unpackhi_pd(a, c)));
+        _mm256_storeu_ps(to + 32, _mm256_castpd_ps(_mm256_unpacklo_pd(b, d)));
+        _mm256_storeu_ps(to + 48, _mm256_castpd_ps(_mm256_unpackhi_pd(b, d)));
+      }
+    }
   }
   static float reduce_add(V v) {
     const __m256 eight = _mm256_add_ps(v.a, v.b);

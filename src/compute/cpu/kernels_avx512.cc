@@ -2,6 +2,7 @@
 // kernels_avx_vnni.cc.
 #include <immintrin.h>
 
+#include "compute/cpu/attention_kernels.h"
 #include "compute/cpu/kernel_table.h"
 #include "compute/cpu/kernels_amx.h"
 #include "compute/cpu/lane_kernels.h"
@@ -11,6 +12,7 @@ namespace moraine {
 namespace {
 
 struct Lanes512 {
+  static constexpr uint32_t kTileRows = 8, kTileVectors = 2;
   using V = __m512;
   static __mmask16 Mask(uint32_t n) { return static_cast<__mmask16>((1u << n) - 1); }
   static V load(const float* p) { return _mm512_loadu_ps(p); }
@@ -49,6 +51,31 @@ struct Lanes512 {
   static V add_exponent(V p, V shifted) {
     return _mm512_castsi512_ps(_mm512_add_epi32(
         _mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+  }
+  // Four columns at a time: rows i, i + 4, i + 8 and i + 12 meet in one register while they are
+  // loaded, which takes no shuffle, then 4 x 4 within each quarter.
+  static void transpose(const float* in, size_t stride, float* out) {
+#pragma GCC unroll 4
+    for (uint32_t column = 0; column < kLaneCount; column += 4) {
+      __m512 row[4];
+#pragma GCC unroll 4
+      for (uint32_t i = 0; i < 4; ++i) {
+        const float* p = in + i * stride + column;
+        row[i] = _mm512_castps128_ps512(_mm_loadu_ps(p));
+        row[i] = _mm512_insertf32x4(row[i], _mm_loadu_ps(p + 4 * stride), 1);
+        row[i] = _mm512_insertf32x4(row[i], _mm_loadu_ps(p + 8 * stride), 2);
+        row[i] = _mm512_insertf32x4(row[i], _mm_loadu_ps(p + 12 * stride), 3);
+      }
+      const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(row[0], row[1]));
+      const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(row[0], row[1]));
+      const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(row[2], row[3]));
+      const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(row[2], row[3]));
+      float* to = out + column * kLaneCount;
+      _mm512_storeu_ps(to, _mm512_castpd_ps(_mm512_unpacklo_pd(a, c)));
+      _mm512_storeu_ps(to + 16, _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)));
+      _mm512_storeu_ps(to + 32, _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)));
+      _mm512_storeu_ps(to + 48, _mm512_castpd_ps(_mm512_unpackhi_pd(b, d)));
+    }
   }
   // By halves, as every table; _mm512_reduce_add_ps leaves the order to the compiler.
   static float reduce_add(V v) {

@@ -1,5 +1,6 @@
 // The reference: plain loops over the layout of encoding.h, in the operation order that every other
 // table follows. Fused multiply-adds are library calls where the target has no FMA: slow, exact.
+#include "compute/cpu/attention_kernels.h"
 #include "compute/cpu/kernel_table.h"
 #include "compute/cpu/lane_kernels.h"
 
@@ -7,6 +8,7 @@ namespace moraine {
 namespace {
 
 struct ScalarLanes {
+  static constexpr uint32_t kTileRows = 2, kTileVectors = 1;
   struct V {
     float lane[kLaneCount];
   };
@@ -81,6 +83,12 @@ struct ScalarLanes {
       const uint32_t n = __builtin_bit_cast(uint32_t, shifted.lane[i]) << 23;
       return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, p.lane[i]) + n);
     });
+  }
+  // out[i * 16 + j] = in[j * stride + i], 16 x 16.
+  static void transpose(const float* in, size_t stride, float* out) {
+    for (uint32_t i = 0; i < kLaneCount; ++i) {
+      for (uint32_t j = 0; j < kLaneCount; ++j) out[i * kLaneCount + j] = in[j * stride + i];
+    }
   }
   // Halves are added until one lane is left: the order of the SIMD reductions.
   static float reduce_add(V v) {

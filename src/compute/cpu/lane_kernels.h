@@ -45,7 +45,6 @@ struct LaneKernels {
     p = L::fma(p, L::mul(r, r), L::add(r, L::set1(1.0f)));
     return L::zero_if_less(x, low, L::add_exponent(p, shifted));
   }
-  static float Exp1(float x) { return L::first(Exp(L::set1(x))); }
 
   static void Quantise(const float* x, uint32_t cols, uint32_t padded_cols, int8_t* q,
                        ActivationGroup* groups) {
@@ -114,177 +113,6 @@ struct LaneKernels {
     }
   }
 
-  // scores[j] = scale * q . keys[j]. Four positions at a time: each is one chain of fused
-  // multiply-adds, and four hide the latency of one.
-  static void Scores(const float* q, const float* keys, size_t kv_stride, uint32_t head_dim,
-                     float scale, uint32_t count, float* scores) {
-    uint32_t j = 0;
-    for (; j + 4 <= count; j += 4) {
-      const float* k = keys + j * kv_stride;
-      V s0 = L::set1(0.0f), s1 = s0, s2 = s0, s3 = s0;
-      for (uint32_t d = 0; d < head_dim; d += kLaneCount) {
-        const size_t left = head_dim - d;
-        const V v = LoadTail(q + d, left);
-        s0 = L::fma(v, LoadTail(k + d, left), s0);
-        s1 = L::fma(v, LoadTail(k + kv_stride + d, left), s1);
-        s2 = L::fma(v, LoadTail(k + 2 * kv_stride + d, left), s2);
-        s3 = L::fma(v, LoadTail(k + 3 * kv_stride + d, left), s3);
-      }
-      scores[j] = scale * L::reduce_add(s0);
-      scores[j + 1] = scale * L::reduce_add(s1);
-      scores[j + 2] = scale * L::reduce_add(s2);
-      scores[j + 3] = scale * L::reduce_add(s3);
-    }
-    for (; j < count; ++j) {
-      V sum = L::set1(0.0f);
-      for (uint32_t d = 0; d < head_dim; d += kLaneCount) {
-        const size_t left = head_dim - d;
-        sum = L::fma(LoadTail(q + d, left), LoadTail(keys + j * kv_stride + d, left), sum);
-      }
-      scores[j] = scale * L::reduce_add(sum);
-    }
-  }
-
-  // accumulator = accumulator * correction + sum_j weights[j] * values[j], in the order of j.
-  static void AccumulateValues(const float* weights, const float* values, size_t kv_stride,
-                               uint32_t head_dim, uint32_t count, float correction,
-                               float* accumulator) {
-    const V factor = L::set1(correction);
-    uint32_t d = 0;
-    for (; d + 4 * kLaneCount <= head_dim; d += 4 * kLaneCount) {
-      V a0 = L::mul(L::load(accumulator + d), factor);
-      V a1 = L::mul(L::load(accumulator + d + 16), factor);
-      V a2 = L::mul(L::load(accumulator + d + 32), factor);
-      V a3 = L::mul(L::load(accumulator + d + 48), factor);
-      for (uint32_t j = 0; j < count; ++j) {
-        const V w = L::set1(weights[j]);
-        const float* v = values + j * kv_stride + d;
-        a0 = L::fma(w, L::load(v), a0);
-        a1 = L::fma(w, L::load(v + 16), a1);
-        a2 = L::fma(w, L::load(v + 32), a2);
-        a3 = L::fma(w, L::load(v + 48), a3);
-      }
-      L::store(accumulator + d, a0);
-      L::store(accumulator + d + 16, a1);
-      L::store(accumulator + d + 32, a2);
-      L::store(accumulator + d + 48, a3);
-    }
-    for (; d < head_dim; d += kLaneCount) {
-      V a = L::mul(L::load(accumulator + d), factor);
-      for (uint32_t j = 0; j < count; ++j) {
-        a = L::fma(L::set1(weights[j]), LoadTail(values + j * kv_stride + d, head_dim - d), a);
-      }
-      L::store(accumulator + d, a);
-    }
-  }
-
-  // Keys and values of a block of positions as floats, `stride` of them a position.
-  struct KvBlock {
-    const float *keys, *values;
-    size_t stride;
-  };
-
-  static void Unpack(const AttentionArguments& a, const void* packed, uint32_t begin, uint32_t count,
-                     float* out, size_t out_stride) {
-    const auto* row = static_cast<const uint8_t*>(packed) + begin * a.kv_stride;
-    const uint32_t whole = a.head_dim / kLaneCount * kLaneCount;
-    for (uint32_t j = 0; j < count; ++j, row += a.kv_stride, out += out_stride) {
-      uint32_t d = 0;
-      if (a.packing == KvPacking::kBf16) {
-        for (; d < whole; d += kLaneCount) L::store(out + d, L::load_bf16(row + 2 * d));
-        for (; d < a.head_dim; ++d) {
-          uint16_t bits;
-          __builtin_memcpy(&bits, row + 2 * d, 2);
-          out[d] = __builtin_bit_cast(float, uint32_t{bits} << 16);
-        }
-      } else {
-        float scale;
-        __builtin_memcpy(&scale, row, 4);
-        const auto* codes = reinterpret_cast<const int8_t*>(row + 4);
-        const V scales = L::set1(scale);
-        for (; d < whole; d += kLaneCount) {
-          L::store(out + d, L::mul(scales, L::load_int8(codes + d)));
-        }
-        for (; d < a.head_dim; ++d) out[d] = scale * static_cast<float>(codes[d]);
-      }
-    }
-  }
-
-  static KvBlock BlockAt(const AttentionArguments& a, uint32_t begin, uint32_t count) {
-    if (a.packing == KvPacking::kF32) {
-      const size_t stride = a.kv_stride / sizeof(float);
-      return {static_cast<const float*>(a.keys) + begin * stride,
-              static_cast<const float*>(a.values) + begin * stride, stride};
-    }
-    const size_t floats = AttentionScratchFloats(a.head_dim) / 2, stride = floats / kAttentionBlock;
-    Unpack(a, a.keys, begin, count, a.unpacked, stride);
-    Unpack(a, a.values, begin, count, a.unpacked + floats, stride);
-    return {a.unpacked, a.unpacked + floats, stride};
-  }
-
-  static void AttendBlock(const AttentionArguments& a, const KvBlock& kv, uint32_t count,
-                          float* state, const float* q) {
-    alignas(64) float weights[kAttentionBlock];
-    for (float& weight : weights) weight = -__builtin_inff();
-    Scores(q, kv.keys, kv.stride, a.head_dim, a.scale, count, weights);
-    static_assert(kAttentionBlock == 2 * kLaneCount);
-    V w0 = L::load(weights), w1 = L::load(weights + kLaneCount);
-    const float old_max = state[0];
-    const float block_max = L::reduce_max(L::max(w0, w1));
-    const float new_max = old_max > block_max ? old_max : block_max;
-    w0 = Exp(L::sub(w0, L::set1(new_max)));
-    w1 = Exp(L::sub(w1, L::set1(new_max)));
-    L::store(weights, w0);
-    L::store(weights + kLaneCount, w1);
-    const float correction = Exp1(old_max - new_max);
-    state[0] = new_max;
-    state[1] = state[1] * correction + L::reduce_add(L::add(w0, w1));
-    AccumulateValues(weights, kv.values, kv.stride, a.head_dim, count, correction,
-                     state + kAttentionStateHeader);
-  }
-
-  // Online softmax (Milakov, Gimelshein 2018; FlashAttention) over blocks counted from position 0.
-  static void Attend(const AttentionArguments& a) {
-    const uint32_t stride = AttentionStateStride(a.head_dim);
-    for (uint32_t i = 0; i < a.heads * stride; ++i) a.state[i] = 0.0f;
-    for (uint32_t h = 0; h < a.heads; ++h) a.state[h * stride] = -__builtin_inff();
-    for (uint32_t block = a.begin / kAttentionBlock * kAttentionBlock; block < a.end;
-         block += kAttentionBlock) {
-      const uint32_t begin = block > a.begin ? block : a.begin;
-      const uint32_t block_end = block + kAttentionBlock;
-      const uint32_t end = block_end < a.end ? block_end : a.end;
-      const KvBlock kv = BlockAt(a, begin, end - begin);
-      for (uint32_t h = 0; h < a.heads; ++h) {
-        AttendBlock(a, kv, end - begin, a.state + h * stride, a.q + h * a.head_dim);
-      }
-    }
-  }
-
-  static void Merge(float* into, const float* from, uint32_t heads, uint32_t head_dim) {
-    const uint32_t stride = AttentionStateStride(head_dim);
-    for (uint32_t h = 0; h < heads; ++h, into += stride, from += stride) {
-      const float new_max = into[0] > from[0] ? into[0] : from[0];
-      const float mine = Exp1(into[0] - new_max), theirs = Exp1(from[0] - new_max);
-      into[0] = new_max;
-      into[1] = into[1] * mine + from[1] * theirs;
-      for (uint32_t d = kAttentionStateHeader; d < stride; d += kLaneCount) {
-        const V other = L::mul(L::load(from + d), L::set1(theirs));
-        L::store(into + d, L::fma(L::load(into + d), L::set1(mine), other));
-      }
-    }
-  }
-
-  static void Finish(const float* state, uint32_t heads, uint32_t head_dim, float* out) {
-    const uint32_t stride = AttentionStateStride(head_dim);
-    for (uint32_t h = 0; h < heads; ++h, state += stride, out += head_dim) {
-      const V sum = L::set1(state[1]);
-      for (uint32_t d = 0; d < head_dim; d += kLaneCount) {
-        const V v = L::div(L::load(state + kAttentionStateHeader + d), sum);
-        StoreTail(out + d, v, head_dim - d);
-      }
-    }
-  }
-
   // For given codes n the best scale is s = sum(x n) / sum(n^2), and the squared error is then
   // sum(x^2) - sum(x n)^2 / sum(n^2): so a candidate costs one pass and no division by element. The
   // candidates are independent until the last loop: a branch on each would be mispredicted often.
@@ -332,10 +160,11 @@ struct LaneKernels {
   }
 };
 
-// The entries of a table that come from LaneKernels<L>, in the order of KernelTable.
-#define MORAINE_LANE_KERNELS(L)                                                              \
-  LaneKernels<L>::Quantise, LaneKernels<L>::RmsNorm, LaneKernels<L>::Rope, LaneKernels<L>::Add, \
-      LaneKernels<L>::SiluMul, LaneKernels<L>::Attend, LaneKernels<L>::Merge,                \
-      LaneKernels<L>::Finish, LaneKernels<L>::SearchGroup
+// The entries of a table that come from LaneKernels<L> and AttentionKernels<L>
+// (attention_kernels.h), in the order of KernelTable.
+#define MORAINE_LANE_KERNELS(L)                                                                   \
+  LaneKernels<L>::Quantise, LaneKernels<L>::RmsNorm, LaneKernels<L>::Rope, LaneKernels<L>::Add,   \
+      LaneKernels<L>::SiluMul, LaneKernels<L>::SearchGroup, AttentionKernels<L>::Attend,          \
+      AttentionKernels<L>::Merge, AttentionKernels<L>::Finish
 
 }  // namespace moraine
