@@ -145,7 +145,7 @@ class KernelBench {
 
   // GB/s of a read-only stream over the given bytes.
   double ReadRate(const std::byte* place, uint64_t bytes) {
-    constexpr uint64_t kPart = uint64_t{1} << 18;
+    constexpr uint64_t kPart = 8 * kReadStreamBytes;
     const uint32_t parts = static_cast<uint32_t>(bytes / kPart);
     const double begin = Now();
     pool_.ParallelFor(parts, [&](uint32_t part, uint32_t) {

@@ -1,5 +1,6 @@
 #include "compute/cpu/peak.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -97,16 +98,22 @@ __attribute__((target("amx-tile,amx-int8"))) double Int8Amx(uint32_t iterations)
 
 __attribute__((target("avx2"))) uint64_t ReadBytes(const std::byte* data, size_t bytes) {
   constexpr size_t kStreams = 4, kAhead = 2048;
-  const size_t part = bytes / kStreams;
   __m256i even = _mm256_setzero_si256(), odd = even;
-  for (size_t i = 0; i < part; i += 64) {
+  while (bytes > 0) {
+    const size_t part = std::min(kReadStreamBytes, bytes / kStreams);
+    for (size_t i = 0; i < part; i += 64) {
+      // Near its end a stream looks ahead to where it goes on, behind the other three.
+      const size_t ahead = i + kAhead < part ? kAhead : kAhead + (kStreams - 1) * part;
 #pragma GCC unroll 4
-    for (size_t stream = 0; stream < kStreams; ++stream) {
-      const std::byte* p = data + stream * part + i;
-      _mm_prefetch(reinterpret_cast<const char*>(p) + kAhead, _MM_HINT_T0);
-      even = _mm256_xor_si256(even, _mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
-      odd = _mm256_xor_si256(odd, _mm256_load_si256(reinterpret_cast<const __m256i*>(p + 32)));
+      for (size_t stream = 0; stream < kStreams; ++stream) {
+        const std::byte* p = data + stream * part + i;
+        _mm_prefetch(reinterpret_cast<const char*>(p) + ahead, _MM_HINT_T0);
+        even = _mm256_xor_si256(even, _mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
+        odd = _mm256_xor_si256(odd, _mm256_load_si256(reinterpret_cast<const __m256i*>(p + 32)));
+      }
     }
+    data += kStreams * part;
+    bytes -= kStreams * part;
   }
   const __m256i all = _mm256_xor_si256(even, odd);
   const __m128i half =
