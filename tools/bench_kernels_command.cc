@@ -8,6 +8,9 @@
 // the next of them. On a machine that others use --cpu-time counts the process's CPU time instead
 // of the wall's: what threads reach that nobody interrupts (a wait over 50 us sleeps, and is free).
 //
+// Attention is the same: a token reads all keys and values of a layer, many tokens use each many
+// times (beside the loop of fused multiply-adds); its `encoding` is the format of the KV cache.
+//
 // A JSON line is {"bench":..,"encoding":..,"isa":..,"threads":..,"gb_per_s":..,
 // "peak_gb_per_s":..,"fraction":..} (gemm: tops, peak_tops), then which matrix and how many tokens.
 #include <fmt/format.h>
@@ -16,6 +19,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -35,6 +39,7 @@ namespace {
 // Qwen3-30B-A3B: the experts of one token, and its largest dense matrix but the vocabulary.
 constexpr uint32_t kHidden = 2048, kIntermediate = 768, kTopK = 8;
 constexpr uint32_t kDenseRows = 4096;
+constexpr uint32_t kQueryHeads = 32, kKvHeads = 4, kHeadDim = 128;
 constexpr uint32_t kMaxTokens = 512;
 // Experts a GEMM repetition: some 10 ms, so that a region's ends do not show.
 constexpr uint32_t kGemmExperts = 2;
@@ -45,6 +50,8 @@ struct BenchKernelsArguments {
   uint32_t repetitions = 60;
   std::vector<std::string> isas, encodings = {"q4", "q8", "bf16"};
   std::vector<uint32_t> tokens = {1, 2, 4, 8, 128, 512};
+  std::vector<std::string> kv_formats = {"f32"};
+  uint32_t positions = 2048;
   std::string matrix;
   bool cpu_time = false, json = false;
 };
@@ -61,7 +68,7 @@ class KernelBench {
   explicit KernelBench(const BenchKernelsArguments& arguments)
       : arguments_(arguments),
         pool_(Topology::Detect(), {.thread_count = arguments.threads}),
-        x_(size_t{kMaxTokens} * kHidden),
+        x_(size_t{kMaxTokens} * std::max(kHidden, kQueryHeads * kHeadDim)),
         y_(size_t{kMaxTokens} * std::max(kDenseRows, kTopK * kHidden)),
         token_rows_(kMaxTokens) {
     Random random(1);
@@ -87,11 +94,28 @@ class KernelBench {
     if (!arguments_.json) PrintHeader();
     for (const std::string& name : arguments_.encodings) {
       const Encoding encoding = *ParseEncoding(name);
+      if (arguments_.matrix == "attention") break;
       const uint64_t tile = TileBytes(encoding);
       FillRandomTiles(encoding, 0.02f, 1, arena_.span().first(arena_.size_bytes() / tile * tile));
       for (const char* matrix : {"experts", "dense"}) {
         if (!arguments_.matrix.empty() && arguments_.matrix != matrix) continue;
-        for (const uint32_t tokens : arguments_.tokens) Measure(encoding, matrix, tokens);
+        for (const uint32_t tokens : arguments_.tokens) {
+          const Work work = matrix == std::string("dense") ? DenseWork(encoding, tokens)
+                                                           : ExpertWork(encoding, tokens);
+          Measure(work, EncodingName(encoding), matrix, tokens);
+        }
+      }
+    }
+    if (!arguments_.matrix.empty() && arguments_.matrix != "attention") return OkStatus();
+    for (const std::string& name : arguments_.kv_formats) {
+      const KvFormat format = *ParseKvFormat(name);
+      const uint64_t bytes = FillWithKeysAndValues(format);
+      if (bytes > arena_.size_bytes()) {
+        return InvalidArgument(fmt::format("--gib {}: {} positions of {} take {} bytes",
+                                           arguments_.gib, arguments_.positions, name, bytes));
+      }
+      for (const uint32_t tokens : arguments_.tokens) {
+        Measure(AttentionWork(format, tokens), KvFormatName(format), "attention", tokens);
       }
     }
     return OkStatus();
@@ -109,9 +133,13 @@ class KernelBench {
   // One kernel call on the weights at `place`; the bytes and operations of it.
   struct Work {
     std::function<void(CpuBackend&, const std::byte* place)> run;
-    uint64_t bytes = 0;       // of weights
+    uint64_t bytes = 0;       // of weights, or of keys and values
     double operations = 0;
+    PeakWork peak = PeakWork::kFloatFma;  // the instructions of many tokens
   };
+  static PeakWork PeakOf(Encoding encoding) {
+    return encoding == Encoding::kBf16 ? PeakWork::kFloatFma : PeakWork::kInt8Dot;
+  }
 
   Work ExpertWork(Encoding encoding, uint32_t tokens) {
     const ExpertLayout layout = {encoding, encoding, kHidden, kIntermediate};
@@ -119,6 +147,7 @@ class KernelBench {
     Work work;
     work.bytes = experts * layout.record_bytes();
     work.operations = 2.0 * 3 * kHidden * kIntermediate * experts * tokens;
+    work.peak = PeakOf(encoding);
     work.run = [this, layout, experts, tokens, encoding](CpuBackend& backend,
                                                          const std::byte* place) {
       ExpertTask tasks[kTopK];
@@ -136,9 +165,49 @@ class KernelBench {
     Work work;
     work.bytes = MatrixBytes(encoding, kDenseRows, kHidden);
     work.operations = 2.0 * kDenseRows * kHidden * tokens;
+    work.peak = PeakOf(encoding);
     work.run = [this, tokens, encoding](CpuBackend& backend, const std::byte* place) {
       backend.MatMul(MatrixView::Plain(place, encoding, kDenseRows, kHidden), x_.data(), kHidden,
                      tokens, y_.data(), kDenseRows);
+    };
+    return work;
+  }
+
+  // One layer's keys and values again and again. Returns the bytes of one copy; if that is more
+  // than the arena has, nothing is written.
+  uint64_t FillWithKeysAndValues(KvFormat format) {
+    const size_t head_bytes = KvHeadBytes(format, kHeadDim);
+    const uint64_t step = AlignUp(2 * kKvHeads * head_bytes * arguments_.positions, 4096);
+    if (step > arena_.size_bytes()) return step;
+    Random random(1);
+    std::vector<float> position(kKvHeads * kHeadDim);
+    for (uint32_t p = 0; p < 2 * arguments_.positions; ++p) {
+      for (float& value : position) value = random.Normal();
+      EncodeKv(format, position.data(), 0, 1, kKvHeads, kHeadDim, arena_.data() + p * head_bytes,
+               {head_bytes, 2 * arguments_.positions * head_bytes});
+    }
+    for (uint64_t i = 1; i < arena_.size_bytes() / step; ++i) {
+      std::memcpy(arena_.data() + i * step, arena_.data(), step);
+    }
+    return step;
+  }
+
+  // The last `tokens` of `positions`; of a head its keys, then its values.
+  Work AttentionWork(KvFormat format, uint32_t tokens) {
+    const size_t head_bytes = KvHeadBytes(format, kHeadDim);
+    const size_t plane = arguments_.positions * head_bytes;
+    const uint32_t first = arguments_.positions - tokens;
+    Work work;
+    work.bytes = 2 * kKvHeads * plane;
+    const double seen = (first + 1.0 + arguments_.positions) / 2 * tokens;
+    work.operations = 4 * seen * kQueryHeads * kHeadDim;
+    work.run = [this, format, tokens, first, head_bytes, plane](CpuBackend& backend,
+                                                                const std::byte* place) {
+      const AttentionShape shape{kQueryHeads, kKvHeads, kHeadDim, 0.088f, 0};
+      const uint32_t width = kQueryHeads * kHeadDim;
+      backend.Attention(shape, x_.data(), width,
+                        {format, place, place + plane, {head_bytes, 2 * plane}}, first, tokens,
+                        y_.data(), width);
     };
     return work;
   }
@@ -155,9 +224,7 @@ class KernelBench {
   }
 
   // Operations a second of the register loop, all threads together.
-  double ArithmeticRate(Isa isa, Encoding encoding) {
-    const PeakWork work =
-        encoding == Encoding::kBf16 ? PeakWork::kFloatFma : PeakWork::kInt8Dot;
+  double ArithmeticRate(Isa isa, PeakWork work) {
     constexpr uint32_t kIterations = 20000, kTasksPerThread = 4;
     const uint32_t tasks = static_cast<uint32_t>(pool_.thread_count()) * kTasksPerThread;
     double operations = 0;
@@ -169,10 +236,8 @@ class KernelBench {
     return tasks * operations / (Now() - begin);
   }
 
-  void Measure(Encoding encoding, const char* matrix, uint32_t tokens) {
+  void Measure(const Work& work, const char* encoding, const char* matrix, uint32_t tokens) {
     const bool gemm = tokens > 8;
-    const Work work =
-        matrix == std::string("dense") ? DenseWork(encoding, tokens) : ExpertWork(encoding, tokens);
     const uint64_t step = AlignUp(work.bytes, 4096);
     const uint64_t places = arena_.size_bytes() / step;
     uint64_t next = 0;
@@ -186,7 +251,7 @@ class KernelBench {
     for (uint32_t i = 0; i < repetitions; ++i) {
       for (Contender& c : contenders_) {
         // Half the working set lies between the two visits of a place.
-        c.peak_rates.push_back(gemm ? ArithmeticRate(c.isa, encoding)
+        c.peak_rates.push_back(gemm ? ArithmeticRate(c.isa, work.peak)
                                     : ReadRate(place(next + places / 2), work.bytes));
         const double begin = Now();
         work.run(*c.backend, place(next++));
@@ -202,20 +267,21 @@ class KernelBench {
 
   void PrintHeader() const {
     std::printf("experts %u x %u, dense %u x %u; working set %.2f GiB on %s pages; medians of %u, "
-                "%s time\n%-5s %-8s %6s  %-5s %-12s %10s %10s  %s\n",
+                "%s time\n%-9s %-9s %6s  %-5s %-12s %10s %10s  %s\n",
                 kHidden, kIntermediate, kDenseRows, kHidden, arguments_.gib,
                 PageKindName(arena_.page_kind()), arguments_.repetitions,
                 arguments_.cpu_time ? "CPU" : "wall", "", "matrix", "tokens",
                 "", "isa", "reached", "peak", "");
   }
 
-  void Print(bool gemm, Encoding encoding, Isa isa, double rate, double peak, const char* matrix,
-             uint32_t tokens) const {
+  void Print(bool gemm, const char* encoding, Isa isa, double rate, double peak,
+             const char* matrix, uint32_t tokens) const {
     const double unit = gemm ? 1e12 : 1e9;
-    const char* bench = gemm ? "gemm" : "gemv";
+    const char* bench =
+        matrix == std::string("attention") ? matrix : gemm ? "gemm" : "gemv";
     if (!arguments_.json) {
-      std::printf("%-5s %-8s %6u  %-5s %-12s %10.2f %10.2f  %5.1f %%  %s\n", bench, matrix, tokens,
-                  EncodingName(encoding), IsaName(isa), rate / unit, peak / unit, 100 * rate / peak,
+      std::printf("%-9s %-9s %6u  %-5s %-12s %10.3f %10.3f  %5.1f %%  %s\n", bench, matrix,
+                  tokens, encoding, IsaName(isa), rate / unit, peak / unit, 100 * rate / peak,
                   gemm ? "TOPS" : "GB/s");
       return;
     }
@@ -224,7 +290,7 @@ class KernelBench {
                 fmt::format("{{\"bench\":\"{}\",\"encoding\":\"{}\",\"isa\":\"{}\",\"threads\":{},"
                             "\"{}\":{:.3f},\"peak_{}\":{:.3f},\"fraction\":{:.3f},"
                             "\"matrix\":\"{}\",\"tokens\":{}}}",
-                            bench, EncodingName(encoding), IsaName(isa), pool_.thread_count(), name,
+                            bench, encoding, IsaName(isa), pool_.thread_count(), name,
                             rate / unit, name, peak / unit, rate / peak, matrix, tokens)
                     .c_str());
   }
@@ -278,8 +344,14 @@ void RegisterBenchKernelsCommand(CLI::App& bench, int* exit_code) {
   command->add_option("--tokens", a->tokens, "up to 8: GB/s of weights; more: operations a second")
       ->check(CLI::Range(1u, kMaxTokens))
       ->capture_default_str();
-  command->add_option("--matrix", a->matrix, "only experts or dense")
-      ->check(CLI::IsMember({"experts", "dense"}));
+  command->add_option("--matrix", a->matrix, "only experts, dense or attention")
+      ->check(CLI::IsMember({"experts", "dense", "attention"}));
+  command->add_option("--kv", a->kv_formats, "formats of the KV cache, for attention")
+      ->check(CLI::IsMember({"f32", "bf16", "q8"}))
+      ->capture_default_str();
+  command->add_option("--positions", a->positions, "of attention: the last tokens of so many")
+      ->check(CLI::Range(kMaxTokens, 1u << 20))
+      ->capture_default_str();
   command->add_flag("--cpu-time", a->cpu_time,
                     "the process's CPU time instead of the wall's: for a machine that others use");
   command->add_flag("--json", a->json, "one JSON line a figure");

@@ -108,7 +108,17 @@ class CommandsTest(CommandTestCase):
         self.assertEqual(list(gemv)[:7], common + ["gb_per_s", "peak_gb_per_s", "fraction"])
         self.assertEqual(list(gemm)[:7], common + ["tops", "peak_tops", "fraction"])
         self.assertEqual([gemv[key] for key in common], ["gemv", "q4", "avx2", 2])
-        for line, value, peak in ((gemv, "gb_per_s", "peak_gb_per_s"), (gemm, "tops", "peak_tops")):
+        self.expect(FAILED, ["--gib 0.0625", "1048576 positions"], "bench", "kernels", "--matrix",
+                    "attention", "--positions", "1048576", "--gib", "0.0625")
+        result = self.expect(OK, [], "bench", "kernels", "--json", "--gib", "0.0625", "--threads", "2",
+                             "--repetitions", "1", "--tokens", "1", "16", "--matrix", "attention",
+                             "--isa", "avx2", "--kv", "q8", "--positions", "512")
+        _, token, tokens = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertEqual([token[key] for key in common], ["attention", "q8", "avx2", 2])
+        self.assertEqual((token["tokens"], tokens["tokens"]), (1, 16))
+        for line, value, peak in ((gemv, "gb_per_s", "peak_gb_per_s"), (gemm, "tops", "peak_tops"),
+                                  (token, "gb_per_s", "peak_gb_per_s"),
+                                  (tokens, "tops", "peak_tops")):
             half = 0.0006  # all three are rounded to three digits
             self.assertGreaterEqual(line["fraction"] + half,
                                     (line[value] - half) / (line[peak] + half))
