@@ -63,11 +63,12 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
   command->add_option("--max-context", a->options.max_context,
                       "tokens of KV cache (default, and 0: the model's, at most 4096)")
       ->check(WholeNumber(UINT32_MAX));
+  a->options.prefill_chunk = 0;  // chosen
   command
       ->add_option("--prefill-chunk", a->options.prefill_chunk,
-                   "tokens that are prefilled together")
-      ->check(CLI::Range(1, 65536))
-      ->capture_default_str();
+                   "tokens that are prefilled together; more read fewer experts twice and take more memory "
+                   "(default, and 0: 512 to 2048, by what the budget spares)")
+      ->check(CLI::Range(0, 65536));
   command
       ->add_option("--kv", a->kv_format,
                    "keys and values: f32; LOSSY: bf16 or q8, for 2 or nearly 4 times the context")

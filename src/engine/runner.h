@@ -44,7 +44,7 @@ struct RunnerOptions {
   int threads = 0;              // 0: one per CPU
   uint32_t max_context = 0;     // tokens of KV; 0: the model's, at most 4096
   KvFormat kv_format = KvFormat::kF32;  // the others are lossy
-  uint32_t prefill_chunk = 512; // tokens
+  uint32_t prefill_chunk = 512; // tokens; 0: 512 to 2048, by what the budget spares
   bool lookahead = true;         // read ahead what the next router probably wants
   // Lossy, decode only: what is computed then depends on what is in memory (expert_executor.h).
   uint32_t defer_experts = 0;    // of a layer, that may join one layer late
