@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All tests, from a fresh clone: release, then ASan+UBSan and TSan over residency, I/O, store, engine and
-# server, then each fuzz target for a few seconds. MORAINE_TEST_STAGES=release,asan,tsan,fuzz selects.
+# server, then each fuzz target for a few seconds, then the CUDA kernels if there is a GPU.
+# MORAINE_TEST_STAGES=release,asan,tsan,fuzz,gpu selects.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -42,7 +43,15 @@ if [[ $stages == *,fuzz,* ]]; then
   summary+=("fuzz: passed")
 fi
 
-command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 ||
-  echo "no GPU: GPU tests skipped (there are none in this build yet)"
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
+if [[ $stages == *,gpu,* ]] || { [[ -z ${MORAINE_TEST_STAGES:-} ]] && has_gpu && command -v nvcc >/dev/null; }; then
+  stage "gpu: CUDA kernels (skipped inside where there is no GPU)"
+  cmake --preset cuda >/dev/null
+  cmake --build build/cuda --target tests_gpu
+  ctest --test-dir build/cuda -L gpu --no-tests=error --output-on-failure
+  summary+=("gpu: passed")
+else
+  echo "no GPU and CUDA toolkit: GPU tests skipped; on a machine with both: MORAINE_TEST_STAGES=gpu ./test.sh"
+fi
 echo
 printf '%s\n' "${summary[@]}"

@@ -1,6 +1,6 @@
 // engine_simulation: decode of a recorded routing trace in simulated time.
 //
-//   build/release/bench/engine_simulation tests/residency/traces/demo-chat.csv.gz --cache 0.1,0.25,0.5
+//   build/release/engine_simulation tests/residency/traces/demo-chat.csv.gz --cache 0.1,0.25,0.5
 //
 // The engine's own executor, residency manager and read scheduler over a drive that moves one read after
 // another at a fixed rate, and kernels that take the time of their bytes (tests/sim/engine_world.h). No

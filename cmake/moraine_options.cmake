@@ -42,13 +42,14 @@ function(moraine_library name)
                         PRIVATE ${ARG_PRIVATE_DEPS})
 endfunction()
 
-# Building tests_asan or tests_tsan builds just the tests of that sanitizer run.
+# Building tests_asan, tests_tsan or tests_gpu builds just the tests of that run.
 add_custom_target(tests_asan)
 add_custom_target(tests_tsan)
+add_custom_target(tests_gpu)
 
 # moraine_test(io_read_scheduler_test SOURCES io/read_scheduler_test.cc DEPS moraine_io
 #              LABELS asan tsan)
-# Labels name the sanitizer runs that the test takes part in.
+# Labels name the runs of test.sh, besides release, that the test takes part in.
 function(moraine_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
@@ -61,9 +62,9 @@ function(moraine_test name)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
-  foreach(sanitizer asan tsan)
-    if(sanitizer IN_LIST ARG_LABELS)
-      add_dependencies(tests_${sanitizer} ${name})
+  foreach(run asan tsan gpu)
+    if(run IN_LIST ARG_LABELS)
+      add_dependencies(tests_${run} ${name})
     endif()
   endforeach()
   add_test(NAME ${name} COMMAND ${name})

@@ -160,8 +160,10 @@ class ThreadPool::Impl {
     while (true) {
       const auto changed = [&] { return epoch_.load(std::memory_order_acquire) != seen; };
       if (!SpinUntil(may_spin_, changed)) Sleep(seen);
-      if (stopping_.load()) return;
+      // The epoch first: a stop after this load changes the epoch again, one before it is seen here.
+      // The other way round, the epoch of the stop could be taken for that of a region.
       seen = epoch_.load(std::memory_order_acquire);
+      if (stopping_.load()) return;
       ClaimAndRun(thread);
     }
   }

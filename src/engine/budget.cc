@@ -92,6 +92,20 @@ Result<SlotPlan> PlanSlots(const Manifest& manifest, uint32_t top_k, const Fixed
   return plan;
 }
 
+uint32_t ChoosePrefillChunk(uint32_t max_context, uint64_t slots_bytes,
+                            const std::function<uint64_t(uint32_t tokens)>& scratch_bytes) {
+  constexpr uint32_t kShortest = 512, kLongest = 2048;
+  constexpr double kScratchShare = 0.04;
+  const double spare_bytes = kScratchShare * static_cast<double>(slots_bytes);
+  uint32_t chunk = std::min(kShortest, max_context);
+  const uint64_t least_bytes = scratch_bytes(chunk);
+  for (uint32_t longer = 2 * kShortest; longer <= std::min(kLongest, max_context); longer *= 2) {
+    if (static_cast<double>(scratch_bytes(longer) - least_bytes) > spare_bytes) break;
+    chunk = longer;
+  }
+  return chunk;
+}
+
 BudgetAdvice AdviseBudget(const Manifest& manifest, uint32_t top_k, const FixedMemory& fixed) {
   const uint64_t slot = manifest.max_record_bytes(), experts = manifest.expert_count();
   BudgetAdvice advice;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -47,6 +48,13 @@ Result<SlotPlan> PlanSlots(const Manifest& manifest, uint32_t top_k, const Fixed
 struct RamBudgetRange {
   uint64_t minimum_bytes = 0, current_bytes = 0, maximum_bytes = 0;
 };
+
+// How many tokens of a prompt to compute together where not all experts are resident: 512, 1024 or 2048, the
+// longest whose scratch takes no more than 4 % of the slots' bytes beyond that of 512. Each chunk reads
+// most of the absent experts once more: a prompt of 2048 tokens to a 30B model in 6 GB reads 20 MiB a
+// token in chunks of 512, 12 in chunks of 1024. scratch_bytes(tokens): of a chunk, growing.
+uint32_t ChoosePrefillChunk(uint32_t max_context, uint64_t slots_bytes,
+                            const std::function<uint64_t(uint32_t tokens)>& scratch_bytes);
 
 struct BudgetAdvice {
   uint64_t minimum_bytes = 0;      // one layer's top-k and two ring slots

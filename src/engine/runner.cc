@@ -31,12 +31,6 @@ constexpr uint64_t kTokenizerBytesPerToken = 256;
 // What a change of budget may move before a chunk: 64 MiB are copied or zeroed in about 10 ms.
 constexpr uint64_t kStepResizeBytes = 64 * kMiB;
 
-// Each chunk of a prompt reads most of the experts that are not resident once more: 2048 tokens of a 30B model
-// in 6 GB read 20 MiB a token in chunks of 512, 7 in one of 2048. So, unless everything is resident, the
-// longest whose scratch takes no more than this share of the slots.
-constexpr uint32_t kPrefillChunks[] = {512, 1024, 2048};
-constexpr double kPrefillScratchShare = 0.04;
-
 constexpr uint32_t kDefaultContext = 4096;
 constexpr char kTokenSection[] = "token_experts";  // of the profile: TokenExpertTable
 
@@ -195,26 +189,27 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   return OkStatus();
 }
 
+// Slots and, unless it was given, the prefill chunk: first with the default chunk, then with what the slots
+// spare, if the minimum still fits.
 Status Runner::Impl::PlanMemory(const Manifest& manifest, const MemoryLimit& limit) {
-  const auto plan_with = [&](uint32_t chunk) {
-    options_.prefill_chunk = chunk;
-    fixed_ = CountFixedMemory(manifest, config_, max_context_, chunk, options_.kv_format);
-    return PlanSlots(manifest, config_.top_k, fixed_, options_.ram_budget, limit);
+  const auto fixed_with = [&](uint32_t chunk) {
+    return CountFixedMemory(manifest, config_, max_context_, chunk, options_.kv_format);
   };
   const bool choose = options_.prefill_chunk == 0;
-  const uint32_t shortest = std::min(choose ? kPrefillChunks[0] : options_.prefill_chunk, max_context_);
-  ASSIGN_OR_RETURN(plan_, plan_with(shortest));
+  if (choose) options_.prefill_chunk = RunnerOptions().prefill_chunk;
+  options_.prefill_chunk = std::min(options_.prefill_chunk, max_context_);
+  fixed_ = fixed_with(options_.prefill_chunk);
+  ASSIGN_OR_RETURN(plan_, PlanSlots(manifest, config_.top_k, fixed_, options_.ram_budget, limit));
   if (!choose || plan_.all_resident) return OkStatus();
-  const uint64_t scratch_bytes = fixed_.scratch_bytes;
-  const double spare_bytes =
-      kPrefillScratchShare * static_cast<double>(plan_.slot_count * plan_.slot_bytes);
-  uint32_t chosen = shortest;
-  for (const uint32_t chunk : kPrefillChunks) {
-    if (chunk > max_context_ || !plan_with(chunk).ok()) break;
-    if (static_cast<double>(fixed_.scratch_bytes - scratch_bytes) > spare_bytes) break;
-    chosen = chunk;
-  }
-  ASSIGN_OR_RETURN(plan_, plan_with(chosen));
+  const uint32_t chunk =
+      ChoosePrefillChunk(max_context_, plan_.slot_count * plan_.slot_bytes,
+                         [&](uint32_t tokens) { return fixed_with(tokens).scratch_bytes; });
+  const FixedMemory fixed = fixed_with(chunk);
+  const auto plan = PlanSlots(manifest, config_.top_k, fixed, options_.ram_budget, limit);
+  if (!plan.ok()) return OkStatus();
+  options_.prefill_chunk = chunk;
+  fixed_ = fixed;
+  plan_ = *plan;
   return OkStatus();
 }
 

@@ -55,6 +55,14 @@ TEST_P(ThreadPoolTest, StartsAndStopsWithoutWork) {
   }
 }
 
+// A worker that wakes for the last region must not take the stop after it for that region and sleep on.
+TEST_P(ThreadPoolTest, StopsRightAfterARegion) {
+  for (int i = 0; i < 3000; ++i) {
+    ThreadPool pool(TopologyOf(2), {.thread_count = GetParam(), .pin = false});
+    for (int region = 0; region < i % 3; ++region) pool.ParallelFor(2, [](uint32_t, uint32_t) {});
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, testing::Values(1, 2, 5));
 
 TEST(ThreadPool, DefaultsToOneThreadPerCpu) {

@@ -82,6 +82,17 @@ TEST(PlanSlots, TooSmallNamesTheMinimumInTheSameUnit) {
   EXPECT_THAT(size.status().message(), HasSubstr("the minimum is 160.6 MiB"));
 }
 
+TEST(ChoosePrefillChunk, IsAsLongAsFourPercentOfTheSlotsPayFor) {
+  const auto scratch = [](uint32_t tokens) { return tokens * 100 * kKiB; };  // 50 MiB for 512
+  EXPECT_EQ(ChoosePrefillChunk(4096, 1000 * kMiB, scratch), 512u) << "40 MiB to spare";
+  EXPECT_EQ(ChoosePrefillChunk(4096, 1300 * kMiB, scratch), 1024u) << "52 MiB";
+  EXPECT_EQ(ChoosePrefillChunk(4096, 3700 * kMiB, scratch), 1024u) << "148 MiB, 150 are needed";
+  EXPECT_EQ(ChoosePrefillChunk(4096, 3800 * kMiB, scratch), 2048u);
+  EXPECT_EQ(ChoosePrefillChunk(1 << 20, 1'000'000 * kMiB, scratch), 2048u) << "the longest";
+  EXPECT_EQ(ChoosePrefillChunk(1500, 3800 * kMiB, scratch), 1024u) << "not beyond the context";
+  EXPECT_EQ(ChoosePrefillChunk(100, 3800 * kMiB, scratch), 100u);
+}
+
 TEST(AdviseBudget, AdviceIsLegalAndOrdered) {
   const BudgetAdvice advice = AdviseBudget(TestManifest(), 4, TestFixed());
   EXPECT_LT(advice.minimum_bytes, advice.recommended_bytes);

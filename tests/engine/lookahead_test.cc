@@ -3,6 +3,7 @@
 #include <random>
 
 #include "engine/evaluation.h"
+#include "engine_world.h"
 #include "engine/speculation_watchdog.h"
 #include "test_store.h"
 
@@ -90,6 +91,53 @@ TEST(SpeculationWatchdog, ALossOfFourPercentEndsBelowTwo) {
     with += kSteps - steps.Run(kSteps, 104e3, 100e3);
   }
   EXPECT_LT(with / kSteps / kSeeds * 4, 2.0) << "percent of the time";
+}
+
+// Experts read ahead in the last 1000 of 4000 steps, when of every two guesses one is right: too good to
+// be called a waste. A read takes 100 us, an expert's kernels as said.
+uint64_t ReadAheadInTheEnd(int64_t expert_ns) {
+  EngineWorldOptions options;
+  options.layers = 6;
+  options.experts = 16;
+  options.top_k = 2;
+  options.slot_count = 24;
+  options.expert_ns = expert_ns;
+  options.expert_token_ns = options.attention_ns = 10;
+  options.faults.bytes_per_second = 120'000'000;
+  EngineWorld world(options);
+  std::mt19937 random(7);
+  uint64_t before = 0;
+  uint32_t next[2] = {0, 1};
+  for (uint32_t step = 0; step < 4000; ++step) {
+    if (step == 3000) before = world.manager().stats().prefetch_issued;
+    world.BeginStep(1, AcquireMode::kCached);
+    for (uint32_t layer = 0; layer < options.layers; ++layer) {
+      const uint32_t experts[2] = {next[0], next[1]};
+      next[0] = random() % 16;
+      next[1] = (next[0] + 1 + random() % 15) % 16;
+      const uint32_t wrong = (next[0] + next[1]) % 16;
+      const uint32_t guesses[2] = {next[0], wrong == next[0] ? (wrong + 1) % 16 : wrong};
+      const float weights[2] = {0.5f, 0.5f};
+      RoutingDecision routing;
+      routing.token_count = 1;
+      routing.top_k = 2;
+      routing.experts = experts;
+      routing.weights = weights;
+      const RouterLookahead ahead{LayerId(layer + 1), guesses};
+      if (world.executor().LookaheadDepth() > 0 && layer + 1 < options.layers) {
+        routing.lookaheads = {&ahead, 1};
+      }
+      const Status status = world.RunLayer(LayerId(layer), routing);
+      CHECK(status.ok(), status.message());
+    }
+  }
+  return world.manager().stats().prefetch_issued - before;
+}
+
+TEST(Lookahead, IsKeptWhereThereIsTimeToHideAndGivenUpWhereThereIsNone) {
+  const uint64_t hidden = ReadAheadInTheEnd(100'000), in_the_way = ReadAheadInTheEnd(10);
+  EXPECT_GT(hidden, 1000u);
+  EXPECT_LT(in_the_way, hidden / 4);
 }
 
 struct Outcome {

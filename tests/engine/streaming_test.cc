@@ -71,7 +71,7 @@ TEST(Streaming, DemoModelAtEveryBudgetOfTheReadme) {
 TEST(Streaming, ChunkSizeAndThreadCountDoNotChangeABit) {
   const TestStore store(GoldenPath("fixtures/qwen3_moe_mixed"), Encoding::kQ8);
   std::string first;
-  for (const uint32_t chunk : {1u, 7u, 512u}) {
+  for (const uint32_t chunk : {1u, 7u, 512u, 0u}) {
     for (const int threads : {1, 3}) {
       RunnerOptions options = TestRunnerOptions(store, "50%");
       options.prefill_chunk = chunk;
