@@ -7,8 +7,10 @@
 #include "compute/cpu/activations.h"
 #include "compute/cpu/attention.h"
 #include "compute/cpu/expert_runner.h"
+#include "compute/cpu/gated_delta.h"
 #include "compute/cpu/isa.h"
 #include "compute/cpu/panel.h"
+#include "compute/cpu/stacked_matmul.h"
 
 namespace moraine {
 namespace {
@@ -26,6 +28,7 @@ class CpuBackend::Impl {
         pool_(pool),
         dense_input_(max_tokens, max_cols),
         dense_packed_(BlockCount(max_tokens), max_cols),
+        stacked_(kernels_, pool, max_cols),
         experts_(kernels_, pool, max_tokens, max_cols),
         attention_(kernels_, pool) {
     CHECK(IsaSupported(isa), std::string("this CPU lacks ") + IsaName(isa));
@@ -72,12 +75,13 @@ class CpuBackend::Impl {
     }
   }
 
-  void SiluMul(float* gate, const float* up, size_t count) {
-    const uint32_t chunks = static_cast<uint32_t>((count + kInlineFloats - 1) / kInlineFloats);
-    pool_.ParallelFor(chunks, [&](uint32_t chunk, uint32_t) {
-      const size_t begin = chunk * kInlineFloats;
-      kernels_.silu_mul(gate + begin, up + begin, std::min(kInlineFloats, count - begin),
-                        gate + begin);
+  // function(begin, count) for runs of kInlineFloats.
+  template <typename Function>
+  void ForRuns(size_t count, Function function) {
+    const uint32_t runs = static_cast<uint32_t>((count + kInlineFloats - 1) / kInlineFloats);
+    pool_.ParallelFor(runs, [&](uint32_t run, uint32_t) {
+      const size_t begin = run * kInlineFloats;
+      function(begin, std::min(kInlineFloats, count - begin));
     });
   }
 
@@ -87,6 +91,7 @@ class CpuBackend::Impl {
   Activations dense_input_;
   PackedActivations dense_packed_;
   bool packs_dense_ = false;
+  StackedMatMul stacked_;
   ExpertRunner experts_;
   AttentionRunner attention_;
 
@@ -180,7 +185,25 @@ void CpuBackend::Add(float* x, size_t x_stride, const float* y, size_t y_stride,
 }
 
 void CpuBackend::SiluMul(float* gate, const float* up, size_t count) {
-  impl_->SiluMul(gate, up, count);
+  impl_->ForRuns(count, [&](size_t begin, size_t run) {
+    impl_->kernels_.silu_mul(gate + begin, up + begin, run, gate + begin);
+  });
+}
+
+void CpuBackend::SigmoidMul(const float* gate, float* x, size_t count) {
+  impl_->ForRuns(count, [&](size_t begin, size_t run) {
+    impl_->kernels_.sigmoid_mul(gate + begin, run, x + begin);
+  });
+}
+
+void CpuBackend::MatMulStacked(const StackedMatMulCall& call) { impl_->stacked_.Run(call); }
+
+void CpuBackend::CausalConv(const CausalConvCall& call) {
+  RunCausalConv(impl_->kernels_, impl_->pool_, call);
+}
+
+void CpuBackend::GatedDelta(const GatedDeltaCall& call) {
+  RunGatedDelta(impl_->kernels_, impl_->pool_, call);
 }
 
 void CpuBackend::Attention(const AttentionShape& shape, const float* q, size_t q_stride,

@@ -34,6 +34,10 @@ struct AttentionShape {
   uint32_t query_heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 0;              // multiplies q.k, normally 1/sqrt(head_dim)
   uint32_t sliding_window = 0;  // 0: full causal
+  // Dimensions of a value and of a head's output; 0: head_dim. Fewer than head_dim, and keys and
+  // values the same memory, is MLA's compressed cache: a position is one latent followed by one
+  // rotated key, both shared by all heads, and the latent is the value.
+  uint32_t value_dim = 0;
 };
 
 // Keys and values of one layer.
@@ -42,6 +46,70 @@ struct KvView {
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;
   KvStrides strides;
+};
+
+// Matrices of one shape and encoding, one behind the other.
+struct MatrixStack {
+  MatrixView first;
+  uint32_t count = 0;
+  uint64_t part_bytes = 0;
+
+  MatrixView part(uint32_t index) const {
+    MatrixView view = first;
+    view.data += index * part_bytes;
+    return view;
+  }
+};
+
+// y[t][p] = weights[p] x[t][p] for all parts p; strides in floats.
+struct StackedMatMulCall {
+  MatrixStack weights;
+  const float* x = nullptr;
+  size_t x_stride = 0, x_part_stride = 0;  // from token to token, from part to part
+  uint32_t token_count = 0;
+  float* y = nullptr;
+  size_t y_stride = 0, y_part_stride = 0;
+};
+
+// out[t][c] = silu(sum over i < taps of weights[i][c] * x[t + 1 - taps + i][c]).
+struct CausalConvCall {
+  const float* x = nullptr;
+  size_t x_stride = 0;
+  uint32_t token_count = 0, channels = 0, taps = 0;  // taps: 1 to 16
+  const float* weights = nullptr;  // taps x channels
+  // The taps - 1 rows before x, oldest first, channels floats each; and where those before the next
+  // chunk go. Not the same memory.
+  const float* history = nullptr;
+  float* new_history = nullptr;
+  float* out = nullptr;
+  size_t out_stride = 0;
+};
+
+struct GatedDeltaShape {
+  uint32_t key_heads = 0, value_heads = 0;  // value head h goes with key head h / (ratio of both)
+  uint32_t key_dim = 0, value_dim = 0;      // of a head
+
+  // Of a sequence: for each value head a key_dim x value_dim matrix in panels of 16 columns.
+  size_t state_floats() const {
+    return size_t{value_heads} * key_dim * ((value_dim + 15) / 16 * 16);
+  }
+};
+
+// For each token in turn, each value head: S <- decay S; S <- S + k (beta (v - S^T k))^T;
+// out = S^T q. One chunk or many: the same bits.
+struct GatedDeltaCall {
+  GatedDeltaShape shape;
+  const float* q = nullptr;  // key_heads x key_dim a token; normalised and scaled by the caller
+  const float* k = nullptr;
+  const float* v = nullptr;  // value_heads x value_dim a token
+  size_t stride = 0;         // of q, k and v
+  const float* decay = nullptr;  // value_heads a token
+  const float* beta = nullptr;
+  uint32_t token_count = 0;
+  const float* state = nullptr;  // zeros before the first token of a sequence
+  float* new_state = nullptr;    // may be `state`
+  float* out = nullptr;          // value_heads x value_dim a token
+  size_t out_stride = 0;
 };
 
 class CpuBackend final : public ExpertKernels {
@@ -66,6 +134,8 @@ class CpuBackend final : public ExpertKernels {
   void MatMulMany(std::span<const MatMulTarget> targets, const float* x, size_t x_stride,
                   uint32_t token_count);
 
+  void MatMulStacked(const StackedMatMulCall& call);
+
   // Parallel over experts and row panels.
   void SetExpertInput(const float* x, size_t x_stride, uint32_t token_count, uint32_t hidden,
                       Encoding encoding) override;
@@ -85,6 +155,12 @@ class CpuBackend final : public ExpertKernels {
            uint32_t cols);
   // gate <- silu(gate) * up, elementwise.
   void SiluMul(float* gate, const float* up, size_t count);
+  // x <- x * sigmoid(gate), elementwise.
+  void SigmoidMul(const float* gate, float* x, size_t count);
+
+  // Linear attention.
+  void CausalConv(const CausalConvCall& call);
+  void GatedDelta(const GatedDeltaCall& call);
 
   // Causal attention with grouped queries. Token t (of token_count) is at position
   // first_position + t and sees positions 0 .. first_position + t. kv already holds the batch's

@@ -12,15 +12,18 @@ namespace {
 // against the hand-over of a task; 4096 positions still give 8 tasks a KV head.
 constexpr uint32_t kSplit = 512;
 static_assert(kSplit % kAttentionBlock == 0);
-// Floats of one state: all rows of a unit at head_dim 128, 72 KiB; fewer rows of more dimensions.
+// Floats of one state: all rows of a unit at 128 value dimensions, 72 KiB; fewer rows of more.
 constexpr size_t kStateFloats = kAttentionMaxRows * size_t{AttentionStateStride(128)};
 static_assert(AttentionStateStride(kAttentionMaxDim) <= kStateFloats);
 // A running state and a split's state for RunWhole; in RunInSplits the same memory gives each unit
 // a running one and those of a wave of splits.
 constexpr size_t kStatesPerThread = 2;
-// AttentionScratchFloats for every head_dim and the rows that a state then has.
+// Of all queries of a unit, which may have more dimensions than values have (MLA: 576 and 512, 34
+// rows, so 128 heads on one latent are 4 slices of 32).
+constexpr size_t kQueryFloats = kStateFloats + kAttentionMaxRows * kAttentionStateHeader;
+// AttentionScratchFloats for every head_dim and the rows that a unit then has.
 constexpr size_t kScratchFloats =
-    AttentionScratchFloats(kAttentionMaxDim, 0) + kStateFloats +
+    AttentionScratchFloats(kAttentionMaxDim, 0) + kQueryFloats +
     kAttentionMaxRows * kAttentionBlock;
 // Bringing in a block costs as much as computing some 10 rows with it: units of fewer rows than
 // this only where there are no more.
@@ -31,6 +34,17 @@ static_assert(static_cast<int>(KvPacking::kQ8) == static_cast<int>(KvFormat::kQ8
               static_cast<int>(KvPacking::kBf16) == static_cast<int>(KvFormat::kBf16));
 
 uint32_t CeilDivide(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
+
+uint32_t ValueDim(const AttentionShape& shape) {
+  return shape.value_dim != 0 ? shape.value_dim : shape.head_dim;
+}
+
+// Rows that a unit can have: their states and their queries are bounded.
+uint32_t MostRows(const AttentionShape& shape) {
+  const uint32_t padded = AttentionStateStride(shape.head_dim) - kAttentionStateHeader;
+  return static_cast<uint32_t>(std::min({size_t{kAttentionMaxRows}, kQueryFloats / padded,
+                                         kStateFloats / AttentionStateStride(ValueDim(shape))}));
+}
 
 }  // namespace
 
@@ -47,8 +61,7 @@ class AttentionUnits {
   AttentionUnits(const AttentionCall& call, uint32_t threads) : call_(call) {
     const AttentionShape& shape = call.shape;
     const uint32_t group = shape.query_heads / shape.kv_heads;
-    const uint32_t rows = static_cast<uint32_t>(std::min<size_t>(
-        kAttentionMaxRows, kStateFloats / AttentionStateStride(shape.head_dim)));
+    const uint32_t rows = MostRows(shape);
     slices_ = CeilDivide(group, rows);
     heads_ = CeilDivide(group, slices_);
     const uint32_t columns = shape.kv_heads * slices_;
@@ -62,7 +75,7 @@ class AttentionUnits {
 
   uint32_t count() const { return count_; }
   size_t state_floats() const {
-    return size_t{tokens_} * heads_ * AttentionStateStride(call_.shape.head_dim);
+    return size_t{tokens_} * heads_ * AttentionStateStride(ValueDim(call_.shape));
   }
 
   Unit At(uint32_t index) const {
@@ -99,6 +112,7 @@ class AttentionUnits {
     arguments.token_count = unit.token_count;
     arguments.heads = unit.head_count;
     arguments.head_dim = dim;
+    arguments.value_dim = ValueDim(call_.shape);
     arguments.scale = call_.shape.scale;
     arguments.first_end = call_.first_position + unit.token + 1;
     arguments.window = call_.shape.sliding_window;
@@ -109,7 +123,7 @@ class AttentionUnits {
   }
 
   void Finish(const KernelTable& kernels, const Unit& unit, const float* state) const {
-    const uint32_t dim = call_.shape.head_dim;
+    const uint32_t dim = ValueDim(call_.shape);
     for (uint32_t t = 0; t < unit.token_count; ++t) {
       kernels.finish(state, unit.head_count, dim,
                      call_.out + (unit.token + t) * call_.out_stride + size_t{unit.head} * dim);
@@ -137,6 +151,7 @@ void AttentionRunner::Run(const AttentionCall& call) {
   CHECK(shape.kv_heads > 0 && shape.query_heads % shape.kv_heads == 0,
         "query heads must be a multiple of KV heads");
   CHECK(shape.head_dim <= kAttentionMaxDim, "head_dim is too large");
+  CHECK(ValueDim(shape) <= shape.head_dim, "values have at most the dimensions of keys");
   const uint32_t threads = static_cast<uint32_t>(pool_.thread_count());
   const AttentionUnits units(call, threads);
   const size_t states_per_unit = state_floats_ / units.state_floats() / units.count();
@@ -165,7 +180,7 @@ void AttentionRunner::RunWhole(const AttentionUnits& units, uint32_t index, uint
     arguments.queries_packed = split != first_split;
     kernels_.attend(arguments);
     if (split == first_split) continue;
-    kernels_.merge(running, part, unit.token_count * unit.head_count, arguments.head_dim);
+    kernels_.merge(running, part, unit.token_count * unit.head_count, arguments.value_dim);
   }
   units.Finish(kernels_, unit, running);
 }
@@ -203,7 +218,7 @@ void AttentionRunner::RunInSplits(const AttentionCall& call, const AttentionUnit
           std::memcpy(running(index), part(index, i), state_floats * sizeof(float));
         } else {
           kernels_.merge(running(index), part(index, i), unit.token_count * unit.head_count,
-                         call.shape.head_dim);
+                         ValueDim(call.shape));
         }
       }
       if (wave + count == split_count) units.Finish(kernels_, unit, running(index));

@@ -196,11 +196,11 @@ struct AttentionKernels {
     return static_cast<const uint8_t*>(plane) + p * a.kv_stride;
   }
 
-  // Dimensions [d, d + 16) of one head at one position as floats; past head_dim zero or nothing of
+  // Dimensions [d, d + 16) of one head at one position as floats; past dim zero or nothing of
   // meaning.
   template <KvPacking kPacking>
-  static V Unpack(const uint8_t* row, uint32_t d, uint32_t head_dim) {
-    const uint32_t left = d < head_dim ? head_dim - d : 0;
+  static V Unpack(const uint8_t* row, uint32_t d, uint32_t dim) {
+    const uint32_t left = d < dim ? dim - d : 0;
     if constexpr (kPacking == KvPacking::kF32) {
       return LaneKernels<L>::LoadTail(reinterpret_cast<const float*>(row) + d, left);
     } else if constexpr (kPacking == KvPacking::kBf16) {
@@ -256,7 +256,7 @@ struct AttentionKernels {
 #pragma GCC unroll 4
       for (uint32_t n = 0; n < kVectors; ++n) {
         L::store(b.values + n * kValuePanel + j * kLaneCount,
-                 Unpack<kPacking>(row, d + n * kLaneCount, a.head_dim));
+                 Unpack<kPacking>(row, d + n * kLaneCount, a.value_dim));
       }
     }
   }
@@ -328,7 +328,7 @@ struct AttentionKernels {
 
   // Scores become weights, 2^(score - maximum so far), and the states' maxima and sums move on.
   static void Soften(const AttentionArguments& a, Block* b) {
-    const uint32_t rows = RowCount(a), stride = AttentionStateStride(a.head_dim);
+    const uint32_t rows = RowCount(a), stride = AttentionStateStride(a.value_dim);
     float* state = a.state;
     for (uint32_t row = 0; row < rows; ++row, state += stride) {
       b->corrections[row] = b->sums[row] = 0.0f;
@@ -367,11 +367,11 @@ struct AttentionKernels {
   // in their order either way, and a position that it does not see is not even multiplied by zero.
   template <KvPacking kPacking>
   static void AddValues(const AttentionArguments& a, const Block& b) {
-    const uint32_t stride = AttentionStateStride(a.head_dim);
+    const uint32_t stride = AttentionStateStride(a.value_dim);
     const float one = 1.0f;
     const uint8_t* next = NextBlock(a, b, a.values);
-    const uint32_t tiles = (a.head_dim + kTileLanes - 1) / kTileLanes;
-    for (uint32_t d = 0; d < a.head_dim; d += kTileLanes) {
+    const uint32_t tiles = (a.value_dim + kTileLanes - 1) / kTileLanes;
+    for (uint32_t d = 0; d < a.value_dim; d += kTileLanes) {
       BringValues<kPacking>(a, b, d);
       Ahead ahead = ShareOf(next, kBlock * a.kv_stride, d / kTileLanes, tiles);
       float* sums = a.state + kAttentionStateHeader + d;
@@ -410,7 +410,7 @@ struct AttentionKernels {
 
   template <KvPacking kPacking>
   static void AttendPacked(const AttentionArguments& a) {
-    const uint32_t rows = RowCount(a), stride = AttentionStateStride(a.head_dim);
+    const uint32_t rows = RowCount(a), stride = AttentionStateStride(a.value_dim);
     for (uint32_t i = 0; i < rows * stride; ++i) a.state[i] = 0.0f;
     for (uint32_t row = 0; row < rows; ++row) a.state[row * stride] = -__builtin_inff();
     Block b;
@@ -430,8 +430,8 @@ struct AttentionKernels {
   }
 
   // A row that saw nothing: maximum -infinity, sum 0.
-  static void Merge(float* into, const float* from, uint32_t rows, uint32_t head_dim) {
-    const uint32_t stride = AttentionStateStride(head_dim);
+  static void Merge(float* into, const float* from, uint32_t rows, uint32_t value_dim) {
+    const uint32_t stride = AttentionStateStride(value_dim);
     for (uint32_t row = 0; row < rows; ++row, into += stride, from += stride) {
       if (from[1] == 0.0f) continue;
       if (into[1] == 0.0f) {
@@ -450,13 +450,13 @@ struct AttentionKernels {
     }
   }
 
-  static void Finish(const float* state, uint32_t rows, uint32_t head_dim, float* out) {
-    const uint32_t stride = AttentionStateStride(head_dim);
-    for (uint32_t row = 0; row < rows; ++row, state += stride, out += head_dim) {
+  static void Finish(const float* state, uint32_t rows, uint32_t value_dim, float* out) {
+    const uint32_t stride = AttentionStateStride(value_dim);
+    for (uint32_t row = 0; row < rows; ++row, state += stride, out += value_dim) {
       const V sum = L::set1(state[1]);
-      for (uint32_t d = 0; d < head_dim; d += kLaneCount) {
+      for (uint32_t d = 0; d < value_dim; d += kLaneCount) {
         const V v = L::div(L::load(state + kAttentionStateHeader + d), sum);
-        LaneKernels<L>::StoreTail(out + d, v, head_dim - d);
+        LaneKernels<L>::StoreTail(out + d, v, value_dim - d);
       }
     }
   }

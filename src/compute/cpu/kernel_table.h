@@ -1,9 +1,9 @@
 // The contract between the CPU backend and the kernels of one instruction set.
 //
-// A kernel file includes this header, lane_kernels.h, attention_kernels.h and <immintrin.h>,
-// nothing else: it is compiled with wider instructions than the rest of the program, and an inline
-// function of the standard library emitted there could be the copy that the linker keeps for
-// everybody.
+// A kernel file includes this header, lane_kernels.h, attention_kernels.h, recurrent_kernels.h and
+// <immintrin.h>, nothing else: it is compiled with wider instructions than the rest of the program,
+// and an inline function of the standard library emitted there could be the copy that the linker
+// keeps for everybody.
 //
 // All tables compute the same bits. Sums are defined over 16 lanes, which are one AVX-512 register,
 // two AVX2 registers or an array; every multiply-add is fused; integer dot products are exact and
@@ -27,9 +27,9 @@ inline constexpr uint32_t kAttentionDimStep = 32;   // longest tile; a state's v
 inline constexpr uint32_t kAttentionStateHeader = kLaneCount;  // floats: max, sum, padding
 
 // Floats of one row's attention state. Static: each including file has its own copy.
-static constexpr uint32_t AttentionStateStride(uint32_t head_dim) {
+static constexpr uint32_t AttentionStateStride(uint32_t value_dim) {
   return kAttentionStateHeader +
-         (head_dim + kAttentionDimStep - 1) / kAttentionDimStep * kAttentionDimStep;
+         (value_dim + kAttentionDimStep - 1) / kAttentionDimStep * kAttentionDimStep;
 }
 
 // Decode streams weights once, and the hardware's prefetcher stops at every 4 KiB page: kernels of
@@ -109,14 +109,34 @@ struct AttentionArguments {
   KvPacking packing = KvPacking::kF32;  // as compute/kv_format.h says
   float* scratch = nullptr;  // AttentionScratchFloats of them, 64-byte aligned
   bool queries_packed = false;  // scratch holds these queries from the call before
-  uint32_t token_count = 0, heads = 0, head_dim = 0;  // at most kAttentionMaxRows, kAttentionMaxDim
+  uint32_t token_count = 0, heads = 0;           // together at most kAttentionMaxRows
+  uint32_t head_dim = 0, value_dim = 0;          // of keys and of values: at most kAttentionMaxDim
   float scale = 0;
   uint32_t first_end = 0;  // token t sees the positions before first_end + t,
   uint32_t window = 0;     // of these only the last so many unless 0,
   uint32_t begin = 0, end = 0;  // and now only these; begin is the first of a block
-  // A row is AttentionStateStride floats: max (in units of log2), sum, 14 unused, values.
+  // A row is AttentionStateStride(value_dim) floats: max (of log2), sum, 14 unused, values.
   // Overwritten; a row that saw nothing has the sum 0.
   float* state = nullptr;
+};
+
+// One value head of a gated delta rule, some 16-column panels of its state, token after token
+// (recurrent_kernels.h).
+struct DeltaRuleArguments {
+  const float* q = nullptr;  // of the head's first token: key_dim floats, qk_stride a token
+  const float* k = nullptr;
+  size_t qk_stride = 0;
+  const float* v = nullptr;  // columns floats, v_stride a token
+  size_t v_stride = 0;
+  const float* decay = nullptr;  // one float a token, gate_stride apart
+  const float* beta = nullptr;
+  size_t gate_stride = 0;
+  // [panel][key_dim][16 columns]; before the first token and after the last: the same or apart.
+  const float* state_in = nullptr;
+  float* state_out = nullptr;
+  float* out = nullptr;  // columns floats, out_stride a token
+  size_t out_stride = 0;
+  uint32_t token_count = 0, key_dim = 0, columns = 0;
 };
 
 // How SearchGroup picks a scale: candidates 1/scale = (nominal + k * step) / extreme value, k from
@@ -143,13 +163,19 @@ struct KernelTable {
   void (*rope)(float* head, uint32_t half, const float* cos, const float* sin);
   void (*add)(float* x, const float* y, size_t count);
   void (*silu_mul)(const float* gate, const float* up, size_t count, float* out);
+  // x <- x * sigmoid(gate).
+  void (*sigmoid_mul)(const float* gate, size_t count, float* x);
+  // out = silu(sum over tap i, in order, of weights[i * weight_stride] * rows[i]), elementwise.
+  void (*conv_silu)(const float* const* rows, const float* weights, size_t weight_stride,
+                    uint32_t taps, uint32_t channels, float* out);
+  void (*delta_rule)(const DeltaRuleArguments& arguments);
   // 32 values -> codes and the scale that minimises the squared error for those codes. False, and
   // nothing written, for a NaN, an infinity or a value over the limit.
   bool (*search_group)(const float* x, const ScaleSearch& search, int8_t* codes, float* scale);
   void (*attend)(const AttentionArguments& arguments);
   // into = the union of two disjoint ranges of positions; both in the form attend writes.
-  void (*merge)(float* into, const float* from, uint32_t rows, uint32_t head_dim);
-  void (*finish)(const float* state, uint32_t rows, uint32_t head_dim, float* out);
+  void (*merge)(float* into, const float* from, uint32_t rows, uint32_t value_dim);
+  void (*finish)(const float* state, uint32_t rows, uint32_t value_dim, float* out);
 };
 
 // The SIMD ones exist in x86-64 builds.

@@ -9,6 +9,7 @@
 #include "compute/cpu/kernel_table.h"
 #include "compute/cpu/lane_kernels.h"
 #include "compute/cpu/packed_gemm.h"
+#include "compute/cpu/recurrent_kernels.h"
 
 namespace moraine {
 namespace {

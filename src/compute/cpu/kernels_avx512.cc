@@ -7,6 +7,7 @@
 #include "compute/cpu/kernels_amx.h"
 #include "compute/cpu/lane_kernels.h"
 #include "compute/cpu/packed_gemm.h"
+#include "compute/cpu/recurrent_kernels.h"
 
 namespace moraine {
 namespace {

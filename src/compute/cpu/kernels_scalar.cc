@@ -3,6 +3,7 @@
 #include "compute/cpu/attention_kernels.h"
 #include "compute/cpu/kernel_table.h"
 #include "compute/cpu/lane_kernels.h"
+#include "compute/cpu/recurrent_kernels.h"
 
 namespace moraine {
 namespace {

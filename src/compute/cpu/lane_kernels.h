@@ -160,11 +160,12 @@ struct LaneKernels {
   }
 };
 
-// The entries of a table that come from LaneKernels<L> and AttentionKernels<L>
-// (attention_kernels.h), in the order of KernelTable.
+// The entries of a table that come from LaneKernels<L>, RecurrentKernels<L> (recurrent_kernels.h)
+// and AttentionKernels<L> (attention_kernels.h), in the order of KernelTable.
 #define MORAINE_LANE_KERNELS(L)                                                                   \
   LaneKernels<L>::Quantise, LaneKernels<L>::RmsNorm, LaneKernels<L>::Rope, LaneKernels<L>::Add,   \
-      LaneKernels<L>::SiluMul, LaneKernels<L>::SearchGroup, AttentionKernels<L>::Attend,          \
+      LaneKernels<L>::SiluMul, RecurrentKernels<L>::SigmoidMul, RecurrentKernels<L>::ConvSilu,    \
+      RecurrentKernels<L>::DeltaRule, LaneKernels<L>::SearchGroup, AttentionKernels<L>::Attend,   \
       AttentionKernels<L>::Merge, AttentionKernels<L>::Finish
 
 }  // namespace moraine
