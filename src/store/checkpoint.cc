@@ -7,22 +7,6 @@
 
 namespace moraine {
 
-const char* SourceTypeName(SourceType type) {
-  switch (type) {
-    case SourceType::kF32:
-      return "F32";
-    case SourceType::kF16:
-      return "F16";
-    case SourceType::kBf16:
-      return "BF16";
-    case SourceType::kQ4_0:
-      return "Q4_0";
-    case SourceType::kQ8_0:
-      return "Q8_0";
-  }
-  return "?";
-}
-
 uint64_t SourceTensor::element_count() const {
   uint64_t count = 1;
   for (const uint64_t dimension : shape) count *= dimension;

@@ -11,35 +11,9 @@
 
 #include "base/status.h"
 #include "store/manifest.h"
+#include "store/source_type.h"
 
 namespace moraine {
-
-// kQ4_0 and kQ8_0: blocks of 32 elements of a row behind one f16 scale d, as ggml defines them.
-//   Q4_0 (18 B)  d, then 16 bytes: byte i has element i in its low nibble and element 16 + i in its
-//                high one; value = (nibble - 8) x d
-//   Q8_0 (34 B)  d, then 32 int8; value = int8 x d
-enum class SourceType : uint8_t { kF32, kF16, kBf16, kQ4_0, kQ8_0 };
-const char* SourceTypeName(SourceType type);
-
-// Elements of a row that are stored together, and the bytes they take.
-struct SourceBlock {
-  uint32_t elements = 1, bytes = 0;
-};
-constexpr SourceBlock BlockOf(SourceType type) {
-  switch (type) {
-    case SourceType::kF32: return {1, 4};
-    case SourceType::kF16: return {1, 2};
-    case SourceType::kBf16: return {1, 2};
-    case SourceType::kQ4_0: return {32, 18};
-    case SourceType::kQ8_0: return {32, 34};
-  }
-  return {};
-}
-constexpr bool IsQuantised(SourceType type) { return BlockOf(type).elements > 1; }
-// elements: whole blocks.
-constexpr uint64_t SourceBytes(SourceType type, uint64_t elements) {
-  return elements / BlockOf(type).elements * BlockOf(type).bytes;
-}
 
 struct SourceTensor {
   std::string name;

@@ -5,9 +5,7 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 
 #include "base/bytes.h"
@@ -16,84 +14,13 @@ namespace moraine {
 namespace {
 
 // Bytes converted at a time: they stay in the second-level cache between the kernel's copy and the
-// conversion. A multiple of every type's block.
-constexpr size_t kConversionBytes = 34 * 18 * 128;
+// conversion.
+constexpr size_t kConversionBytes = 76 * kKiB;
 // Larger reads tell the kernel the whole range at once, so that it is not fetched in readahead
 // windows of 128 KiB.
 constexpr uint64_t kReadaheadHintBytes = 256 * kKiB;
 // Small models stay cached.
 constexpr uint64_t kDropBehindBytes = 64 * kMiB;
-
-float FromBf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
-
-// Exponent and mantissa moved into place and rebiased by one exact multiplication, which also makes
-// subnormals right; infinities and NaNs get the full exponent back.
-float FromF16(uint16_t bits) {
-  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7FFF) << 13;
-  uint32_t result = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1.0p112f);
-  if (magnitude >= 0x0F800000) result |= 0x7F800000;
-  return std::bit_cast<float>(result | static_cast<uint32_t>(bits & 0x8000) << 16);
-}
-
-uint16_t Load16(const std::byte* bytes) {
-  uint16_t bits;
-  std::memcpy(&bits, bytes, sizeof(bits));
-  return bits;
-}
-
-// One block to floats.
-void Decode(SourceType type, const std::byte* block, float* out) {
-  switch (type) {
-    case SourceType::kF32:
-      std::memcpy(out, block, sizeof(float));
-      return;
-    case SourceType::kF16:
-      *out = FromF16(Load16(block));
-      return;
-    case SourceType::kBf16:
-      *out = FromBf16(Load16(block));
-      return;
-    case SourceType::kQ4_0: {
-      const float scale = FromF16(Load16(block));
-      for (int i = 0; i < 16; ++i) {
-        const int pair = static_cast<int>(block[2 + i]);
-        out[i] = static_cast<float>((pair & 0xF) - 8) * scale;
-        out[16 + i] = static_cast<float>((pair >> 4) - 8) * scale;
-      }
-      return;
-    }
-    case SourceType::kQ8_0: {
-      const float scale = FromF16(Load16(block));
-      for (int i = 0; i < 32; ++i) {
-        out[i] = static_cast<float>(static_cast<int8_t>(block[2 + i])) * scale;
-      }
-      return;
-    }
-  }
-}
-
-template <SourceType kType>
-void DecodeAll(std::span<const std::byte> bytes, float* out) {
-  constexpr SourceBlock kBlock = BlockOf(kType);
-  for (size_t at = 0; at < bytes.size(); at += kBlock.bytes, out += kBlock.elements) {
-    Decode(kType, bytes.data() + at, out);
-  }
-}
-
-void Decode(SourceType type, std::span<const std::byte> bytes, float* out) {
-  switch (type) {
-    case SourceType::kF32:
-      return DecodeAll<SourceType::kF32>(bytes, out);
-    case SourceType::kF16:
-      return DecodeAll<SourceType::kF16>(bytes, out);
-    case SourceType::kBf16:
-      return DecodeAll<SourceType::kBf16>(bytes, out);
-    case SourceType::kQ4_0:
-      return DecodeAll<SourceType::kQ4_0>(bytes, out);
-    case SourceType::kQ8_0:
-      return DecodeAll<SourceType::kQ8_0>(bytes, out);
-  }
-}
 
 // Where elements [first, first + count) of a tensor lie; CHECKs that they are whole blocks of it.
 struct ByteRange {
@@ -174,13 +101,17 @@ Status FileCheckpoint::ReadFloats(const SourceTensor& tensor, uint64_t first,
   const ByteRange range = RangeOf(tensor, first, destination.size());
   const SourceFile& file = files_[tensor.file_index];
   AdviseRead(file, range.offset, range.bytes);
-  const SourceBlock block = BlockOf(tensor.type);
+  const SourceTypeInfo& type = InfoOf(tensor.type);
+  CHECK(type.decode != nullptr, tensor.name + " is " + type.name);
+  const SourceBlock block = type.block;
+  const uint64_t step = kConversionBytes / block.bytes * block.bytes;
   std::array<std::byte, kConversionBytes> chunk;
   for (uint64_t done = 0; done < range.bytes;) {
-    const std::span<std::byte> bytes(chunk.data(), std::min(chunk.size(), range.bytes - done));
+    const std::span<std::byte> bytes(chunk.data(), std::min(step, range.bytes - done));
     const Status status = file.file.ReadAt(range.offset + done, bytes);
     if (!status.ok()) return status.WithContext("tensor '" + tensor.name + "'");
-    Decode(tensor.type, bytes, destination.data() + done / block.bytes * block.elements);
+    type.decode(bytes.data(), bytes.size() / block.bytes,
+                destination.data() + done / block.bytes * block.elements);
     done += bytes.size();
   }
   DropBehind(file, range.bytes);

@@ -51,17 +51,6 @@ std::string TensorTypeName(uint32_t type) {
   return "type " + std::to_string(type);
 }
 
-std::optional<SourceType> ToSourceType(uint32_t type) {
-  switch (type) {
-    case 0: return SourceType::kF32;
-    case 1: return SourceType::kF16;
-    case 2: return SourceType::kQ4_0;
-    case 8: return SourceType::kQ8_0;
-    case 30: return SourceType::kBf16;
-    default: return std::nullopt;
-  }
-}
-
 void AppendJsonString(std::string_view text, std::string* json) {
   *json += '"';
   for (const char c : text) {
@@ -282,7 +271,7 @@ class HeaderParser {
       tensor.shape.insert(tensor.shape.begin(), dimension);
     }
     if (!Plain(what + ": type", &type) || !Plain(what + ": offset", &tensor.offset)) return false;
-    const std::optional<SourceType> known = ToSourceType(type);
+    const std::optional<SourceType> known = SourceTypeOfGgml(type);
     if (!known) {
       auto [entry, inserted] = unread_types_.try_emplace(TensorTypeName(type), name, 0);
       ++entry->second.second;
@@ -317,8 +306,13 @@ class HeaderParser {
       list += (list.empty() ? "" : ", ") + type + " (" + std::to_string(entry.second) +
               " tensors, such as '" + std::string(entry.first) + "')";
     }
+    std::string read;
+    for (int i = 0; i < kSourceTypeCount; ++i) {
+      const SourceTypeInfo& info = InfoOf(static_cast<SourceType>(i));
+      if (info.ggml_type >= 0) read += (read.empty() ? "" : ", ") + std::string(info.name);
+    }
     status_ = Unsupported(file_name_ + ": has tensors of types that are not read: " + list +
-                          "; read are F32, F16, BF16, Q4_0 and Q8_0");
+                          "; read are " + read);
     return false;
   }
 

@@ -16,13 +16,6 @@ namespace dom = simdjson::dom;
 // More dimensions than any published tensor has; keeps messages and shapes short.
 constexpr size_t kMaxDimensions = 8;
 
-std::optional<SourceType> ParseType(std::string_view text) {
-  if (text == "F32") return SourceType::kF32;
-  if (text == "F16") return SourceType::kF16;
-  if (text == "BF16") return SourceType::kBf16;
-  return std::nullopt;
-}
-
 // What a tensor's entry is wrong about, with the file and the tensor in front.
 class EntryContext {
  public:
@@ -36,6 +29,17 @@ class EntryContext {
  private:
   std::string prefix_;
 };
+
+// "F32, F16, ..."
+std::string ReadableTypes() {
+  std::string list;
+  for (int i = 0; i < kSourceTypeCount; ++i) {
+    const SourceTypeInfo& info = InfoOf(static_cast<SourceType>(i));
+    if (info.safetensors == nullptr) continue;
+    list += (list.empty() ? "" : ", ") + std::string(info.safetensors);
+  }
+  return list;
+}
 
 Status ParseShape(const dom::object& entry, const EntryContext& context, SourceTensor* tensor,
                   uint64_t* element_count) {
@@ -96,10 +100,10 @@ Result<SourceTensor> ParseEntry(std::string_view name, const dom::element& value
   if (entry["dtype"].get(type_name) != simdjson::SUCCESS) {
     return context.Bad("field 'dtype' is missing or not a string");
   }
-  const std::optional<SourceType> type = ParseType(type_name);
+  const std::optional<SourceType> type = SourceTypeOfSafetensors(type_name);
   if (!type) {
     return context.Unsupported("dtype is " + std::string(type_name) +
-                               ", expected BF16, F16 or F32");
+                               ", expected " + ReadableTypes());
   }
   SourceTensor tensor;
   tensor.name = name;

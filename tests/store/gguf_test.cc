@@ -19,7 +19,7 @@ using testing::HasSubstr;
 enum Type : uint32_t {
   kU16 = 2, kU32 = 4, kF32 = 6, kBool = 7, kString = 8, kArray = 9, kU64 = 10
 };
-enum Ggml : uint32_t { kGgmlF32 = 0, kGgmlQ4_0 = 2, kGgmlQ8_0 = 8, kGgmlQ6_K = 14 };
+enum Ggml : uint32_t { kGgmlF32 = 0, kGgmlQ4_0 = 2, kGgmlQ8_0 = 8, kGgmlIq2Xxs = 16 };
 
 template <typename T>
 std::string Bytes(T value) {
@@ -236,8 +236,8 @@ TEST(GgufHeader, ErrorsNameFieldFoundAndExpected) {
   expect(with_info(Info("v", {3}, kGgmlF32, 32)), StatusCode::kCorruption, "overlap");
   expect(with_info(Info(std::string(65, 'v'), {3}, kGgmlF32, 0)), StatusCode::kCorruption,
          "string length is 65, expected at most 64");
-  expect(with_info(Info("v", {256}, kGgmlQ6_K, 0)), StatusCode::kUnsupported,
-         "Q6_K (1 tensors, such as 'v'); read are F32, F16, BF16, Q4_0 and Q8_0");
+  expect(with_info(Info("v", {256}, kGgmlIq2Xxs, 0)), StatusCode::kUnsupported,
+         "IQ2_XXS (1 tensors, such as 'v'); read are F32, F16, BF16, Q4_0, Q4_1,");
   expect(with_info(Info("v", {256}, 99, 0)), StatusCode::kUnsupported, "type 99");
 }
 

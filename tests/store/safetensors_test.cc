@@ -30,10 +30,10 @@ TEST(SafetensorsHeader, ReadsTypesShapesAndOffsets) {
 }
 
 TEST(SafetensorsHeader, NamesTensorFoundAndExpectedDtype) {
-  const Status status = ParseError("{" + TensorEntry("x.weight", "I64", "[1]", 0, 8) + "}", 8);
+  const Status status = ParseError("{" + TensorEntry("x.weight", "I16", "[1]", 0, 2) + "}", 8);
   EXPECT_EQ(status.code(), StatusCode::kUnsupported);
   EXPECT_THAT(status.message(), AllOf(HasSubstr("f.safetensors"), HasSubstr("x.weight"),
-                                      HasSubstr("I64"), HasSubstr("BF16, F16 or F32")));
+                                      HasSubstr("I16"), HasSubstr("F32, F16, BF16, F8_E4M3")));
 }
 
 TEST(SafetensorsHeader, RefusesOffsetsOutsideTheFile) {
