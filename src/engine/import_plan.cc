@@ -43,7 +43,7 @@ bool IsExact(SourceType type, Encoding encoding) {
 // The encoding for a type when the user asks for none.
 Encoding NaturalEncoding(SourceType type) {
   if (type == SourceType::kQ4_0) return Encoding::kQ4;
-  return type == SourceType::kQ8_0 ? Encoding::kQ8 : Encoding::kBf16;
+  return IsQuantised(type) ? Encoding::kQ8 : Encoding::kBf16;
 }
 
 // A matrix of a checkpoint: a tensor, or one of several that are stacked in it.

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "store/gguf.h"
+#include "store/packed_checkpoint.h"
 
 namespace moraine {
 
@@ -44,7 +45,10 @@ Status CheckOverlaps(const std::vector<SourceTensor>& tensors, const std::string
 
 Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path) {
   std::error_code error;
-  if (std::filesystem::is_directory(path, error)) return OpenSafetensors(path);
+  if (std::filesystem::is_directory(path, error)) {
+    ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> raw, OpenSafetensors(path));
+    return UnpackCheckpoint(std::move(raw));
+  }
   if (std::filesystem::exists(path, error)) return OpenGguf(path);
   return NotFound(path + ": no such directory or file");
 }

@@ -48,11 +48,12 @@ class Checkpoint {
                             std::span<std::byte> destination) const = 0;
 };
 
-// A directory of safetensors, or a GGUF file (of a split one: its first part).
+// A directory of safetensors, packed weights seen whole (packed_checkpoint.h), or a GGUF file (of a
+// split one: its first part).
 Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path);
 
 // A directory of safetensors: model.safetensors, or shards with model.safetensors.index.json.
-// Checks every header against its file (length, overlaps, bounds, dtype, shape x dtype == bytes)
+// Every tensor as it is there, parts of packed weights too. Checks every header against its file (length, overlaps, bounds, dtype, shape x dtype == bytes)
 // and that every tensor the index names is where it says. Never allocates more than the file's own
 // size.
 Result<std::unique_ptr<Checkpoint>> OpenSafetensors(const std::string& directory);

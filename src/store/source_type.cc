@@ -221,6 +221,7 @@ constexpr SourceTypeInfo kTypes[] = {
     Ggml<DecodeIq4Xs, 256, 136>(SourceType::kIq4Xs, "IQ4_XS", 23),
     Ggml<DecodeMxfp4, 32, 17>(SourceType::kMxfp4, "MXFP4", 39),
     Ggml<DecodeInt4, 32, 18>(SourceType::kInt4, "INT4", -1),
+    {SourceType::kInt4Unordered, "INT4 (columns reordered)", {1, 1}, -1, nullptr, true, nullptr},
     Ggml<DecodeE4M3, 1, 1>(SourceType::kFp8, "FP8", -1),
     Row<DecodeE4M3, 1, 1>(SourceType::kF8E4M3, "F8_E4M3", -1, "F8_E4M3", false),
     Row<DecodeE5M2, 1, 1>(SourceType::kF8E5M2, "F8_E5M2", -1, "F8_E5M2", false),

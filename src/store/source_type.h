@@ -10,10 +10,12 @@
 //   Q8_0 (32 in 34 B)   d | int8;                                            code d
 //   IQ4_NL (32 in 18 B) d | nibbles as Q4_0;                                 kIq4NlCodes[nibble] d
 //   MXFP4 (32 in 17 B)  e8m0 exponent | nibbles as Q4_0;   E2M1[nibble] 2^(e - 127), NaN for e 255
-//   INT4 (32 in 18 B)   as Q4_0, d is bf16 (compressed-tensors; made by store/packed_checkpoint.h)
+//   INT4 (32 in 18 B)   as Q4_0, d is bf16 (compressed-tensors: store/packed_weight.h)
 //   Q2_K .. Q6_K, IQ4_XS (256 elements): sub-blocks with integer scales behind one d; see the
 //                       decoders
-//   FP8 (1 B)           F8_E4M3 whose scales lie in another tensor (store/packed_checkpoint.h)
+//   FP8 (1 B)           F8_E4M3 whose scales lie in another tensor (store/packed_weight.h)
+//   INT4 unordered      GPTQ's where neighbouring columns have different scales (likewise): only as
+//                       floats
 // Sources: ggml-common.h and ggml-quants.c of github.com/ggml-org/ggml; the OCP Microscaling
 // Formats (MX) and 8-bit Floating Point specifications.
 #pragma once
@@ -28,12 +30,12 @@ namespace moraine {
 enum class SourceType : uint8_t {
   kF32, kF16, kBf16,
   kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K, kIq4Nl, kIq4Xs, kMxfp4,
-  kInt4, kFp8,
+  kInt4, kInt4Unordered, kFp8,
   kF8E4M3, kF8E5M2, kF8E8M0,
   // Parts of packed weights, never weights themselves: they have no decoder.
   kI64, kI32, kU8,
 };
-inline constexpr int kSourceTypeCount = 24;
+inline constexpr int kSourceTypeCount = 25;
 
 // Elements of a row that are stored together, and the bytes they take.
 struct SourceBlock {
