@@ -177,6 +177,24 @@ void CpuBackend::Rope(float* x, size_t x_stride, uint32_t token_count, uint32_t 
   });
 }
 
+void CpuBackend::RopeInterleaved(float* x, size_t x_stride, uint32_t token_count, uint32_t heads,
+                                 uint32_t head_dim, uint32_t rotary_dim, const float* cos,
+                                 const float* sin) {
+  const uint32_t half = rotary_dim / 2;
+  impl_->ForRows(token_count, heads * rotary_dim, [&](uint32_t token) {
+    const float* const c = cos + size_t{token} * half;
+    const float* const s = sin + size_t{token} * half;
+    for (uint32_t head = 0; head < heads; ++head) {
+      float* const pairs = x + token * x_stride + size_t{head} * head_dim;
+      for (uint32_t i = 0; i < half; ++i) {
+        const float even = pairs[2 * i], odd = pairs[2 * i + 1];
+        pairs[2 * i] = even * c[i] - odd * s[i];
+        pairs[2 * i + 1] = odd * c[i] + even * s[i];
+      }
+    }
+  });
+}
+
 void CpuBackend::Add(float* x, size_t x_stride, const float* y, size_t y_stride, uint32_t rows,
                      uint32_t cols) {
   impl_->ForRows(rows, cols, [&](uint32_t row) {

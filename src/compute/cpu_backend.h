@@ -150,6 +150,9 @@ class CpuBackend final : public ExpertKernels {
   // head_dim floats a token, cos/sin: rotary_dim/2 values a token, for that token's position.
   void Rope(float* x, size_t x_stride, uint32_t token_count, uint32_t heads, uint32_t head_dim,
             uint32_t rotary_dim, const float* cos, const float* sin);
+  // The same with pairs side by side: value 2i turns with value 2i + 1 by cos and sin i.
+  void RopeInterleaved(float* x, size_t x_stride, uint32_t token_count, uint32_t heads,
+                       uint32_t head_dim, uint32_t rotary_dim, const float* cos, const float* sin);
   // x[t] += y[t] (residual), cols values a row.
   void Add(float* x, size_t x_stride, const float* y, size_t y_stride, uint32_t rows,
            uint32_t cols);

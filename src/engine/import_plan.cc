@@ -46,27 +46,85 @@ Encoding NaturalEncoding(SourceType type) {
   return IsQuantised(type) ? Encoding::kQ8 : Encoding::kBf16;
 }
 
-// A matrix of a checkpoint: a tensor, or one of several that are stacked in it.
+// A matrix of a checkpoint: rows first_row, first_row + row_step, .. of a tensor, or such columns of
+// a part of it that has tensor_rows of them.
 struct SourceMatrix {
   const SourceTensor* tensor;
   uint64_t first_row = 0;
+  uint32_t row_step = 1;
+  bool transposed = false;
+  uint64_t first_element = 0;  // of the part; transposed only
+  uint32_t tensor_rows = 0;    // transposed only
 };
+
+SourceMatrix MatrixOf(const SourceTensor& tensor, const ExpertSource& source, ExpertId expert) {
+  const uint64_t before = source.stacked ? expert.value() : 0;
+  SourceMatrix matrix{.tensor = &tensor, .row_step = source.row_step,
+                      .transposed = source.transposed, .tensor_rows = source.tensor_rows};
+  matrix.first_row = source.first_row;
+  if (source.transposed) {
+    matrix.first_element = before * source.shape[source.shape.size() - 2] * source.tensor_rows;
+  } else {
+    matrix.first_row += before * source.tensor_rows;
+  }
+  return matrix;
+}
+
+// Rows [first, first + count) of a matrix of `cols` columns that is not simply stored in this order.
+Status ReadScattered(const Checkpoint& checkpoint, const SourceMatrix& matrix, uint32_t first,
+                     uint32_t count, uint32_t cols, std::vector<float>* rows) {
+  rows->resize(uint64_t{count} * cols);
+  const uint32_t step = matrix.row_step;
+  if (!matrix.transposed) {
+    std::vector<float> all((uint64_t{count - 1} * step + 1) * cols);
+    RETURN_IF_ERROR(checkpoint.ReadFloats(
+        *matrix.tensor, (matrix.first_row + uint64_t{first} * step) * cols, all));
+    for (uint64_t r = 0; r < count; ++r) {
+      std::copy_n(&all[r * step * cols], cols, rows->begin() + static_cast<ptrdiff_t>(r * cols));
+    }
+    return OkStatus();
+  }
+  const uint32_t lines = std::max(1u, static_cast<uint32_t>(kStripFloats / matrix.tensor_rows));
+  std::vector<float> part;
+  for (uint32_t c = 0; c < cols; c += lines) {
+    const uint32_t line_count = std::min(lines, cols - c);
+    part.resize(uint64_t{line_count} * matrix.tensor_rows);
+    RETURN_IF_ERROR(checkpoint.ReadFloats(
+        *matrix.tensor, matrix.first_element + uint64_t{c} * matrix.tensor_rows, part));
+    for (uint64_t r = 0; r < count; ++r) {
+      const uint64_t from = matrix.first_row + (first + r) * step;
+      for (uint64_t i = 0; i < line_count; ++i) {
+        (*rows)[r * cols + c + i] = part[i * matrix.tensor_rows + from];
+      }
+    }
+  }
+  return OkStatus();
+}
+
+Status ReadRows(const Checkpoint& checkpoint, const SourceMatrix& matrix, uint32_t first,
+                uint32_t count, uint32_t cols, std::vector<float>* rows) {
+  if (matrix.transposed || matrix.row_step != 1) {
+    return ReadScattered(checkpoint, matrix, first, count, cols, rows);
+  }
+  rows->resize(uint64_t{count} * cols);
+  return checkpoint.ReadFloats(*matrix.tensor, (matrix.first_row + first) * cols, *rows);
+}
 
 // Encodes rows [first, first + count) of a matrix into rows of `view` from view_row on.
 Status EncodeMatrixRows(const Checkpoint& checkpoint, const SourceMatrix& matrix, uint32_t first,
                         uint32_t count, const MatrixView& view, uint32_t view_row) {
   const SourceTensor& tensor = *matrix.tensor;
-  const uint64_t begin = (matrix.first_row + first) * view.cols;
-  const uint64_t elements = uint64_t{count} * view.cols;
   const std::optional<BlockFormat> format = FormatOf(tensor.type);
+  const bool in_order = !matrix.transposed && matrix.row_step == 1;
   Status status;
-  if (format && HoldsBlocks(view.encoding, *format)) {
-    std::vector<std::byte> blocks(SourceBytes(tensor.type, elements));
-    RETURN_IF_ERROR(checkpoint.ReadBlocks(tensor, begin, blocks));
+  if (format && in_order && HoldsBlocks(view.encoding, *format)) {
+    std::vector<std::byte> blocks(SourceBytes(tensor.type, uint64_t{count} * view.cols));
+    RETURN_IF_ERROR(
+        checkpoint.ReadBlocks(tensor, (matrix.first_row + first) * view.cols, blocks));
     status = RepackRows(view, view_row, count, *format, blocks.data());
   } else {
-    std::vector<float> rows(elements);
-    RETURN_IF_ERROR(checkpoint.ReadFloats(tensor, begin, rows));
+    std::vector<float> rows;
+    RETURN_IF_ERROR(ReadRows(checkpoint, matrix, first, count, view.cols, &rows));
     status = EncodeRows(view, view_row, count, rows.data());
   }
   if (status.ok()) return status;
@@ -78,7 +136,8 @@ Status EncodeMatrixRows(const Checkpoint& checkpoint, const SourceMatrix& matrix
 
 Status EncodeWhole(const Checkpoint& checkpoint, const SourceMatrix& matrix,
                    const MatrixView& view) {
-  const uint32_t step = StripRows(view.cols);
+  // A transposed matrix is read as a whole for each strip.
+  const uint32_t step = matrix.transposed ? view.rows : StripRows(view.cols);
   for (uint32_t row = 0; row < view.rows; row += step) {
     RETURN_IF_ERROR(EncodeMatrixRows(checkpoint, matrix, row, std::min(step, view.rows - row), view,
                                      row));
@@ -121,12 +180,15 @@ class EncodingNotes {
 
 class DecoderImportPlan final : public ImportPlan {
  public:
-  DecoderImportPlan(const Checkpoint& checkpoint, const ModelConfig& config, TensorNaming naming,
+  DecoderImportPlan(const Checkpoint& checkpoint, ModelConfig config, const TensorNaming& naming,
                     const ImportPlanOptions& options, Manifest manifest)
-      : roles_(DenseRoles(config, naming)), naming_(naming), manifest_(std::move(manifest)) {
+      : config_(std::move(config)),
+        roles_(DenseRoles(config_, naming)),
+        naming_(naming),
+        manifest_(std::move(manifest)) {
     EncodingNotes expert_notes("experts"), dense_notes("dense matrices");
-    for (uint32_t i = 0; i < config.layers.size(); ++i) {
-      AddLayer(checkpoint, config, LayerId(i), options, &expert_notes);
+    for (uint32_t i = 0; i < config_.layers.size(); ++i) {
+      AddLayer(checkpoint, LayerId(i), options, &expert_notes);
     }
     for (const DenseRole& role : roles_) AddDense(checkpoint, role, options, &dense_notes);
     expert_notes.AppendTo(&manifest_.notes);
@@ -138,14 +200,14 @@ class DecoderImportPlan final : public ImportPlan {
                       std::span<std::byte> record) const override {
     const ExpertLayout& layout = layouts_[key.layer.value()];
     const ExpertView view = ViewExpert(layout, record.data());
-    const ExpertTensorNames names = NamesOfExpert(key, naming_);
-    const auto encode = [&](const std::string& name, const MatrixView& matrix) {
-      const uint64_t before = names.stacked ? key.expert.value() : 0;
-      return EncodeWhole(checkpoint, {&MustFind(checkpoint, name), before * matrix.rows}, matrix);
+    const ExpertSources sources = naming_.SourcesOf(config_, key);
+    const auto encode = [&](const ExpertSource& source, const MatrixView& matrix) {
+      const SourceTensor& tensor = MustFind(checkpoint, source.tensor);
+      return EncodeWhole(checkpoint, MatrixOf(tensor, source, key.expert), matrix);
     };
-    RETURN_IF_ERROR(encode(names.gate, view.gate));
-    RETURN_IF_ERROR(encode(names.up, view.up));
-    RETURN_IF_ERROR(encode(names.down, view.down));
+    RETURN_IF_ERROR(encode(sources.gate, view.gate));
+    RETURN_IF_ERROR(encode(sources.up, view.up));
+    RETURN_IF_ERROR(encode(sources.down, view.down));
     std::memset(record.data() + layout.payload_bytes(), 0,
                 record.size() - layout.payload_bytes());
     return OkStatus();
@@ -181,9 +243,9 @@ class DecoderImportPlan final : public ImportPlan {
   }
 
  private:
-  void AddLayer(const Checkpoint& checkpoint, const ModelConfig& config, LayerId id,
-                const ImportPlanOptions& options, EncodingNotes* notes) {
-    const LayerConfig& layer = config.layers[id.value()];
+  void AddLayer(const Checkpoint& checkpoint, LayerId id, const ImportPlanOptions& options,
+                EncodingNotes* notes) {
+    const LayerConfig& layer = config_.layers[id.value()];
     if (layer.feed_forward != FeedForwardKind::kMoe) {
       layouts_.emplace_back();
       manifest_.layers.emplace_back();
@@ -192,24 +254,24 @@ class DecoderImportPlan final : public ImportPlan {
     // All experts of a layer have one layout: the finest of what any of them has.
     Encoding gate_up = Encoding::kQ4, down = Encoding::kQ4;
     std::set<std::pair<SourceType, bool>> seen;  // type, whether of down
-    const auto raise = [&](const std::string& name, bool of_down) {
-      const SourceType type = MustFind(checkpoint, name).type;
+    const auto raise = [&](const ExpertSource& source, bool of_down) {
+      const SourceType type = MustFind(checkpoint, source.tensor).type;
       Encoding& encoding = of_down ? down : gate_up;
       encoding = std::min(encoding, options.experts.value_or(NaturalEncoding(type)));
       seen.insert({type, of_down});
     };
-    for (uint32_t e = 0; e < config.expert_count; ++e) {
-      const ExpertTensorNames names = NamesOfExpert({id, ExpertId(e)}, naming_);
-      raise(names.gate, false);
-      raise(names.up, false);
-      raise(names.down, true);
-      if (names.stacked) break;
+    for (uint32_t e = 0; e < config_.expert_count; ++e) {
+      const ExpertSources sources = naming_.SourcesOf(config_, {id, ExpertId(e)});
+      raise(sources.gate, false);
+      raise(sources.up, false);
+      raise(sources.down, true);
+      if (sources.gate.stacked) break;
     }
     for (const auto& [type, of_down] : seen) notes->Add(type, of_down ? down : gate_up);
-    const ExpertLayout layout = {gate_up, down, config.hidden, layer.intermediate};
+    const ExpertLayout layout = {gate_up, down, config_.hidden, layer.intermediate};
     layouts_.push_back(layout);
-    manifest_.layers.push_back({config.expert_count, layout.record_bytes(), EncodingName(gate_up),
-                                EncodingName(down), config.hidden, layer.intermediate});
+    manifest_.layers.push_back({config_.expert_count, layout.record_bytes(), EncodingName(gate_up),
+                                EncodingName(down), config_.hidden, layer.intermediate});
   }
 
   void AddDense(const Checkpoint& checkpoint, const DenseRole& role,
@@ -237,6 +299,7 @@ class DecoderImportPlan final : public ImportPlan {
     return *ParseEncoding(manifest_.dense[index].encoding);
   }
 
+  const ModelConfig config_;
   const std::vector<DenseRole> roles_;
   const TensorNaming naming_;
   std::vector<ExpertLayout> layouts_;
@@ -246,10 +309,11 @@ class DecoderImportPlan final : public ImportPlan {
 // Collects what is wrong with a checkpoint's tensors, so that one error tells all of it.
 class TensorAudit {
  public:
-  explicit TensorAudit(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+  TensorAudit(const Checkpoint& checkpoint, const TensorNaming& naming)
+      : checkpoint_(checkpoint), naming_(naming) {}
 
   void Expect(const std::string& name, const std::vector<uint64_t>& shape) {
-    expected_.insert(name);
+    if (!expected_.insert(name).second) return;
     const SourceTensor* tensor = checkpoint_.Find(name);
     if (tensor == nullptr) {
       missing_.push_back(name);
@@ -264,7 +328,7 @@ class TensorAudit {
 
   Status Finish() {
     for (const SourceTensor& tensor : checkpoint_.tensors()) {
-      if (!expected_.contains(tensor.name) && !IsIgnoredTensor(tensor.name)) {
+      if (!expected_.contains(tensor.name) && !naming_.Ignores(tensor.name)) {
         unknown_.push_back(tensor.name);
       }
     }
@@ -286,32 +350,27 @@ class TensorAudit {
   }
 
   const Checkpoint& checkpoint_;
+  const TensorNaming& naming_;
   std::set<std::string> expected_;
   std::vector<std::string> missing_, unknown_, misshapen_;
 };
 
 Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& config,
-                    TensorNaming naming) {
-  TensorAudit audit(checkpoint);
+                    const TensorNaming& naming) {
+  TensorAudit audit(checkpoint, naming);
   for (const DenseRole& role : DenseRoles(config, naming)) {
     std::vector<uint64_t> shape = {role.rows, role.cols};
     if (role.kind == DenseRole::Kind::kVector) shape = {role.cols};
     audit.Expect(role.source, shape);
   }
-  for (uint32_t i = 0; i < config.layers.size(); ++i) {
-    const LayerConfig& layer = config.layers[i];
-    if (layer.feed_forward != FeedForwardKind::kMoe) continue;
-    for (uint32_t e = 0; e < config.expert_count; ++e) {
-      const ExpertTensorNames names = NamesOfExpert({LayerId(i), ExpertId(e)}, naming);
-      std::vector<uint64_t> wide = {layer.intermediate, config.hidden};
-      std::vector<uint64_t> tall = {config.hidden, layer.intermediate};
-      for (auto* shape : {&wide, &tall}) {
-        if (names.stacked) shape->insert(shape->begin(), config.expert_count);
+  const std::vector<uint32_t> experts = config.experts_per_layer();
+  for (uint32_t i = 0; i < experts.size(); ++i) {
+    for (uint32_t e = 0; e < experts[i]; ++e) {
+      const ExpertSources sources = naming.SourcesOf(config, {LayerId(i), ExpertId(e)});
+      for (const ExpertSource* source : {&sources.gate, &sources.up, &sources.down}) {
+        audit.Expect(source->tensor, source->shape);
       }
-      audit.Expect(names.gate, wide);
-      audit.Expect(names.up, wide);
-      audit.Expect(names.down, tall);
-      if (names.stacked) break;
+      if (sources.gate.stacked) break;
     }
   }
   return audit.Finish();
@@ -319,7 +378,7 @@ Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& config,
 
 // What a store keeps of a model beside its weights, in the dialect of published checkpoints.
 struct ModelFiles {
-  TensorNaming naming = TensorNaming::kTransformers;
+  bool gguf = false;
   std::string config_json;
   std::map<std::string, std::string> files;  // Manifest::files
 };
@@ -327,7 +386,7 @@ struct ModelFiles {
 Result<ModelFiles> FilesOfGguf(const Checkpoint& checkpoint, const std::string& metadata) {
   const std::string& where = checkpoint.identity().description;
   ModelFiles model;
-  model.naming = TensorNaming::kGguf;
+  model.gguf = true;
   const bool has_output = checkpoint.Find("output.weight") != nullptr;
   ASSIGN_OR_RETURN(model.config_json, ConfigFromGguf(metadata, has_output, where));
   Result<TokenizerFiles> tokenizer = TokenizerFromGguf(metadata, where);
@@ -362,7 +421,12 @@ Result<std::unique_ptr<ImportPlan>> MakeImportPlan(const Checkpoint& checkpoint,
   ASSIGN_OR_RETURN(const ModelConfig config,
                    ParseModelConfig(model.config_json,
                                     checkpoint.identity().description + "/config.json"));
-  RETURN_IF_ERROR(CheckTensors(checkpoint, config, model.naming));
+  const TensorNaming naming =
+      model.gguf ? TensorNaming::Gguf(config)
+                 : TensorNaming(config, [&](const std::string& name) {
+                     return checkpoint.Find(name) != nullptr;
+                   });
+  RETURN_IF_ERROR(CheckTensors(checkpoint, config, naming));
 
   Manifest manifest;
   manifest.created_by = "moraine " MORAINE_VERSION;
@@ -370,7 +434,7 @@ Result<std::unique_ptr<ImportPlan>> MakeImportPlan(const Checkpoint& checkpoint,
   manifest.model_config = std::move(model.config_json);
   manifest.files = std::move(model.files);
   return std::unique_ptr<ImportPlan>(std::make_unique<DecoderImportPlan>(
-      checkpoint, config, model.naming, options, std::move(manifest)));
+      checkpoint, config, naming, options, std::move(manifest)));
 }
 
 }  // namespace moraine

@@ -15,7 +15,7 @@
 #include "engine/store_record_source.h"
 #include "io/mirrored_reader.h"
 #include "model/decoder_model.h"
-#include "model/kv_cache.h"
+#include "model/sequence_state.h"
 #include "residency/slot_segments.h"
 #include "store/profile_section.h"
 
@@ -38,12 +38,6 @@ constexpr char kTokenSection[] = "token_experts";  // of the profile: TokenExper
 // retries a bad sector gives up after 7 to 20 s. The request fails, the slot waits for the device.
 constexpr int64_t kReadDeadlineNs = 30'000'000'000;
 
-uint32_t WidestColumns(const ModelConfig& config) {
-  uint32_t widest = std::max(config.hidden, config.query_heads * config.head_dim);
-  for (const LayerConfig& layer : config.layers) widest = std::max(widest, layer.intermediate);
-  return widest;
-}
-
 // CpuBackend keeps the activations of a chunk three times (dense input, expert input, expert
 // intermediate), each as floats, int8 codes, and scale and sum for every 32 columns.
 uint64_t BackendScratchBytes(uint64_t tokens, uint64_t cols) {
@@ -54,10 +48,10 @@ FixedMemory CountFixedMemory(const Manifest& manifest, const ModelConfig& config
                              uint32_t max_context, uint32_t chunk, KvFormat kv_format) {
   FixedMemory fixed;
   fixed.dense_bytes = DenseWeights::BytesFor(manifest);
-  fixed.kv_bytes = KvCache::BytesFor(config, max_context, kv_format);
+  fixed.kv_bytes = SequenceState::BytesFor(config, max_context, kv_format);
   fixed.scratch_bytes = DecoderModel::ScratchBytes(config, chunk) +
                         ExpertExecutor::ScratchBytes(config, chunk) +
-                        BackendScratchBytes(chunk, WidestColumns(config)) +
+                        BackendScratchBytes(chunk, DecoderModel::WidestInput(config)) +
                         TokenExpertTable::BytesFor(config.vocab_size, config.top_k);
   fixed.process_bytes = kProcessBytes + kTokenizerBytesPerToken * config.vocab_size;
   return fixed;
@@ -123,7 +117,7 @@ class Runner::Impl {
   std::unique_ptr<DenseWeights> dense_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<CpuBackend> backend_;
-  std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<SequenceState> sequence_;
   std::unique_ptr<SlotSegments> segments_;
   std::unique_ptr<ReadScheduler> scheduler_;
   const MirroredReader* mirrored_ = nullptr;  // the scheduler's reader, if the store has a mirror
@@ -180,9 +174,10 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   const Topology topology = Topology::Detect();
   pool_ = std::make_unique<ThreadPool>(topology, ThreadPoolOptions{options.threads, true});
   backend_ = std::make_unique<CpuBackend>(isa, *pool_, options_.prefill_chunk,
-                                          WidestColumns(config_));
-  ASSIGN_OR_RETURN(KvCache cache, KvCache::Allocate(config_, max_context_, options_.kv_format));
-  kv_ = std::make_unique<KvCache>(std::move(cache));
+                                          DecoderModel::WidestInput(config_));
+  ASSIGN_OR_RETURN(SequenceState state,
+                   SequenceState::Allocate(config_, max_context_, options_.kv_format));
+  sequence_ = std::make_unique<SequenceState>(std::move(state));
   RETURN_IF_ERROR(OpenResidency(topology));
   ASSIGN_OR_RETURN(dense_, DenseWeights::Load(*store_));
   model_ = std::make_unique<DecoderModel>(config_, *dense_, *backend_, options_.prefill_chunk);
@@ -328,9 +323,9 @@ class NoExperts final : public MoeExecutor {
 
 Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptions& options) {
   if (tokens.empty()) return InvalidArgument("no tokens");
-  if (kv_->length() + tokens.size() > max_context_) {
+  if (sequence_->length() + tokens.size() > max_context_) {
     return InvalidArgument(fmt::format("context length exceeded: {} tokens and {} more, the limit is "
-                                       "{}", kv_->length(), tokens.size(), max_context_));
+                                       "{}", sequence_->length(), tokens.size(), max_context_));
   }
   for (const int32_t token : tokens) {
     if (token < 0 || static_cast<uint32_t>(token) >= config_.vocab_size) {
@@ -346,7 +341,7 @@ Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptio
     const bool last = begin + chunk.size() == tokens.size();
     // Not a prompt of one token, nor the odd one at a prompt's end; but all of it if it goes one by one.
     const bool decode =
-        kv_->length() > 0 && (tokens.size() == 1 || options_.prefill_chunk == 1);
+        sequence_->length() > 0 && (tokens.size() == 1 || options_.prefill_chunk == 1);
     PhaseStats& phase = decode ? decode_ : prefill_;
     const LogitsMode mode =
         options.logits == LogitsMode::kLast && !last ? LogitsMode::kNone : options.logits;
@@ -359,7 +354,7 @@ Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptio
       executor_->BeginStep(decode ? AcquireMode::kCached : AcquireMode::kTransient, chunk);
     }
     RETURN_IF_ERROR(model_->Forward(
-        chunk, *kv_, executor,
+        chunk, *sequence_, executor,
         {static_cast<DecoderModel::LogitsMode>(mode), options.sink, options.cancelled}));
     const int64_t model_ns = RealClock().NowNs() - start;
     const ExecutorTimes after = executor_ ? executor_->times() : ExecutorTimes{};
@@ -558,8 +553,8 @@ void Runner::SetRoutingRecorder(RoutingRecorder* recorder) {
   if (impl_->executor_) impl_->executor_->set_recorder(recorder);
 }
 
-void Runner::ResetSequence() { impl_->kv_->set_length(0); }
-uint32_t Runner::position() const { return impl_->kv_->length(); }
+void Runner::ResetSequence() { impl_->sequence_->Reset(); }
+uint32_t Runner::position() const { return impl_->sequence_->length(); }
 Status Runner::Forward(std::span<const int32_t> tokens, const ForwardOptions& options) {
   return impl_->Forward(tokens, options);
 }

@@ -111,7 +111,8 @@ class Formula {
     return static_cast<float>(1 / std::sqrt(static_cast<double>(config_.hidden)));
   }
   float AttentionOutputDeviation(uint32_t layer) const {
-    const double width = static_cast<double>(config_.query_heads) * config_.head_dim;
+    const GqaConfig& attention = std::get<GqaConfig>(config_.layers[layer].mixer);
+    const double width = static_cast<double>(attention.query_heads) * attention.head_dim;
     return static_cast<float>(AttentionOutput(layer) / (kAveragedValues * std::sqrt(width)));
   }
   float DownDeviation(uint32_t layer) const {
@@ -137,7 +138,8 @@ class Formula {
     if (role.ends_with("q_norm")) {
       // Queries and keys are normalised to sqrt(head_dim); this share of their energy is the bias.
       const double share = kAttentionBias * kAttentionBias / (1 + kAttentionBias * kAttentionBias);
-      value = kNearScore / (share * std::sqrt(static_cast<double>(config_.head_dim)));
+      const double head_dim = std::get<GqaConfig>(config_.layers[layer].mixer).head_dim;
+      value = kNearScore / (share * std::sqrt(head_dim));
     }
     std::fill(values.begin(), values.end(), static_cast<float>(value));
     if (!role.ends_with("o_bias")) return;
@@ -208,14 +210,14 @@ class SyntheticCheckpoint final : public Checkpoint {
                            : std::vector<uint64_t>{role.rows, role.cols});
     }
     const ModelConfig& config = formula_->config();
-    for (uint32_t layer = 0; layer < config.layers.size(); ++layer) {
-      if (config.layers[layer].feed_forward != FeedForwardKind::kMoe) continue;
-      const uint64_t intermediate = config.layers[layer].intermediate;
-      for (uint32_t e = 0; e < config.expert_count; ++e) {
-        const ExpertTensorNames names = NamesOfExpert({LayerId(layer), ExpertId(e)});
-        Add(names.gate, {intermediate, config.hidden});
-        Add(names.up, {intermediate, config.hidden});
-        Add(names.down, {config.hidden, intermediate});
+    const TensorNaming naming(config);
+    const std::vector<uint32_t> experts = config.experts_per_layer();
+    for (uint32_t layer = 0; layer < experts.size(); ++layer) {
+      for (uint32_t e = 0; e < experts[layer]; ++e) {
+        const ExpertSources sources = naming.SourcesOf(config, {LayerId(layer), ExpertId(e)});
+        Add(sources.gate.tensor, sources.gate.shape);
+        Add(sources.up.tensor, sources.up.shape);
+        Add(sources.down.tensor, sources.down.shape);
       }
     }
     for (size_t i = 0; i < tensors_.size(); ++i) by_name_.emplace(tensors_[i].name, i);

@@ -1,9 +1,9 @@
-// DecoderModel: the forward pass of the Qwen3-MoE family over a chunk of tokens.
+// DecoderModel: the forward pass over a chunk of tokens, of whatever blocks the config asks for.
 //
-// A layer is norm -> attention -> residual -> norm -> (router -> routed experts | dense SwiGLU) ->
-// residual. The routed experts' weights are not here: the model decides which experts a token needs
-// and hands that to a MoeExecutor, which knows where they are. Source of the formulas: transformers'
-// modeling_qwen3_moe.py (Apache-2.0), float32.
+// A layer is norm -> mixer (attention) -> residual -> norm -> feed forward -> residual; the feed
+// forward is a dense SwiGLU, or a router, routed experts and perhaps a shared one. The routed experts'
+// weights are not here: the model decides which experts a token needs and hands that to a
+// MoeExecutor, which knows where they are.
 //
 // A chunk of n tokens and n chunks of one token give the same bits (cpu_backend.h), which is what
 // lets prefill, decode, and any batching agree.
@@ -14,13 +14,21 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "base/clock.h"
 #include "compute/cpu_backend.h"
+#include "model/blocks/dense_feed_forward.h"
+#include "model/blocks/mixer.h"
+#include "model/blocks/rope_table.h"
+#include "model/blocks/router.h"
+#include "model/blocks/scratch.h"
+#include "model/blocks/shared_expert.h"
 #include "model/config.h"
-#include "model/kv_cache.h"
+#include "model/sequence_state.h"
 #include "model/weights.h"
 
 namespace moraine {
@@ -55,7 +63,7 @@ class MoeExecutor {
   // router's matrix a layer.
   virtual uint32_t LookaheadDepth() const { return 0; }
   // Lossy routing of decode: marks the experts that are in memory (one flag an expert) and returns how far
-  // the choice shall lean to them, see RoutePreferring; 0: not at all, and `resident` is not read.
+  // the choice shall lean to them, see ExpertChooser::ChoosePreferring; 0: not at all, and `resident` is not read.
   virtual float ResidentPreference(LayerId, std::span<uint8_t> /*resident*/) const { return 0; }
 };
 
@@ -66,6 +74,8 @@ class DecoderModel {
                uint32_t max_tokens);
 
   static uint64_t ScratchBytes(const ModelConfig& config, uint32_t max_tokens);
+  // The widest input of any matrix product: CpuBackend's max_cols.
+  static uint32_t WidestInput(const ModelConfig& config);
 
   enum class LogitsMode : uint8_t { kNone, kLast, kAll };
   using LogitsSink = std::function<void(uint32_t position, std::span<const float> logits)>;
@@ -74,57 +84,44 @@ class DecoderModel {
     const LogitsSink* sink = nullptr;
     const std::atomic<bool>* cancelled = nullptr;  // looked at once a layer
   };
-  // Appends tokens (at most max_tokens, all below vocab_size) to the cache. On error the cache's length
-  // is unchanged.
-  Status Forward(std::span<const int32_t> tokens, KvCache& cache, MoeExecutor& executor,
+  // Appends tokens (at most max_tokens, all below vocab_size) to the sequence. On error it is as before.
+  Status Forward(std::span<const int32_t> tokens, SequenceState& state, MoeExecutor& executor,
                  const ForwardOptions& options);
 
  private:
-  struct Attention {
-    std::span<const float> norm, q_norm, k_norm, q_bias, k_bias, v_bias, o_bias;
-    MatrixView q, k, v, o;
-  };
   struct Layer {
-    Attention attention;
-    std::span<const float> mlp_norm;
-    MatrixView router;           // MoE layers
-    MatrixView gate, up, down;   // dense layers
+    std::span<const float> mixer_norm, feed_forward_norm;
+    Mixer mixer;
+    std::optional<DenseFeedForward> dense;  // or a router, and perhaps a shared expert
+    std::optional<Router> router;
+    std::optional<SharedExpert> shared;
   };
 
+  Layer MakeLayer(uint32_t index, const DenseSource& weights);
+  const RopeTable* TableFor(const RopeConfig* config, uint32_t max_tokens);
+  void Normalize(const float* x, std::span<const float> weight, uint32_t rows, float* out);
   void Embed(std::span<const int32_t> tokens);
-  void PrepareRope(uint32_t first_position, uint32_t token_count);
-  void RunAttention(const Layer& layer, uint32_t index, uint32_t token_count, KvCache& cache);
-  Status RunFeedForward(const Layer& layer, uint32_t index, uint32_t token_count,
-                        MoeExecutor& executor);
+  void RunMixer(Layer& layer, uint32_t token_count, SequenceState& state);
+  Status RunFeedForward(uint32_t index, uint32_t token_count, MoeExecutor& executor);
   void Route(uint32_t index, uint32_t token_count, const MoeExecutor& executor);
   void LookAhead(uint32_t index, uint32_t depth, RoutingDecision* routing);
-  void LookAheadTo(uint32_t layer, uint32_t token_count, uint32_t* experts);
+  void LookAheadTo(Layer& layer, uint32_t token_count, uint32_t* experts);
   void EmitLogits(uint32_t first_position, uint32_t token_count, const ForwardOptions& options);
 
   const ModelConfig config_;
   CpuBackend& backend_;
+  Scratch scratch_;  // of the block at work
+  std::vector<std::unique_ptr<RopeTable>> rope_tables_;
   MatrixView embedding_, output_;
   std::span<const float> final_norm_;
   std::vector<Layer> layers_;
-  std::vector<float> inverse_frequencies_;
-  // Scratch, max_tokens rows each.
-  std::vector<float> hidden_, normed_, q_, keys_, values_, attention_out_, block_out_, gate_, up_;
-  std::vector<float> cos_, sin_, router_logits_, routing_weights_, logits_;
+  // max_tokens rows each.
+  std::vector<float> hidden_, normed_, block_out_, router_logits_, routing_weights_, logits_;
   std::vector<uint32_t> routing_experts_;
   std::vector<uint8_t> resident_;
   std::vector<float> lookahead_normed_, lookahead_logits_, lookahead_weights_;  // kLookaheadRows
   std::vector<uint32_t> lookahead_experts_;  // kMaxLookahead x max_tokens
   RouterLookahead lookaheads_[kMaxLookahead];
 };
-
-// Softmax over all experts, then the top k, best first (lower index first on a tie), renormalised to
-// sum to one if asked for. logits: expert_count values, overwritten.
-void RouteToken(float* logits, uint32_t expert_count, uint32_t top_k, bool normalize,
-                uint32_t* experts, float* weights);
-
-// The same with a preference: the best expert stays; the others are chosen by logit, plus `strength` times
-// the span of the logits where `resident`. Weights are the softmax of the logits as they were, best first.
-void RoutePreferring(float* logits, uint32_t expert_count, uint32_t top_k, bool normalize,
-                     const uint8_t* resident, float strength, uint32_t* experts, float* weights);
 
 }  // namespace moraine

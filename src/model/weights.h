@@ -1,19 +1,19 @@
-// Which tensors a model has, by role, and what they are called in published checkpoints.
+// Which tensors a model has, by role.
 //
 // The store knows tensors by role ("layers.3.attention.q"), so that the forward pass does not
-// depend on a checkpoint's spelling; the importer matches a checkpoint against DenseRoles and
-// ExpertTensorNames and refuses to guess. A spelling is a row of the table in weights.cc.
+// depend on a checkpoint's spelling. Each block lists its own roles (RoleList); what they are called
+// in published checkpoints is TensorNaming's. The importer matches a checkpoint against DenseRoles
+// and TensorNaming::SourcesOf and refuses to guess.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
-#include "base/ids.h"
 #include "compute/encoding.h"
 #include "model/config.h"
+#include "model/tensor_naming.h"
 
 namespace moraine {
 
@@ -29,25 +29,32 @@ struct DenseRole {
   uint32_t rows = 0, cols = 0;  // vectors: rows = 1
 };
 
-// How a checkpoint spells names. GGUF also keeps the experts of a layer together: one tensor of
-// [expert, row, column] a matrix, where transformers has one of [row, column] an expert.
-enum class TensorNaming : uint8_t { kTransformers, kGguf };
+// Collects roles; a block's names follow the prefix that is set.
+class RoleList {
+ public:
+  explicit RoleList(const TensorNaming& naming) : naming_(naming) {}
+
+  void set_prefix(std::string prefix) { prefix_ = std::move(prefix); }
+  void Vector(const char* role, uint32_t size) { Add(role, DenseRole::Kind::kVector, 1, size); }
+  void Matrix(const char* role, uint32_t rows, uint32_t cols) {
+    Add(role, DenseRole::Kind::kMatrix, rows, cols);
+  }
+  void ExactMatrix(const char* role, uint32_t rows, uint32_t cols) {
+    Add(role, DenseRole::Kind::kExactMatrix, rows, cols);
+  }
+  std::vector<DenseRole> Take() { return std::move(roles_); }
+
+ private:
+  void Add(const char* role, DenseRole::Kind kind, uint32_t rows, uint32_t cols);
+
+  const TensorNaming& naming_;
+  std::string prefix_;
+  std::vector<DenseRole> roles_;
+};
 
 // All dense tensors of the model, in the order in which they are stored.
-std::vector<DenseRole> DenseRoles(const ModelConfig& config,
-                                  TensorNaming naming = TensorNaming::kTransformers);
-
-// Checkpoint names of the tensors that hold a routed expert's matrices: gate and up are
-// intermediate x hidden, down is hidden x intermediate. Stacked: they hold those of all experts, in
-// order.
-struct ExpertTensorNames {
-  std::string gate, up, down;
-  bool stacked = false;
-};
-ExpertTensorNames NamesOfExpert(ExpertKey key, TensorNaming naming = TensorNaming::kTransformers);
-
-// Tensors that published checkpoints carry and the model does not need (precomputed RoPE tables).
-bool IsIgnoredTensor(std::string_view checkpoint_name);
+std::vector<DenseRole> DenseRoles(const ModelConfig& config, const TensorNaming& naming);
+std::vector<DenseRole> DenseRoles(const ModelConfig& config);
 
 // Where the dense weights lie once loaded. Matrices are views, vectors plain floats; none is owned.
 class DenseSource {

@@ -135,7 +135,9 @@ TEST_P(FixtureTest, QuantisedStoresRunAndAgreeWithThemselves) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Qwen3Moe, FixtureTest, testing::Values("qwen3_moe", "qwen3_moe_mixed"));
+INSTANTIATE_TEST_SUITE_P(Families, FixtureTest,
+                         testing::Values("olmoe", "qwen3_moe", "qwen3_moe_mixed"),
+                         [](const auto& fixture) { return std::string(fixture.param); });
 
 }  // namespace
 }  // namespace moraine

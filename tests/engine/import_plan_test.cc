@@ -73,8 +73,8 @@ TEST_F(ImportPlanTest, ConfigErrorsNameFileFieldFoundAndExpected) {
     EXPECT_THAT(Plan().message(), testing::AllOf(HasSubstr("config.json"), HasSubstr(message)));
     EditConfig([&](auto& config) { config.erase(field); });
   };
-  expect("rope_scaling", {{"rope_type", "yarn"}, {"factor", 4}},
-         "field 'rope_scaling.rope_type' is \"yarn\", supported: \"default\"");
+  expect("rope_scaling", {{"rope_type", "llama3"}, {"factor", 4}},
+         "field 'rope_scaling.rope_type' is \"llama3\", supported: \"default\" and \"yarn\"");
   expect("hidden_act", "gelu", "field 'hidden_act' is 'gelu', supported: 'silu'");
   expect("mlp_only_layers", "all", "field 'mlp_only_layers' is \"all\", expected a list");
   EditConfig([](auto& config) { config["num_attention_heads"] = -1; });

@@ -10,17 +10,18 @@ namespace moraine {
 namespace {
 
 TEST(RoutePreferring, WithoutStrengthItIsTheRouter) {
+  ExpertChooser chooser({.normalize = true}, 16, 4);
   Random random(1);
   for (int i = 0; i < 200; ++i) {
-    float a[16], b[16], weights_a[4], weights_b[4];
+    float logits[16], weights_a[4], weights_b[4];
     uint8_t resident[16];
     uint32_t experts_a[4], experts_b[4];
     for (int e = 0; e < 16; ++e) {
-      a[e] = b[e] = static_cast<float>(random.Uniform() * 8 - 4);
+      logits[e] = static_cast<float>(random.Uniform() * 8 - 4);
       resident[e] = random.Chance(0.5);
     }
-    RouteToken(a, 16, 4, true, experts_a, weights_a);
-    RoutePreferring(b, 16, 4, true, resident, 0, experts_b, weights_b);
+    chooser.Choose(logits, experts_a, weights_a);
+    chooser.ChoosePreferring(logits, resident, 0, experts_b, weights_b);
     for (int k = 0; k < 4; ++k) {
       EXPECT_EQ(experts_a[k], experts_b[k]);
       EXPECT_NEAR(weights_a[k], weights_b[k], 1e-6);
@@ -29,11 +30,12 @@ TEST(RoutePreferring, WithoutStrengthItIsTheRouter) {
 }
 
 TEST(RoutePreferring, TheBestStaysAndResidentsWinTheRest) {
-  float logits[] = {3.0f, 1.0f, 0.9f, 0.0f};
+  const float logits[] = {3.0f, 1.0f, 0.9f, 0.0f};
   const uint8_t resident[] = {0, 0, 1, 1};
   uint32_t experts[2];
   float weights[2];
-  RoutePreferring(logits, 4, 2, true, resident, 0.1f, experts, weights);
+  ExpertChooser({.normalize = true}, 4, 2)
+      .ChoosePreferring(logits, resident, 0.1f, experts, weights);
   EXPECT_EQ(experts[0], 0u);
   EXPECT_EQ(experts[1], 2u) << "0.9 + 0.3 beats 1.0";
   EXPECT_NEAR(weights[0], std::exp(3.0f) / (std::exp(3.0f) + std::exp(0.9f)), 1e-6)

@@ -88,10 +88,11 @@ void WriteSyntheticCheckpoint(const std::string& directory, const SyntheticShape
   }
   for (uint32_t layer = 0; layer < s.layers; ++layer) {
     for (uint32_t e = 0; e < s.experts; ++e) {
-      const ExpertTensorNames names = NamesOfExpert({LayerId(layer), ExpertId(e)});
-      add(names.gate, {s.intermediate, s.hidden});
-      add(names.up, {s.intermediate, s.hidden});
-      add(names.down, {s.hidden, s.intermediate});
+      const ExpertSources sources =
+          TensorNaming(parsed).SourcesOf(parsed, {LayerId(layer), ExpertId(e)});
+      add(sources.gate.tensor, sources.gate.shape);
+      add(sources.up.tensor, sources.up.shape);
+      add(sources.down.tensor, sources.down.shape);
     }
   }
   const std::string text = header.dump();

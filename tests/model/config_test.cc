@@ -39,6 +39,10 @@ ModelConfig ParseValid(const json& value) {
   return config.ok() ? *config : ModelConfig();
 }
 
+const GqaConfig& Attention(const ModelConfig& config) {
+  return std::get<GqaConfig>(config.layers[0].mixer);
+}
+
 // 'M' or 'D' by layer.
 std::string LayerPattern(const ModelConfig& config) {
   std::string pattern;
@@ -53,17 +57,19 @@ TEST(ModelConfigTest, DemoModel) {
   EXPECT_EQ(c.model_type, "qwen3_moe");
   EXPECT_EQ(c.hidden, 256u);
   EXPECT_EQ(c.vocab_size, 4096u);
-  EXPECT_EQ(c.query_heads, 4u);
-  EXPECT_EQ(c.kv_heads, 2u);
-  EXPECT_EQ(c.head_dim, 64u);
-  EXPECT_EQ(c.rope_theta, 10000.0f);
+  EXPECT_EQ(Attention(c).query_heads, 4u);
+  EXPECT_EQ(Attention(c).kv_heads, 2u);
+  EXPECT_EQ(Attention(c).head_dim, 64u);
+  EXPECT_EQ(Attention(c).rope.theta, 10000.0f);
   EXPECT_EQ(c.rms_norm_epsilon, 1e-6f);
   EXPECT_EQ(c.max_position, 2048u);
   EXPECT_TRUE(c.tied_embeddings);
-  EXPECT_FALSE(c.attention_bias);
+  EXPECT_FALSE(Attention(c).qkv_bias);
+  EXPECT_FALSE(Attention(c).output_bias);
+  EXPECT_EQ(Attention(c).qk_norm, QkNorm::kPerHead);
   EXPECT_EQ(c.expert_count, 32u);
   EXPECT_EQ(c.top_k, 4u);
-  EXPECT_TRUE(c.normalize_top_k);
+  EXPECT_TRUE(c.router.normalize);
   EXPECT_EQ(LayerPattern(c), "MMMMMMMM");
   EXPECT_EQ(c.layers[0].intermediate, 64u);
   EXPECT_THAT(c.eos_tokens, ElementsAre(4095));
@@ -74,15 +80,15 @@ TEST(ModelConfigTest, FixtureInTheNewDialect) {
   const ModelConfig c = ParseValid(FixtureJson());
   EXPECT_EQ(c.hidden, 128u);
   EXPECT_EQ(c.vocab_size, 320u);
-  EXPECT_EQ(c.query_heads, 4u);
-  EXPECT_EQ(c.kv_heads, 2u);
-  EXPECT_EQ(c.head_dim, 32u);
-  EXPECT_EQ(c.rope_theta, 1e6f);
+  EXPECT_EQ(Attention(c).query_heads, 4u);
+  EXPECT_EQ(Attention(c).kv_heads, 2u);
+  EXPECT_EQ(Attention(c).head_dim, 32u);
+  EXPECT_EQ(Attention(c).rope.theta, 1e6f);
   EXPECT_EQ(c.max_position, 4096u);
   EXPECT_FALSE(c.tied_embeddings);
   EXPECT_EQ(c.expert_count, 8u);
   EXPECT_EQ(c.top_k, 2u);
-  EXPECT_TRUE(c.normalize_top_k);
+  EXPECT_TRUE(c.router.normalize);
   EXPECT_EQ(LayerPattern(c), "MMMM");
   EXPECT_THAT(c.eos_tokens, ElementsAre(2));
 }
@@ -90,11 +96,11 @@ TEST(ModelConfigTest, FixtureInTheNewDialect) {
 TEST(ModelConfigTest, MixedFixture) {
   const ModelConfig c = ParseValid(
       json::parse(ReadSourceFile("tests/golden/fixtures/qwen3_moe_mixed/config.json")));
-  EXPECT_EQ(c.kv_heads, 1u);
-  EXPECT_EQ(c.head_dim, 64u);
-  EXPECT_EQ(c.rope_theta, 1e4f);
+  EXPECT_EQ(Attention(c).kv_heads, 1u);
+  EXPECT_EQ(Attention(c).head_dim, 64u);
+  EXPECT_EQ(Attention(c).rope.theta, 1e4f);
   EXPECT_TRUE(c.tied_embeddings);
-  EXPECT_FALSE(c.normalize_top_k);
+  EXPECT_FALSE(c.router.normalize);
   // Sparse would be layers 1 and 3; 3 is listed as dense.
   EXPECT_EQ(LayerPattern(c), "DMDD");
   EXPECT_EQ(c.layers[0].intermediate, 256u);
@@ -112,13 +118,13 @@ TEST(ModelConfigTest, BothDialectsMeanTheSame) {
   old_dialect["num_experts"] = 8;
   old_dialect["torch_dtype"] = "float16";
   const ModelConfig a = ParseValid(old_dialect), b = ParseValid(new_dialect);
-  EXPECT_EQ(a.rope_theta, b.rope_theta);
+  EXPECT_EQ(Attention(a).rope, Attention(b).rope);
   EXPECT_EQ(a.expert_count, b.expert_count);
   EXPECT_EQ(LayerPattern(a), LayerPattern(b));
   // An explicit 'default' is what both dialects may write, under either name of the type.
   for (const char* type : {"rope_type", "type"}) {
     old_dialect["rope_scaling"] = {{type, "default"}};
-    EXPECT_EQ(ParseValid(old_dialect).rope_theta, b.rope_theta);
+    EXPECT_EQ(Attention(ParseValid(old_dialect)).rope, Attention(b).rope);
   }
 }
 
@@ -150,16 +156,16 @@ TEST(ModelConfigTest, AbsentOptionalFieldsHaveTheirDefaults) {
     ASSERT_EQ(value.erase(field), 1u) << field;
   }
   const ModelConfig c = ParseValid(value);
-  EXPECT_EQ(c.head_dim, 64u);  // hidden / heads
-  EXPECT_EQ(c.kv_heads, 4u);
-  EXPECT_EQ(c.rope_theta, 10000.0f);
+  EXPECT_EQ(Attention(c).head_dim, 64u);  // hidden / heads
+  EXPECT_EQ(Attention(c).kv_heads, 4u);
+  EXPECT_EQ(Attention(c).rope.theta, 10000.0f);
   EXPECT_EQ(c.rms_norm_epsilon, 1e-6f);
   EXPECT_FALSE(c.tied_embeddings);
-  EXPECT_FALSE(c.normalize_top_k);
+  EXPECT_FALSE(c.router.normalize);
   EXPECT_EQ(LayerPattern(c), "MMMMMMMM");
   EXPECT_TRUE(c.eos_tokens.empty());
   value["head_dim"] = nullptr;  // null is absent
-  EXPECT_EQ(ParseValid(value).head_dim, 64u);
+  EXPECT_EQ(Attention(ParseValid(value)).head_dim, 64u);
 }
 
 TEST(ModelConfigTest, EosMayBeAList) {
@@ -224,7 +230,7 @@ TEST(ModelConfigTest, ErrorsNameFileFieldFoundAndExpected) {
       {"eos_token_id", {5, "x"}, "\"x\"", "expected token ids"},
       {"eos_token_id", 1e9, "1000000000.0", "expected token ids"},
       {"model_type", 5, "5", "expected a string"},
-      {"model_type", "llama", "llama", "supported: 'qwen3_moe'", StatusCode::kUnsupported},
+      {"model_type", "llama", "llama", "'qwen3_moe'", StatusCode::kUnsupported},
       {"hidden_act", "gelu", "gelu", "supported: 'silu'", StatusCode::kUnsupported},
       {"use_sliding_window", true, "true", "supported: false", StatusCode::kUnsupported},
   };
@@ -255,8 +261,10 @@ TEST(ModelConfigTest, RopeErrorsNameTheInnerField) {
     return config.status().message();
   };
   for (const char* outer : {"rope_parameters", "rope_scaling"}) {
-    EXPECT_THAT(message(outer, {{"rope_type", "yarn"}, {"factor", 4}}, StatusCode::kUnsupported),
-                HasSubstr(std::string("'") + outer + ".rope_type' is \"yarn\""));
+    EXPECT_THAT(message(outer, {{"rope_type", "llama3"}, {"factor", 4}}, StatusCode::kUnsupported),
+                HasSubstr(std::string("'") + outer + ".rope_type' is \"llama3\""));
+    EXPECT_THAT(message(outer, {{"rope_type", "yarn"}}, StatusCode::kInvalidArgument),
+                HasSubstr(std::string("'") + outer + "': field 'factor' is missing"));
     EXPECT_THAT(message(outer, {{"rope_type", 5}}, StatusCode::kInvalidArgument),
                 HasSubstr("rope_type' is 5, expected a string"));
     EXPECT_THAT(message(outer, {{"rope_theta", -1}}, StatusCode::kInvalidArgument),
@@ -339,16 +347,19 @@ json RandomValue(Random& random, int depth) {
 void CheckUsable(const ModelConfig& c) {
   ASSERT_GT(c.hidden, 0u);
   ASSERT_GT(c.vocab_size, 0u);
-  ASSERT_GT(c.kv_heads, 0u);
-  ASSERT_EQ(c.query_heads % c.kv_heads, 0u);
-  ASSERT_EQ(c.head_dim % 2, 0u);
-  ASSERT_GT(c.head_dim, 0u);
-  ASSERT_GT(c.rope_theta, 0.0f);
-  ASSERT_TRUE(std::isfinite(c.rope_theta));
   ASSERT_GT(c.rms_norm_epsilon, 0.0f);
   ASSERT_FALSE(c.layers.empty());
   for (const LayerConfig& layer : c.layers) {
     ASSERT_GT(layer.intermediate, 0u);
+    const GqaConfig& a = std::get<GqaConfig>(layer.mixer);
+    ASSERT_GT(a.kv_heads, 0u);
+    ASSERT_EQ(a.query_heads % a.kv_heads, 0u);
+    ASSERT_GT(a.head_dim, 0u);
+    ASSERT_GT(a.rope.rotary_dim, 0u);
+    ASSERT_LE(a.rope.rotary_dim, a.head_dim);
+    ASSERT_EQ(a.rope.rotary_dim % 2, 0u);
+    ASSERT_GT(a.rope.theta, 0.0f);
+    ASSERT_TRUE(std::isfinite(a.rope.theta));
     if (layer.feed_forward == FeedForwardKind::kMoe) {
       ASSERT_LE(c.top_k, c.expert_count);
     }

@@ -33,6 +33,8 @@ struct Variant {
   const char* name;
   bool normalize = true, tied = false, bias = false;
   std::vector<FeedForwardKind> layers;
+  QkNorm qk_norm = QkNorm::kPerHead;
+  uint32_t window = 0;
 };
 
 // No dimension is a multiple of a tile, hidden is not heads x head_dim, and groups are of two.
@@ -41,17 +43,17 @@ ModelConfig ConfigOf(const Variant& variant) {
   config.model_type = "qwen3_moe";
   config.hidden = 44;
   config.vocab_size = 71;
-  config.query_heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 18;
+  GqaConfig attention{.query_heads = 4, .kv_heads = 2, .head_dim = 18, .rope = {},
+                      .qk_norm = variant.qk_norm, .qkv_bias = variant.bias,
+                      .output_bias = variant.bias, .sliding_window = variant.window};
+  attention.rope.rotary_dim = 18;
   config.max_position = kMaxPositions;
   config.tied_embeddings = variant.tied;
-  config.attention_bias = variant.bias;
   config.expert_count = 6;
   config.top_k = 3;
-  config.normalize_top_k = variant.normalize;
+  config.router.normalize = variant.normalize;
   for (const FeedForwardKind kind : variant.layers) {
-    config.layers.push_back({kind, kind == FeedForwardKind::kMoe ? 20u : 40u});
+    config.layers.push_back({kind, kind == FeedForwardKind::kMoe ? 20u : 40u, attention});
   }
   return config;
 }
@@ -157,14 +159,14 @@ struct Fixture {
         backend(isa, pool, kMaxTokens, 128),
         model(config, weights, backend, kMaxTokens),
         executor(config, weights.tensors()),
-        cache(NewCache()) {
+        state(NewState()) {
     Random random(kSeed + 1);
     for (int i = 0; i < 150; ++i) {
       tokens.push_back(static_cast<int32_t>(random.Below(config.vocab_size)));
     }
   }
-  KvCache NewCache() {
-    auto allocated = KvCache::Allocate(config, kMaxPositions);
+  SequenceState NewState() {
+    auto allocated = SequenceState::Allocate(config, kMaxPositions);
     CHECK(allocated.ok(), allocated.status().message());
     return std::move(*allocated);
   }
@@ -176,12 +178,12 @@ struct Fixture {
       EXPECT_EQ(row.size(), config.vocab_size);
       (*logits)[position].assign(row.begin(), row.end());
     };
-    return model.Forward(chunk, cache, executor,
+    return model.Forward(chunk, state, executor,
                          {.logits = mode, .sink = &sink, .cancelled = cancelled});
   }
   // All logits of the first `count` tokens, in chunks of the sizes given, the last one repeated.
   Logits RunInChunks(size_t count, std::vector<size_t> sizes) {
-    cache.set_length(0);
+    state.Reset();
     Logits logits;
     size_t next = 0;
     for (size_t begin = 0; begin < count; ++next) {
@@ -190,7 +192,7 @@ struct Fixture {
                                 DecoderModel::LogitsMode::kAll, &logits);
       EXPECT_TRUE(status.ok()) << status.message();
       begin += size;
-      EXPECT_EQ(cache.length(), begin);
+      EXPECT_EQ(state.length(), begin);
     }
     return logits;
   }
@@ -201,7 +203,7 @@ struct Fixture {
   CpuBackend backend;
   DecoderModel model;
   TestExecutor executor;
-  KvCache cache;
+  SequenceState state;
   std::vector<int32_t> tokens;
   std::vector<uint32_t> positions;
 };
@@ -245,7 +247,10 @@ INSTANTIATE_TEST_SUITE_P(
                     Variant{"biased", true, false, true, {kMoe, kMoe}},
                     Variant{"dense_first", true, false, false, {kDense, kMoe}},
                     Variant{"dense_last", false, true, true, {kMoe, kDense}},
-                    Variant{"all_dense", true, false, false, {kDense, kDense}}),
+                    Variant{"all_dense", true, false, false, {kDense, kDense}},
+                    Variant{"norm_of_the_row", true, false, false, {kMoe}, QkNorm::kWholeRow},
+                    Variant{"no_norm", true, false, true, {kMoe}, QkNorm::kNone},
+                    Variant{"window", true, false, false, {kMoe, kMoe}, QkNorm::kPerHead, 11}),
     [](const auto& variant) { return variant.param.name; });
 
 const Variant kThreeSparse = {"three_sparse", true, false, false, {kMoe, kMoe, kMoe}};
@@ -268,6 +273,9 @@ TEST(DecoderModelTest, EveryVariantOfTheWeightsMatters) {
   other = base;
   other.bias = true;
   EXPECT_NE(logits(other), plain);
+  other = base;
+  other.window = 4;
+  EXPECT_NE(logits(other), plain);
 }
 
 TEST(DecoderModelTest, LogitsModesCallTheSinkForTheRightPositions) {
@@ -279,7 +287,7 @@ TEST(DecoderModelTest, LogitsModesCallTheSinkForTheRightPositions) {
   ASSERT_TRUE(f.Run(std::span(f.tokens).subspan(3, 66), Mode::kLast, &last).ok());
   EXPECT_THAT(f.positions, ElementsAre(68));
   f.positions.clear();
-  f.cache.set_length(3);
+  ASSERT_TRUE(f.state.Truncate(3).ok());
   ASSERT_TRUE(f.Run(std::span(f.tokens).subspan(3, 66), Mode::kAll, &all).ok());
   std::vector<uint32_t> expected(66);
   std::iota(expected.begin(), expected.end(), 3);
@@ -287,14 +295,14 @@ TEST(DecoderModelTest, LogitsModesCallTheSinkForTheRightPositions) {
   EXPECT_EQ(last.at(68), all.at(68));
   // Without a sink nothing is computed and nothing fails.
   const DecoderModel::ForwardOptions no_sink{.logits = Mode::kAll};
-  EXPECT_TRUE(f.model.Forward(std::span(f.tokens).first(1), f.cache, f.executor, no_sink).ok());
-  EXPECT_EQ(f.cache.length(), 70u);
+  EXPECT_TRUE(f.model.Forward(std::span(f.tokens).first(1), f.state, f.executor, no_sink).ok());
+  EXPECT_EQ(f.state.length(), 70u);
 }
 
 TEST(DecoderModelTest, CancellationStopsBetweenLayersAndKeepsTheLength) {
   Fixture f(kThreeSparse);
   const Logits expected = f.RunInChunks(20, {10});
-  f.cache.set_length(10);
+  ASSERT_TRUE(f.state.Truncate(10).ok());
   std::atomic<bool> cancelled{false};
   f.executor.layers_seen.clear();
   f.executor.before = [&](uint32_t layer) {
@@ -306,12 +314,12 @@ TEST(DecoderModelTest, CancellationStopsBetweenLayersAndKeepsTheLength) {
   const Status status = f.Run(chunk, DecoderModel::LogitsMode::kAll, &logits, &cancelled);
   EXPECT_EQ(status.code(), StatusCode::kCancelled);
   EXPECT_THAT(f.executor.layers_seen, ElementsAre(0, 1));
-  EXPECT_EQ(f.cache.length(), 10u);
+  EXPECT_EQ(f.state.length(), 10u);
   EXPECT_TRUE(logits.empty());
   // What the cancelled chunk wrote behind the length is overwritten by the next.
   f.executor.before = nullptr;
   ASSERT_TRUE(f.Run(chunk, DecoderModel::LogitsMode::kAll, &logits).ok());
-  EXPECT_EQ(f.cache.length(), 20u);
+  EXPECT_EQ(f.state.length(), 20u);
   for (uint32_t t = 10; t < 20; ++t) EXPECT_EQ(logits.at(t), expected.at(t)) << t;
 }
 
@@ -323,14 +331,14 @@ TEST(DecoderModelTest, ACancelledRequestDoesNotStart) {
       f.Run(std::span(f.tokens).first(4), DecoderModel::LogitsMode::kLast, &logits, &cancelled);
   EXPECT_EQ(status.code(), StatusCode::kCancelled);
   EXPECT_TRUE(f.executor.layers_seen.empty());
-  EXPECT_EQ(f.cache.length(), 0u);
+  EXPECT_EQ(f.state.length(), 0u);
 }
 
 TEST(DecoderModelTest, ExecutorErrorsArriveAndKeepTheLength) {
   Fixture f(kThreeSparse);
   const Logits expected = f.RunInChunks(12, {6});
   for (const uint32_t failing : {0u, 1u, 2u}) {
-    f.cache.set_length(6);
+    ASSERT_TRUE(f.state.Truncate(6).ok());
     f.executor.layers_seen.clear();
     f.executor.before = [&](uint32_t layer) {
       return layer == failing ? Corruption("expert 3 of this layer") : OkStatus();
@@ -341,7 +349,7 @@ TEST(DecoderModelTest, ExecutorErrorsArriveAndKeepTheLength) {
     EXPECT_EQ(status.code(), StatusCode::kCorruption);
     EXPECT_EQ(status.message(), "expert 3 of this layer");
     EXPECT_EQ(f.executor.layers_seen.size(), failing + 1);
-    EXPECT_EQ(f.cache.length(), 6u);
+    EXPECT_EQ(f.state.length(), 6u);
     EXPECT_TRUE(logits.empty());
     f.executor.before = nullptr;
     ASSERT_TRUE(f.Run(chunk, DecoderModel::LogitsMode::kAll, &logits).ok());
@@ -358,7 +366,7 @@ TEST(DecoderModelDeathTest, MoreThanTheCallerMayAskForIsABug) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(run(kMaxTokens + 1), "max_tokens");
   EXPECT_DEATH(run(0), "count > 0");
-  f.cache.set_length(kMaxPositions);
+  f.state.Commit(kMaxPositions);
   EXPECT_DEATH(run(1), "max_positions");
 }
 
@@ -367,10 +375,10 @@ struct Routed {
   std::vector<float> weights;
 };
 
-Routed Route(std::vector<float> logits, uint32_t top_k, bool normalize) {
+Routed Route(const std::vector<float>& logits, uint32_t top_k, bool normalize) {
   Routed routed{std::vector<uint32_t>(top_k), std::vector<float>(top_k)};
-  RouteToken(logits.data(), static_cast<uint32_t>(logits.size()), top_k, normalize,
-             routed.experts.data(), routed.weights.data());
+  ExpertChooser chooser({.normalize = normalize}, static_cast<uint32_t>(logits.size()), top_k);
+  chooser.Choose(logits.data(), routed.experts.data(), routed.weights.data());
   return routed;
 }
 

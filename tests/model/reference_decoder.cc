@@ -39,13 +39,15 @@ Vector Project(const TensorMap& tensors, const std::string& role, const Vector& 
 }
 
 // The heads of x, each normalised and rotated.
-std::vector<Vector> Heads(const Vector& x, const ModelConfig& c, const std::vector<float>& norm,
-                          double position) {
+std::vector<Vector> Heads(Vector x, const GqaConfig& a, double epsilon, const TensorMap& tensors,
+                          const std::string& norm, double position) {
+  if (a.qk_norm == QkNorm::kWholeRow) x = Normalize(x, tensors.at(norm), epsilon);
   std::vector<Vector> heads;
-  for (size_t begin = 0; begin < x.size(); begin += c.head_dim) {
-    const Vector head(x.begin() + static_cast<ptrdiff_t>(begin),
-                      x.begin() + static_cast<ptrdiff_t>(begin + c.head_dim));
-    heads.push_back(Rotate(Normalize(head, norm, c.rms_norm_epsilon), position, c.rope_theta));
+  for (size_t begin = 0; begin < x.size(); begin += a.head_dim) {
+    Vector head(x.begin() + static_cast<ptrdiff_t>(begin),
+                x.begin() + static_cast<ptrdiff_t>(begin + a.head_dim));
+    if (a.qk_norm == QkNorm::kPerHead) head = Normalize(head, tensors.at(norm), epsilon);
+    heads.push_back(Rotate(head, position, a.rope.theta));
   }
   return heads;
 }
@@ -58,34 +60,38 @@ Vector Softmax(Vector scores) {
   return scores;
 }
 
-void AddAttention(const ModelConfig& c, const TensorMap& tensors, const std::string& prefix,
-                  std::vector<Vector>* hidden) {
+void AddAttention(const GqaConfig& c, double epsilon, const TensorMap& tensors,
+                  const std::string& prefix, std::vector<Vector>* hidden) {
   std::vector<std::vector<Vector>> queries, keys;
   std::vector<Vector> values;
   for (size_t t = 0; t < hidden->size(); ++t) {
-    const Vector x = Normalize((*hidden)[t], tensors.at(prefix + "norm"), c.rms_norm_epsilon);
+    const Vector x = Normalize((*hidden)[t], tensors.at(prefix + "norm"), epsilon);
     const double position = static_cast<double>(t);
-    queries.push_back(
-        Heads(Project(tensors, prefix + "q", x), c, tensors.at(prefix + "q_norm"), position));
-    keys.push_back(
-        Heads(Project(tensors, prefix + "k", x), c, tensors.at(prefix + "k_norm"), position));
+    queries.push_back(Heads(Project(tensors, prefix + "q", x), c, epsilon, tensors,
+                            prefix + "q_norm", position));
+    keys.push_back(Heads(Project(tensors, prefix + "k", x), c, epsilon, tensors,
+                         prefix + "k_norm", position));
     values.push_back(Project(tensors, prefix + "v", x));
   }
   const size_t group = c.query_heads / c.kv_heads;
   for (size_t t = 0; t < hidden->size(); ++t) {
+    const size_t first =
+        c.sliding_window == 0 || t < c.sliding_window ? 0 : t + 1 - c.sliding_window;
     Vector joined;
     for (size_t h = 0; h < c.query_heads; ++h) {
       const size_t kv = h / group;
-      Vector scores(t + 1);
-      for (size_t s = 0; s <= t; ++s) {
-        scores[s] = std::inner_product(queries[t][h].begin(), queries[t][h].end(),
+      Vector scores(t + 1 - first);
+      for (size_t s = first; s <= t; ++s) {
+        scores[s - first] = std::inner_product(queries[t][h].begin(), queries[t][h].end(),
                                        keys[s][kv].begin(), 0.0) /
                     std::sqrt(static_cast<double>(c.head_dim));
       }
       const Vector weights = Softmax(scores);
       for (size_t i = 0; i < c.head_dim; ++i) {
         double sum = 0;
-        for (size_t s = 0; s <= t; ++s) sum += weights[s] * values[s][kv * c.head_dim + i];
+        for (size_t s = first; s <= t; ++s) {
+          sum += weights[s - first] * values[s][kv * c.head_dim + i];
+        }
         joined.push_back(sum);
       }
     }
@@ -103,7 +109,7 @@ Vector MixtureOfExperts(const ModelConfig& c, const TensorMap& tensors, size_t l
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return p[a] > p[b]; });
   order.resize(c.top_k);
   double sum = 1;
-  if (c.normalize_top_k) {
+  if (c.router.normalize) {
     sum = 0;
     for (const size_t e : order) sum += p[e];
   }
@@ -145,7 +151,8 @@ std::vector<Vector> ReferenceLogits(const ModelConfig& c, const TensorMap& tenso
   }
   for (size_t layer = 0; layer < c.layers.size(); ++layer) {
     const std::string prefix = "layers." + std::to_string(layer) + ".";
-    AddAttention(c, tensors, prefix + "attention.", &hidden);
+    AddAttention(std::get<GqaConfig>(c.layers[layer].mixer), c.rms_norm_epsilon, tensors,
+                 prefix + "attention.", &hidden);
     const std::string mlp = prefix + "mlp.";
     for (Vector& h : hidden) {
       const Vector x = Normalize(h, tensors.at(mlp + "norm"), c.rms_norm_epsilon);

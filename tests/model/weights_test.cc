@@ -1,4 +1,4 @@
-// DenseRoles and NamesOfExpert against real checkpoints: every tensor of a checkpoint is wanted
+// DenseRoles and TensorNaming against real checkpoints: every tensor of a checkpoint is wanted
 // exactly once, with the shape it has.
 #include "model/weights.h"
 
@@ -60,43 +60,48 @@ TEST_P(CheckpointTest, EveryTensorIsWantedOnceWithItsShape) {
     EXPECT_EQ(it->second, shape) << name;
     tensors.erase(it);
   };
+  const TensorNaming naming(*config,
+                            [&](const std::string& name) { return tensors.contains(name); });
   std::set<std::string> names;
-  for (const DenseRole& role : DenseRoles(*config)) {
+  for (const DenseRole& role : DenseRoles(*config, naming)) {
     EXPECT_TRUE(names.insert(role.name).second) << role.name;
     take(role.source, role.kind == DenseRole::Kind::kVector ? Shape{role.cols}
                                                             : Shape{role.rows, role.cols});
   }
   const std::vector<uint32_t> experts = config->experts_per_layer();
+  std::set<std::string> stacked;  // taken for another expert already
   for (uint32_t layer = 0; layer < experts.size(); ++layer) {
     for (uint32_t e = 0; e < experts[layer]; ++e) {
-      const ExpertTensorNames expert = NamesOfExpert({LayerId(layer), ExpertId(e)});
-      const uint64_t n = config->layers[layer].intermediate;
-      take(expert.gate, {n, config->hidden});
-      take(expert.up, {n, config->hidden});
-      take(expert.down, {config->hidden, n});
+      const ExpertSources expert = naming.SourcesOf(*config, {LayerId(layer), ExpertId(e)});
+      for (const ExpertSource* source : {&expert.gate, &expert.up, &expert.down}) {
+        if (source->stacked && !stacked.insert(source->tensor).second) continue;
+        take(source->tensor, source->shape);
+      }
     }
   }
-  for (const auto& [name, shape] : tensors) ADD_FAILURE() << "not wanted: " << name;
+  for (const auto& [name, shape] : tensors) {
+    if (!naming.Ignores(name)) ADD_FAILURE() << "not wanted: " << name;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Checkpoints, CheckpointTest,
     testing::Values(Checkpoint{"tests/golden/fixtures/qwen3_moe", {"model.safetensors"}},
                     Checkpoint{"tests/golden/fixtures/qwen3_moe_mixed", {"model.safetensors"}},
+                    Checkpoint{"tests/golden/fixtures/olmoe", {"model.safetensors"}},
                     Checkpoint{"models/demo", {"model-00001-of-00002.safetensors",
                                                "model-00002-of-00002.safetensors"}}));
 
 ModelConfig BiasedConfig() {
   ModelConfig config;
+  config.model_type = "qwen3_moe";
   config.hidden = 48;
   config.vocab_size = 70;
-  config.query_heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 16;
-  config.attention_bias = true;
   config.expert_count = 6;
   config.top_k = 2;
-  config.layers = {{FeedForwardKind::kMoe, 20}};
+  const GqaConfig attention{.query_heads = 4, .kv_heads = 2, .head_dim = 16, .rope = {},
+                            .qkv_bias = true, .output_bias = true};
+  config.layers = {{FeedForwardKind::kMoe, 20, attention}};
   return config;
 }
 
@@ -120,7 +125,8 @@ TEST(DenseRolesTest, AttentionBiasesAreVectors) {
     EXPECT_EQ(role->rows, 1u);
     EXPECT_EQ(role->cols, cols);
   }
-  config.attention_bias = false;
+  auto& attention = std::get<GqaConfig>(config.layers[0].mixer);
+  attention.qkv_bias = attention.output_bias = false;
   EXPECT_EQ(DenseRoles(config).size() + 4, roles.size());
 }
 
@@ -138,10 +144,49 @@ TEST(DenseRolesTest, TiedEmbeddingsHaveNoOutput) {
   EXPECT_EQ(Find(DenseRoles(config), "output"), nullptr);
 }
 
-TEST(DenseRolesTest, OnlyRopeTablesAreIgnored) {
-  EXPECT_TRUE(IsIgnoredTensor("model.layers.0.self_attn.rotary_emb.inv_freq"));
-  EXPECT_FALSE(IsIgnoredTensor("model.layers.0.self_attn.q_proj.weight"));
-  EXPECT_FALSE(IsIgnoredTensor(""));
+TEST(TensorNamingTest, WhatTheForwardPassDoesNotNeedIsIgnored) {
+  const TensorNaming naming(BiasedConfig());  // one layer
+  EXPECT_TRUE(naming.Ignores("model.layers.0.self_attn.rotary_emb.inv_freq"));
+  EXPECT_TRUE(naming.Ignores("model.layers.1.eh_proj.weight")) << "predicts further tokens";
+  EXPECT_TRUE(naming.Ignores("mtp.fc.weight"));
+  EXPECT_FALSE(naming.Ignores("model.layers.0.self_attn.q_proj.weight"));
+  EXPECT_FALSE(naming.Ignores("model.layers.x.weight"));
+  EXPECT_FALSE(naming.Ignores("model.visual.blocks.0.weight")) << "this model has no such part";
+  EXPECT_FALSE(naming.Ignores(""));
+}
+
+TEST(TensorNamingTest, ALanguageModelInsideAnother) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"model.language_model.", "lm_head.weight"},
+      {"language_model.model.", "language_model.lm_head.weight"}};
+  for (const auto& [root, head] : cases) {
+    const std::string embedding = std::string(root) + "embed_tokens.weight";
+    const TensorNaming naming(BiasedConfig(),
+                              [&](const std::string& name) { return name == embedding; });
+    EXPECT_EQ(naming.NameOf("embedding"), embedding);
+    EXPECT_EQ(naming.NameOf("layers.0.attention.q"),
+              std::string(root) + "layers.0.self_attn.q_proj.weight");
+    EXPECT_EQ(naming.NameOf("output"), head);
+    EXPECT_TRUE(naming.Ignores("model.visual.blocks.0.weight"));
+  }
+}
+
+TEST(TensorNamingTest, StackedExpertsAreFoundByWhatTheCheckpointHas) {
+  const ModelConfig config = BiasedConfig();
+  const ExpertKey key{LayerId(0), ExpertId(3)};
+  const ExpertSources apart = TensorNaming(config).SourcesOf(config, key);
+  EXPECT_EQ(apart.up.tensor, "model.layers.0.mlp.experts.3.up_proj.weight");
+  EXPECT_EQ(apart.up.shape, (std::vector<uint64_t>{20, 48}));
+  const TensorNaming naming(config, [](const std::string& name) {
+    return name == "model.layers.0.mlp.experts.gate_up_proj";
+  });
+  const ExpertSources stacked = naming.SourcesOf(config, key);
+  EXPECT_EQ(stacked.gate.tensor, "model.layers.0.mlp.experts.gate_up_proj");
+  EXPECT_EQ(stacked.up.tensor, stacked.gate.tensor);
+  EXPECT_EQ(stacked.gate.shape, (std::vector<uint64_t>{6, 40, 48}));
+  EXPECT_EQ(stacked.gate.first_row, 0u);
+  EXPECT_EQ(stacked.up.first_row, 20u);
+  EXPECT_EQ(stacked.down.shape, (std::vector<uint64_t>{6, 48, 20}));
 }
 
 }  // namespace

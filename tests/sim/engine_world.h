@@ -50,7 +50,7 @@ class EngineWorld final : public RecordSource, public ExpertKernels {
     config_.hidden = kWorldHidden;
     config_.expert_count = options.experts;
     config_.top_k = options.top_k;
-    config_.layers.assign(options.layers, {FeedForwardKind::kMoe, 16});
+    config_.layers.assign(options.layers, {FeedForwardKind::kMoe, 16, {}});
     layout_ = {Encoding::kBf16, Encoding::kBf16, kWorldHidden, 16};
     const uint64_t count = uint64_t{options.layers} * options.experts;
     std::vector<std::byte> pack((count + 1) * record_bytes());

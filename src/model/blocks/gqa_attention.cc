@@ -1,0 +1,103 @@
+#include "model/blocks/gqa_attention.h"
+
+#include <cmath>
+
+#include "model/blocks/bias.h"
+#include "model/kv_planes.h"
+
+namespace moraine {
+
+void GqaAttention::AppendRoles(const GqaConfig& c, uint32_t hidden, RoleList* roles) {
+  const uint32_t q = c.query_heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  roles->Matrix("q", q, hidden);
+  roles->Matrix("k", kv, hidden);
+  roles->Matrix("v", kv, hidden);
+  roles->Matrix("o", hidden, q);
+  if (c.qk_norm != QkNorm::kNone) {
+    const bool whole = c.qk_norm == QkNorm::kWholeRow;
+    roles->Vector("q_norm", whole ? q : c.head_dim);
+    roles->Vector("k_norm", whole ? kv : c.head_dim);
+  }
+  if (c.qkv_bias) {
+    roles->Vector("q_bias", q);
+    roles->Vector("k_bias", kv);
+    roles->Vector("v_bias", kv);
+  }
+  if (c.output_bias) roles->Vector("o_bias", hidden);
+}
+
+LayerStateShape GqaAttention::StateShape(const GqaConfig& c, KvFormat format) {
+  return {.position_bytes = KvPlanes::BytesPerPosition(c.kv_heads, c.head_dim, format)};
+}
+
+size_t GqaAttention::ScratchFloats(const GqaConfig& c, uint32_t, uint32_t max_tokens) {
+  const size_t q = size_t{max_tokens} * c.query_heads * c.head_dim;
+  const size_t kv = size_t{max_tokens} * c.kv_heads * c.head_dim;
+  return 2 * Scratch::Padded(q) + 2 * Scratch::Padded(kv);
+}
+
+GqaAttention::GqaAttention(const GqaConfig& config, const MixerContext& context,
+                           const DenseSource& weights, const std::string& prefix)
+    : config_(config), context_(context) {
+  q_ = weights.Matrix(prefix + "q");
+  k_ = weights.Matrix(prefix + "k");
+  v_ = weights.Matrix(prefix + "v");
+  o_ = weights.Matrix(prefix + "o");
+  if (config.qk_norm != QkNorm::kNone) {
+    q_norm_ = weights.Vector(prefix + "q_norm");
+    k_norm_ = weights.Vector(prefix + "k_norm");
+  }
+  if (config.qkv_bias) {
+    q_bias_ = weights.Vector(prefix + "q_bias");
+    k_bias_ = weights.Vector(prefix + "k_bias");
+    v_bias_ = weights.Vector(prefix + "v_bias");
+  }
+  if (config.output_bias) o_bias_ = weights.Vector(prefix + "o_bias");
+}
+
+// A head is a row: token rows are contiguous, so heads are too.
+void GqaAttention::NormAndRotate(float* x, uint32_t token_count, uint32_t heads,
+                                 std::span<const float> norm) const {
+  const uint32_t stride = heads * config_.head_dim;
+  if (config_.qk_norm != QkNorm::kNone) {
+    const uint32_t cols = static_cast<uint32_t>(norm.size()), rows = token_count * (stride / cols);
+    context_.backend->RmsNorm(x, cols, norm.data(), context_.norm_epsilon, rows, cols, x, cols);
+  }
+  context_.rope->Apply(*context_.backend, x, stride, heads, config_.head_dim);
+}
+
+void GqaAttention::Run(const MixerInput& input, float* out) {
+  CpuBackend& backend = *context_.backend;
+  const uint32_t hidden = context_.hidden, head_dim = config_.head_dim, count = input.token_count;
+  const size_t q_stride = size_t{config_.query_heads} * head_dim;
+  const size_t kv_stride = size_t{config_.kv_heads} * head_dim;
+  Scratch& scratch = *context_.scratch;
+  float* const q = scratch.Take(count * q_stride);
+  float* const keys = scratch.Take(count * kv_stride);
+  float* const values = scratch.Take(count * kv_stride);
+  float* const attended = scratch.Take(count * q_stride);
+
+  const CpuBackend::MatMulTarget projections[] = {
+      {q_, q, q_stride}, {k_, keys, kv_stride}, {v_, values, kv_stride}};
+  backend.MatMulMany(projections, input.x, hidden, count);
+  AddBias(q, q_stride, q_bias_, count);
+  AddBias(keys, kv_stride, k_bias_, count);
+  AddBias(values, kv_stride, v_bias_, count);
+  NormAndRotate(q, count, config_.query_heads, q_norm_);
+  NormAndRotate(keys, count, config_.kv_heads, k_norm_);
+
+  SequenceState& state = *input.state;
+  KvPlanes planes(state.positions(context_.layer), config_.kv_heads, head_dim, state.format(),
+                  state.max_positions());
+  planes.Write(state.length(), count, keys, values);
+  const AttentionShape shape{.query_heads = config_.query_heads,
+                             .kv_heads = config_.kv_heads,
+                             .head_dim = head_dim,
+                             .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
+                             .sliding_window = config_.sliding_window};
+  backend.Attention(shape, q, q_stride, planes.view(), state.length(), count, attended, q_stride);
+  backend.MatMul(o_, attended, q_stride, count, out, hidden);
+  AddBias(out, hidden, o_bias_, count);
+}
+
+}  // namespace moraine
