@@ -339,7 +339,7 @@ void RegisterBenchKernelsCommand(CLI::App& bench, int* exit_code) {
   command->add_option("--isa", a->isas, "only these (default: all that this CPU has)")
       ->check(CLI::IsMember({"avx2", "avx_vnni", "avx512_vnni", "amx"}));
   command->add_option("--encoding", a->encodings, "of the weights")
-      ->check(CLI::IsMember({"q4", "q8", "bf16"}))
+      ->check(CLI::IsMember({"q4", "q4_bf16", "mxfp4", "iq4_nl", "q8", "bf16"}))
       ->capture_default_str();
   command->add_option("--tokens", a->tokens, "up to 8: GB/s of weights; more: operations a second")
       ->check(CLI::Range(1u, kMaxTokens))

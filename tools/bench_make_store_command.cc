@@ -117,7 +117,7 @@ void RegisterBenchMakeStoreCommand(CLI::App& bench, int* exit_code) {
   command->add_option("--layers", a->layers, "only the first so many layers (default: all)")
       ->check(CLI::Range(1, 1024));
   command->add_option("--experts", a->experts, "encoding of the experts")
-      ->check(CLI::IsMember({"bf16", "q8", "q4"}))
+      ->check(CLI::IsMember({"bf16", "q8", "q4", "q4_bf16", "mxfp4", "iq4_nl"}))
       ->capture_default_str();
   command
       ->add_option("--dense", a->dense,

@@ -8,44 +8,62 @@
 namespace moraine {
 namespace {
 
-// What padding looks like: scale 0, and codes that stand for 0.
-constexpr std::byte kZeroQ4Block[18] = {
-    {}, {}, std::byte{0x88}, std::byte{0x88}, std::byte{0x88}, std::byte{0x88}, std::byte{0x88},
-    std::byte{0x88}, std::byte{0x88}, std::byte{0x88}, std::byte{0x88}, std::byte{0x88},
-    std::byte{0x88}, std::byte{0x88}, std::byte{0x88}, std::byte{0x88}, std::byte{0x88},
-    std::byte{0x88}};
-constexpr std::byte kZeroQ8Block[34] = {};
-
 // The words of a group begin here and are kTileRows words apart.
 std::byte* GroupWords(std::byte* tile, uint32_t r, uint32_t half, uint32_t half_bytes) {
   return tile + 64 + half * half_bytes + r * 4;
 }
 
-void StoreQ4(const std::byte* block, uint32_t r, uint32_t half, std::byte* tile) {
+// 16 bytes of nibbles, 4 words.
+void StoreNibbles(const std::byte* nibbles, uint32_t r, uint32_t half, std::byte* tile) {
   std::byte* words = GroupWords(tile, r, half, 256);
-  for (uint32_t j = 0; j < 4; ++j) std::memcpy(words + j * kTileRows * 4, block + 2 + j * 4, 4);
+  for (uint32_t j = 0; j < 4; ++j) std::memcpy(words + j * kTileRows * 4, nibbles + j * 4, 4);
 }
-
-void StoreQ8(const std::byte* block, uint32_t r, uint32_t half, std::byte* tile) {
+// 32 codes of 8 bits.
+void StoreCodes(const std::byte* codes, uint32_t r, uint32_t half, std::byte* tile) {
   std::byte* words = GroupWords(tile, r, half, 512);
-  for (uint32_t j = 0; j < 8; ++j) std::memcpy(words + j * kTileRows * 4, block + 2 + j * 4, 4);
+  for (uint32_t j = 0; j < 8; ++j) std::memcpy(words + j * kTileRows * 4, codes + j * 4, 4);
 }
 
-void StoreQ4AsQ8(const std::byte* block, uint32_t r, uint32_t half, std::byte* tile) {
-  std::byte wide[34];
-  for (uint32_t i = 0; i < 16; ++i) {
-    const int pair = static_cast<int>(block[2 + i]);
-    wide[2 + i] = static_cast<std::byte>((pair & 0xF) - 8);
-    wide[18 + i] = static_cast<std::byte>((pair >> 4) - 8);
+// The codes of a block whose scale is f16, as int8.
+void ExpandCodes(BlockFormat format, const std::byte* block, std::byte* codes) {
+  if (format == BlockFormat::kQ8_0) {
+    std::memcpy(codes, block + 2, kGroupCols);
+    return;
   }
-  StoreQ8(wide, r, half, tile);
+  const std::byte* nibbles = block + BlockBytes(format) - 16;
+  uint32_t fifths = 0;
+  if (format == BlockFormat::kQ5_0) std::memcpy(&fifths, block + 2, 4);
+  const int8_t* table = CodesOf(EncodingFor(format));
+  for (uint32_t i = 0; i < kGroupCols; ++i) {
+    const uint32_t nibble = static_cast<uint32_t>(nibbles[i % 16]) >> (i / 16 * 4) & 0xF;
+    const int code = format == BlockFormat::kQ5_0
+                         ? static_cast<int>(nibble | (fifths >> i & 1) << 4) - 16
+                         : table[nibble];
+    codes[i] = static_cast<std::byte>(code);
+  }
 }
 
-using StoreFunction = void (*)(const std::byte*, uint32_t, uint32_t, std::byte*);
+// A block's scale as its encoding has it.
+uint16_t ScaleBits(BlockFormat format, const std::byte* block) {
+  uint16_t bits;
+  if (format != BlockFormat::kMxfp4) {
+    std::memcpy(&bits, block, 2);
+    return bits;
+  }
+  // Half of 2^(e - 127), as codes are doubled: a subnormal of bf16 for e 0 and 1.
+  const uint32_t e = static_cast<uint32_t>(*block);
+  if (e == 255) return 0x7FC0;
+  return static_cast<uint16_t>(e < 2 ? 0x20u << e : (e - 1) << 7);
+}
+bool IsFinite(Encoding encoding, uint16_t scale) {
+  const uint16_t exponent = HasBf16Scales(encoding) ? 0x7F80 : 0x7C00;
+  return (scale & exponent) != exponent;
+}
 
-Status BadScale(uint16_t scale, uint32_t row, uint32_t col) {
+Status BadScale(Encoding encoding, uint16_t scale, uint32_t row, uint32_t col) {
+  const uint16_t mantissa = HasBf16Scales(encoding) ? 0x7F : 0x3FF;
   return InvalidArgument(std::string("scale is ") +
-                         ((scale & 0x3FF) == 0 ? "infinite" : "not a number") + " at row " +
+                         ((scale & mantissa) == 0 ? "infinite" : "not a number") + " at row " +
                          std::to_string(row) + ", columns from " + std::to_string(col));
 }
 
@@ -59,26 +77,30 @@ Status RepackRows(const MatrixView& view, uint32_t first_row, uint32_t row_count
   CHECK(first_row + row_count <= view.rows, "rows past the end of the matrix");
   CHECK(row_count % kTileRows == 0 || first_row + row_count == view.rows,
         "only the last panel may be incomplete");
-  const bool narrow = format == BlockFormat::kQ4_0;
-  const StoreFunction store =
-      view.encoding == Encoding::kQ4 ? StoreQ4 : (narrow ? StoreQ4AsQ8 : StoreQ8);
-  const std::byte* zero = narrow ? kZeroQ4Block : kZeroQ8Block;
-  const uint32_t groups = view.cols / kGroupCols;
+  const Encoding encoding = view.encoding;
+  const bool wide = encoding == Encoding::kQ8;
+  const uint32_t groups = view.cols / kGroupCols, block_bytes = BlockBytes(format);
+  std::byte padding[kGroupCols];
+  std::memset(padding, wide ? 0 : PaddingNibbles(encoding), sizeof(padding));
   for (uint32_t begin = 0; begin < row_count; begin += kTileRows) {
     for (uint32_t group = 0; group < TileCount(view.cols) * 2; ++group) {
       std::byte* tile =
           const_cast<std::byte*>(view.tile((first_row + begin) / kTileRows, group / 2));
       for (uint32_t r = 0; r < kTileRows; ++r) {
         const bool inside = begin + r < row_count && group < groups;
-        const std::byte* block =
-            inside ? blocks + (uint64_t{begin + r} * groups + group) * BlockBytes(format) : zero;
-        uint16_t scale;
-        std::memcpy(&scale, block, 2);
-        if ((scale & 0x7C00) == 0x7C00) {
-          return BadScale(scale, first_row + begin + r, group * kGroupCols);
+        const std::byte* block = blocks + (uint64_t{begin + r} * groups + group) * block_bytes;
+        const uint16_t scale = inside ? ScaleBits(format, block) : 0;
+        if (!IsFinite(encoding, scale)) {
+          return BadScale(encoding, scale, first_row + begin + r, group * kGroupCols);
         }
         std::memcpy(tile + group % 2 * 32 + r * 2, &scale, 2);
-        store(block, r, group % 2, tile);
+        if (wide) {
+          std::byte codes[kGroupCols];
+          if (inside) ExpandCodes(format, block, codes);
+          StoreCodes(inside ? codes : padding, r, group % 2, tile);
+        } else {
+          StoreNibbles(inside ? block + block_bytes - 16 : padding, r, group % 2, tile);
+        }
       }
     }
   }

@@ -1,8 +1,8 @@
-// Blocks of ggml's Q4_0 and Q8_0 -> tiles: codes and scales are carried bit for bit.
+// Blocks of published formats -> tiles: codes and scales are carried bit for bit.
 //
-// Both formats group 32 columns of a row behind one f16 scale, as q4 and q8 do, so that nothing is
-// computed: a block's words move to their places in a tile. A Q4_0 block fits q8 as well, code - 8
-// for code, under the same scale.
+// All of them group 32 columns of a row behind one scale, as the quantised encodings do, so that
+// nothing is computed: a block's words move to their places in a tile. Codes that stand for integers
+// of 8 bits under an f16 scale fit q8 as well.
 #pragma once
 
 #include <cstddef>
@@ -13,14 +13,32 @@
 
 namespace moraine {
 
-// The bytes of a block: store/checkpoint.h, SourceType.
-enum class BlockFormat : uint8_t { kQ4_0, kQ8_0 };
-constexpr uint32_t BlockBytes(BlockFormat format) { return format == BlockFormat::kQ4_0 ? 18 : 34; }
+// The bytes of a block: store/source_type.h.
+enum class BlockFormat : uint8_t { kQ4_0, kQ5_0, kQ8_0, kIq4Nl, kInt4, kMxfp4 };
+constexpr uint32_t BlockBytes(BlockFormat format) {
+  switch (format) {
+    case BlockFormat::kQ5_0: return 22;
+    case BlockFormat::kQ8_0: return 34;
+    case BlockFormat::kMxfp4: return 17;
+    default: return 18;
+  }
+}
+
+// The encoding that was made for such blocks.
+constexpr Encoding EncodingFor(BlockFormat format) {
+  switch (format) {
+    case BlockFormat::kQ4_0: return Encoding::kQ4;
+    case BlockFormat::kIq4Nl: return Encoding::kIq4Nl;
+    case BlockFormat::kInt4: return Encoding::kQ4Bf16;
+    case BlockFormat::kMxfp4: return Encoding::kMxfp4;
+    default: return Encoding::kQ8;
+  }
+}
 
 // Whether the encoding can hold such blocks without a change of any value.
 constexpr bool HoldsBlocks(Encoding encoding, BlockFormat format) {
-  return encoding == Encoding::kQ8 ||
-         (encoding == Encoding::kQ4 && format == BlockFormat::kQ4_0);
+  return encoding == EncodingFor(format) ||
+         (encoding == Encoding::kQ8 && !HasBf16Scales(EncodingFor(format)));
 }
 
 // Writes `row_count` rows that start at row first_row (a multiple of 16; only the matrix's last

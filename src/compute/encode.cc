@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,10 @@ constexpr ScaleSearch kQ8Search = {.low = -127, .high = 127, .nominal = 127, .st
 constexpr ScaleSearch kQ4Search = {.low = -8, .high = 7, .nominal = -8, .step = 0.1f, .steps = 9,
                                    .limit = 8 * kLargestScale};
 
+// Nearest codes for candidates like those of q4; ggml tries as many.
+constexpr int kIq4NlSteps = 7;
+
+// 32 columns of a row: codes of q8, nibbles of the others.
 struct Group {
   int8_t codes[kGroupCols];
   uint16_t scale;
@@ -42,6 +47,95 @@ Status BadValue(const float* x, uint32_t count, float limit, uint32_t row, uint3
   return Internal("no value over the limit in a refused group");
 }
 
+uint16_t RoundScale(Encoding encoding, float scale) {
+  return HasBf16Scales(encoding) ? FloatToBf16(scale) : FloatToF16(scale);
+}
+float ScaleOf(Encoding encoding, uint16_t bits) {
+  return HasBf16Scales(encoding) ? Bf16ToFloat(bits) : F16ToFloat(bits);
+}
+
+// q8, q4 and q4_bf16: codes are consecutive integers.
+void EncodeLinear(const KernelTable& kernels, Encoding encoding, const float* x,
+                    const ScaleSearch& search, Group* group) {
+  float scale = 0;
+  CHECK(kernels.search_group(x, search, group->codes, &scale), "EncodeGroup has looked");
+  group->scale = RoundScale(encoding, scale);
+  // Below 2^-14 an f16 has few bits left, and rounding has moved the scale noticeably; a bf16 has
+  // few bits always.
+  if (scale != 0 && (std::fabs(scale) < 0x1p-14f || HasBf16Scales(encoding))) {
+    const float rounded = ScaleOf(encoding, group->scale);
+    for (uint32_t i = 0; i < kGroupCols; ++i) {
+      const float code = rounded == 0 ? 0.0f : std::rint(x[i] / rounded);
+      group->codes[i] = static_cast<int8_t>(std::clamp(code, search.low, search.high));
+    }
+  }
+  if (encoding == Encoding::kQ8) return;
+  for (int8_t& code : group->codes) code = static_cast<int8_t>(code + 8);
+}
+
+// The nibble whose code is nearest; of two, the first in the table.
+uint8_t NearestNibble(const int8_t* codes, float value) {
+  uint8_t best = 0;
+  for (uint8_t n = 1; n < 16; ++n) {
+    if (std::fabs(value - codes[n]) < std::fabs(value - codes[best])) best = n;
+  }
+  return best;
+}
+
+// Takes the codes for a scale if their squared error is the smallest so far.
+struct TableSearch {
+  const int8_t* codes;
+  const float* x;
+  float best_error = std::numeric_limits<float>::infinity();
+
+  void Try(float inverse, float (*refine)(const TableSearch&, const int8_t* nibbles, float),
+           Encoding encoding, Group* group) {
+    int8_t nibbles[kGroupCols];
+    for (uint32_t i = 0; i < kGroupCols; ++i) {
+      nibbles[i] = static_cast<int8_t>(NearestNibble(codes, x[i] * inverse));
+    }
+    const uint16_t bits = RoundScale(encoding, refine(*this, nibbles, 1 / inverse));
+    const float scale = ScaleOf(encoding, bits);
+    float error = 0;
+    for (uint32_t i = 0; i < kGroupCols; ++i) {
+      const float difference = x[i] - codes[nibbles[i]] * scale;
+      error += difference * difference;
+    }
+    if (!(error < best_error)) return;
+    best_error = error;
+    std::copy(nibbles, nibbles + kGroupCols, group->codes);
+    group->scale = bits;
+  }
+};
+
+// mxfp4: a power of two, of three around the one whose largest value is next to the extreme's.
+// iq4_nl: as q4, the extreme to the end of the table and candidates around it, then least squares.
+void EncodeTable(Encoding encoding, const float* x, float extreme, Group* group) {
+  TableSearch search = {CodesOf(encoding), x};
+  if (encoding == Encoding::kMxfp4) {
+    // 6 is E2M1's largest value, 2^2 its power of two; codes are doubled.
+    const int exponent = std::clamp(std::ilogb(extreme) - 3, -127, 125);
+    for (int e = exponent - 1; e <= exponent + 1; ++e) {
+      search.Try(std::ldexp(1.0f, -e),
+                 [](const TableSearch&, const int8_t*, float scale) { return scale; }, encoding,
+                 group);
+    }
+    return;
+  }
+  const auto least_squares = [](const TableSearch& s, const int8_t* nibbles, float) {
+    float product = 0, square = 0;
+    for (uint32_t i = 0; i < kGroupCols; ++i) {
+      const float code = s.codes[nibbles[i]];
+      product += s.x[i] * code;
+      square += code * code;
+    }
+    return product / square;
+  };
+  for (int k = -kIq4NlSteps; k <= kIq4NlSteps; ++k) {
+    search.Try((static_cast<float>(k) + search.codes[0]) / extreme, least_squares, encoding, group);
+  }
+}
+
 // Codes and scale of columns col .. col + 31 of one row; columns past `cols` are zeros.
 Status EncodeGroup(const KernelTable& kernels, Encoding encoding, const float* row_data,
                    uint32_t row, uint32_t col, uint32_t cols, Group* group) {
@@ -50,19 +144,23 @@ Status EncodeGroup(const KernelTable& kernels, Encoding encoding, const float* r
   const uint32_t count = col < cols ? std::min(kGroupCols, cols - col) : 0;
   // An empty group has nothing to copy, and its source would be past the end of the row.
   if (count > 0) std::memcpy(x, row_data + col, count * sizeof(float));
-  float scale = 0;
-  if (!kernels.search_group(x, search, group->codes, &scale)) {
-    return BadValue(x, count, search.limit, row, col);
+  float extreme = 0;
+  for (const float value : x) {
+    if (!(std::fabs(value) <= search.limit)) return BadValue(x, count, search.limit, row, col);
+    if (std::fabs(value) > std::fabs(extreme)) extreme = value;
   }
-  group->scale = FloatToF16(scale);
-  // Below 2^-14 an f16 has few bits left, and rounding has moved the scale noticeably.
-  if (scale != 0 && std::fabs(scale) < 0x1p-14f) {
-    const float rounded = F16ToFloat(group->scale);
-    for (uint32_t i = 0; i < kGroupCols; ++i) {
-      const float code = rounded == 0 ? 0.0f : std::rint(x[i] / rounded);
-      group->codes[i] = static_cast<int8_t>(std::clamp(code, search.low, search.high));
-    }
+  const bool linear = encoding == Encoding::kQ8 || CodesOf(encoding) == LinearCodes::kCodes;
+  if (linear) {
+    EncodeLinear(kernels, encoding, x, search, group);
+    return OkStatus();
   }
+  // A scale under 2^-100 is nothing, and its inverse might not be a float.
+  if (std::fabs(extreme) < 0x1p-100f) {
+    std::memset(group->codes, PaddingNibbles(encoding) & 0xF, kGroupCols);
+    group->scale = 0;
+    return OkStatus();
+  }
+  EncodeTable(encoding, x, extreme, group);
   return OkStatus();
 }
 
@@ -76,9 +174,8 @@ void StoreGroup(Encoding encoding, const Group& group, uint32_t r, uint32_t half
     return;
   }
   for (uint32_t i = 0; i < 16; ++i) {
-    const int low = group.codes[i] + 8, high = group.codes[i + 16] + 8;
     tile[64 + half * 256 + (i / 4 * kTileRows + r) * 4 + i % 4] =
-        static_cast<std::byte>(low | high << 4);
+        static_cast<std::byte>(group.codes[i] | group.codes[i + 16] << 4);
   }
 }
 
@@ -88,7 +185,7 @@ Status EncodeRow(const KernelTable& kernels, const MatrixView& view, std::byte* 
   const uint32_t r = row % kTileRows;
   for (uint32_t t = 0; t < TileCount(view.cols); ++t) {
     std::byte* tile = tiles + uint64_t{t} * view.tile_stride;
-    if (view.encoding == Encoding::kQ8 || view.encoding == Encoding::kQ4) {
+    if (IsQuantised(view.encoding)) {
       for (uint32_t half = 0; half < 2; ++half) {
         Group group;
         RETURN_IF_ERROR(EncodeGroup(kernels, view.encoding, source, row,
@@ -192,9 +289,9 @@ void DecodeRow(const MatrixView& view, uint32_t row, float* destination) {
     } else {
       const uint8_t byte = static_cast<uint8_t>(
           tile[64 + half * 256 + (i % 16 / 4 * kTileRows + r) * 4 + i % 4]);
-      code = (i < 16 ? byte & 0xF : byte >> 4) - 8;
+      code = CodesOf(view.encoding)[i < 16 ? byte & 0xF : byte >> 4];
     }
-    destination[c] = static_cast<float>(code) * F16ToFloat(bits);
+    destination[c] = static_cast<float>(code) * ScaleOf(view.encoding, bits);
   }
 }
 

@@ -8,6 +8,9 @@ const char* EncodingName(Encoding encoding) {
     case Encoding::kBf16: return "bf16";
     case Encoding::kQ8: return "q8";
     case Encoding::kQ4: return "q4";
+    case Encoding::kQ4Bf16: return "q4_bf16";
+    case Encoding::kMxfp4: return "mxfp4";
+    case Encoding::kIq4Nl: return "iq4_nl";
   }
   return "unknown";
 }

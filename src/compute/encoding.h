@@ -12,10 +12,23 @@
 //                   for half h = 0, 1 (columns 32h .. 32h+31) 256 B at 64 + 256h:
 //                   word(j, r), j = 0..3, at (j*16 + r)*4: byte i = N[r][32h + 4j + i] in the low
 //                   nibble, N[r][32h + 16 + 4j + i] in the high nibble; value = (N - 8) * scale
+//   q4_bf16, mxfp4, iq4_nl   as q4 but for what a scale or a nibble is (table below)
 //   f32  (4096 B)   W[r][c] at (c*16 + r) * 4
 //
-// q8 and q4 have one f16 scale for 32 columns of a row: 8.5 and 4.5 bits a weight, the grouping of
-// GGUF's Q8_0 and Q4_0, so that such files are carried bit for bit.
+// q8 and the 4-bit ones have one scale of 16 bits for 32 columns of a row: 8.5 and 4.5 bits a weight.
+// Each is the grouping of something published, which is carried bit for bit:
+//
+//              scale   nibble N means            carried exactly
+//   q8         f16                               GGUF Q8_0, Q5_0; AWQ, GPTQ; what q4 and iq4_nl carry
+//   q4         f16     N - 8                     GGUF Q4_0; symmetric GPTQ
+//   q4_bf16    bf16    N - 8                     compressed-tensors INT4 (Kimi-K2.5)
+//   mxfp4      bf16    twice E2M1's value        MXFP4 (gpt-oss)
+//   iq4_nl     f16     ggml's table of 16        GGUF IQ4_NL
+//
+// MXFP4's own scale is a byte, a power of two from 2^-127 to 2^127: bf16 has all of these and their
+// halves (codes are twice the value). The byte instead would save 6 % and make a tile 544 bytes, no
+// multiple of a cache line: every second load of a kernel would straddle two, and interleaved gate
+// and up tiles could not be read with aligned loads at all.
 //
 // Why this one layout suits all readers of a record:
 //  * io_uring: tiles are multiples of 64 B, so a record is one contiguous run of bytes without
@@ -41,25 +54,54 @@
 #include <string_view>
 
 #include "base/bytes.h"
+#include "compute/codebook.h"
 
 namespace moraine {
 
-enum class Encoding : uint8_t { kF32 = 0, kBf16 = 1, kQ8 = 2, kQ4 = 3 };
-inline constexpr int kEncodingCount = 4;
+enum class Encoding : uint8_t {
+  kF32 = 0, kBf16 = 1, kQ8 = 2, kQ4 = 3, kQ4Bf16 = 4, kMxfp4 = 5, kIq4Nl = 6
+};
+inline constexpr int kEncodingCount = 7;
 
-const char* EncodingName(Encoding encoding);  // "f32", "bf16", "q8", "q4"
+const char* EncodingName(Encoding encoding);  // "f32", "bf16", "q8", "q4", "q4_bf16", ...
 std::optional<Encoding> ParseEncoding(std::string_view name);
+
+// Codes behind a scale, multiplied with activations in int8.
+constexpr bool IsQuantised(Encoding encoding) { return encoding >= Encoding::kQ8; }
+
+// Of a 4-bit encoding: its 16 codes. Null for the others.
+constexpr const int8_t* CodesOf(Encoding encoding) {
+  switch (encoding) {
+    case Encoding::kQ4:
+    case Encoding::kQ4Bf16: return LinearCodes::kCodes;
+    case Encoding::kMxfp4: return E2M1Codes::kCodes;
+    case Encoding::kIq4Nl: return Iq4NlCodes::kCodes;
+    default: return nullptr;
+  }
+}
+// Whether scales are bf16; else they are f16.
+constexpr bool HasBf16Scales(Encoding encoding) {
+  return encoding == Encoding::kQ4Bf16 || encoding == Encoding::kMxfp4;
+}
+// What padding has in both nibbles of its bytes, under a scale of 0. (iq4_nl has no code for zero: the
+// columns that EncodeRows pads a group with are not zero, but meet activations that are.)
+constexpr uint8_t PaddingNibbles(Encoding encoding) {
+  return encoding == Encoding::kMxfp4 ? 0x00 : 0x88;
+}
 
 inline constexpr uint32_t kTileRows = 16;
 inline constexpr uint32_t kTileCols = 64;
-inline constexpr uint32_t kGroupCols = 32;  // columns that share a scale in q8 and q4
+inline constexpr uint32_t kGroupCols = 32;  // columns that share a scale
 
 constexpr uint32_t TileBytes(Encoding encoding) {
   switch (encoding) {
     case Encoding::kF32: return 4096;
     case Encoding::kBf16: return 2048;
     case Encoding::kQ8: return 1088;
-    case Encoding::kQ4: return 576;
+    case Encoding::kQ4:
+    case Encoding::kQ4Bf16:
+    case Encoding::kMxfp4:
+    case Encoding::kIq4Nl: return 576;
   }
   return 0;
 }

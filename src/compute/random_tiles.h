@@ -13,8 +13,9 @@
 namespace moraine {
 
 // Fills `tiles` (a multiple of TileBytes(encoding), 8-byte aligned) with independent weights of mean
-// zero and about the given standard deviation: exactly that for q8, q4 and f32 but for the rounding of
-// the scale to f16, within a factor of sqrt(2) for bf16. All tiles are full: rows and columns of the
+// zero and about the given standard deviation: exactly that for f32 and quantised encodings but for the
+// rounding of the scale, within a factor of sqrt(2) for bf16 and mxfp4; the mean of iq4_nl is 4 % of
+// the deviation. All tiles are full: rows and columns of the
 // matrix must be multiples of 16 and 64, because padding would have to be zero. The same seed gives the
 // same bytes everywhere.
 void FillRandomTiles(Encoding encoding, float standard_deviation, uint64_t seed,

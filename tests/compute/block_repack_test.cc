@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -21,22 +23,56 @@ std::vector<std::byte> RandomBlocks(Random& random, BlockFormat format, uint64_t
   for (std::byte& byte : blocks) byte = static_cast<std::byte>(random.Next());
   // Scales of all kinds, negative, subnormal and zero too, but finite.
   for (uint64_t i = 0; i < count; ++i) {
-    std::byte& high = blocks[i * BlockBytes(format) + 1];
-    high &= std::byte{0xBF};
+    std::byte* block = blocks.data() + i * BlockBytes(format);
+    if (format == BlockFormat::kMxfp4) {
+      // 6 x 2^127 is no float.
+      block[0] = std::min(i < 4 ? static_cast<std::byte>(i) : block[0], std::byte{252});
+    } else {
+      block[1] &= std::byte{0xBF};
+    }
   }
   return blocks;
 }
 
 // By the specification of the blocks.
 float ValueOf(BlockFormat format, const std::byte* block, uint32_t i) {
-  _Float16 scale;
-  std::memcpy(&scale, block, 2);
+  constexpr float kIq4Nl[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                              1,    13,   25,  38,  53,  69,  89,  113};
+  constexpr float kE2M1[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+  _Float16 half;
+  uint16_t bits;
+  std::memcpy(&half, block, 2);
+  std::memcpy(&bits, block, 2);
+  const float scale = static_cast<float>(half);
   if (format == BlockFormat::kQ8_0) {
-    return static_cast<float>(static_cast<int8_t>(block[2 + i])) * static_cast<float>(scale);
+    return static_cast<float>(static_cast<int8_t>(block[2 + i])) * scale;
   }
-  const int byte = static_cast<int>(block[2 + i % 16]);
+  const int byte = static_cast<int>(block[BlockBytes(format) - 16 + i % 16]);
   const int nibble = i < 16 ? byte & 15 : byte >> 4;
-  return static_cast<float>(nibble - 8) * static_cast<float>(scale);
+  switch (format) {
+    case BlockFormat::kQ5_0: {
+      const int fifth = static_cast<int>(block[2 + i / 8]) >> (i % 8) & 1;
+      return static_cast<float>(nibble + 16 * fifth - 16) * scale;
+    }
+    case BlockFormat::kIq4Nl: return kIq4Nl[nibble] * scale;
+    case BlockFormat::kInt4:
+      return static_cast<float>(nibble - 8) * std::bit_cast<float>(uint32_t{bits} << 16);
+    case BlockFormat::kMxfp4: {
+      const float value = std::ldexp(kE2M1[nibble % 8], static_cast<int>(block[0]) - 127);
+      return nibble < 8 || value == 0 ? value : -value;  // tiles have no negative zero
+    }
+    default: return static_cast<float>(nibble - 8) * scale;
+  }
+}
+
+// Scales of the blocks inside a matrix become 0.
+void ClearScales(const MatrixView& view, uint32_t rows, uint32_t cols) {
+  for (uint32_t row = 0; row < rows; ++row) {
+    for (uint32_t group = 0; group < cols / 32; ++group) {
+      std::byte* tile = const_cast<std::byte*>(view.tile(row / 16, group / 2));
+      std::memset(tile + group % 2 * 32 + row % 16 * 2, 0, 2);
+    }
+  }
 }
 
 struct Case {
@@ -79,11 +115,23 @@ TEST_P(BlockRepackTest, DecodesToTheBlocksAndPadsLikeEncodeRows) {
     const MatrixView other = MatrixView::Plain(encoded.data(), encoding, rows, cols);
     const std::vector<float> zeros(values.size());
     ASSERT_TRUE(EncodeRows(other, 0, rows, zeros.data()).ok());
+    // (Blocks of zeros as EncodeRows writes them: scale 0 but for MXFP4, which has none.)
     std::vector<std::byte> zero_blocks(blocks.size());
-    for (size_t at = 0; format == BlockFormat::kQ4_0 && at < blocks.size(); ++at) {
-      if (at % BlockBytes(format) >= 2) zero_blocks[at] = std::byte{0x88};
+    for (size_t at = 0; at < blocks.size(); ++at) {
+      const size_t in_block = at % BlockBytes(format);
+      if (in_block < BlockBytes(format) - 16) continue;
+      if (format != BlockFormat::kQ8_0 && format != BlockFormat::kQ5_0) {
+        zero_blocks[at] = static_cast<std::byte>(PaddingNibbles(EncodingFor(format)));
+      }
     }
+    for (size_t at = 0; format == BlockFormat::kQ5_0 && at < blocks.size(); ++at) {
+      const size_t in_block = at % 22;
+      if (in_block >= 2 && in_block < 6) zero_blocks[at] = std::byte{0xFF};  // code 16 - 16
+    }
+    // iq4_nl has no code for zero: only q4's zeros are q8's.
+    if (format == BlockFormat::kIq4Nl && encoding == Encoding::kQ8) continue;
     ASSERT_TRUE(RepackRows(view, 0, rows, format, zero_blocks.data()).ok());
+    if (format == BlockFormat::kMxfp4) ClearScales(view, rows, cols);
     EXPECT_EQ(tiles, encoded) << rows << " x " << cols;
   }
 }
@@ -91,12 +139,19 @@ TEST_P(BlockRepackTest, DecodesToTheBlocksAndPadsLikeEncodeRows) {
 INSTANTIATE_TEST_SUITE_P(Formats, BlockRepackTest,
                          testing::Values(Case{BlockFormat::kQ4_0, Encoding::kQ4},
                                          Case{BlockFormat::kQ4_0, Encoding::kQ8},
+                                         Case{BlockFormat::kQ5_0, Encoding::kQ8},
+                                         Case{BlockFormat::kIq4Nl, Encoding::kIq4Nl},
+                                         Case{BlockFormat::kIq4Nl, Encoding::kQ8},
+                                         Case{BlockFormat::kInt4, Encoding::kQ4Bf16},
+                                         Case{BlockFormat::kMxfp4, Encoding::kMxfp4},
                                          Case{BlockFormat::kQ8_0, Encoding::kQ8}));
 
 TEST(BlockRepack, KnowsWhatHoldsWhat) {
   EXPECT_FALSE(HoldsBlocks(Encoding::kQ4, BlockFormat::kQ8_0));
   EXPECT_FALSE(HoldsBlocks(Encoding::kBf16, BlockFormat::kQ4_0));
   EXPECT_FALSE(HoldsBlocks(Encoding::kBf16, BlockFormat::kQ8_0));
+  EXPECT_FALSE(HoldsBlocks(Encoding::kQ8, BlockFormat::kMxfp4));
+  EXPECT_FALSE(HoldsBlocks(Encoding::kQ4, BlockFormat::kInt4));
 }
 
 TEST(BlockRepack, RefusesAScaleThatIsNoNumberByRowAndColumn) {
@@ -109,6 +164,11 @@ TEST(BlockRepack, RefusesAScaleThatIsNoNumberByRowAndColumn) {
   EXPECT_TRUE(refused(0x7BFF).ok());
   EXPECT_THAT(refused(0xFC00).message(), HasSubstr("infinite at row 5, columns from 32"));
   EXPECT_THAT(refused(0x7C01).message(), HasSubstr("not a number at row 5, columns from 32"));
+  std::vector<std::byte> mx(2 * 16 * 17);
+  mx[11 * 17] = std::byte{255};
+  const MatrixView mx_view = MatrixView::Plain(tiles.data(), Encoding::kMxfp4, 16, 64);
+  EXPECT_THAT(RepackRows(mx_view, 0, 16, BlockFormat::kMxfp4, mx.data()).message(),
+              HasSubstr("not a number at row 5, columns from 32"));
 }
 
 }  // namespace

@@ -28,7 +28,10 @@ inline Topology TopologyOf(int cpu_count) {
 }
 
 inline constexpr Encoding kAllEncodings[] = {Encoding::kF32, Encoding::kBf16, Encoding::kQ8,
-                                             Encoding::kQ4};
+                                             Encoding::kQ4, Encoding::kQ4Bf16, Encoding::kMxfp4,
+                                             Encoding::kIq4Nl};
+inline constexpr Encoding kQuantisedEncodings[] = {Encoding::kQ8, Encoding::kQ4, Encoding::kQ4Bf16,
+                                                   Encoding::kMxfp4, Encoding::kIq4Nl};
 
 inline std::vector<Isa> SupportedIsas() {
   std::vector<Isa> isas;

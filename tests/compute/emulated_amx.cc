@@ -28,5 +28,8 @@ struct EmulatedTiles {
 
 void EmulatedAmxQ8(const PanelArguments& a) { PackedGemm<AmxGemm<EmulatedTiles, AmxQ8>>(a); }
 void EmulatedAmxQ4(const PanelArguments& a) { PackedGemm<AmxGemm<EmulatedTiles, AmxQ4>>(a); }
+void EmulatedAmxQ4Bf16(const PanelArguments& a) { PackedGemm<AmxGemm<EmulatedTiles, AmxQ4Bf16>>(a); }
+void EmulatedAmxMxfp4(const PanelArguments& a) { PackedGemm<AmxGemm<EmulatedTiles, AmxMxfp4>>(a); }
+void EmulatedAmxIq4Nl(const PanelArguments& a) { PackedGemm<AmxGemm<EmulatedTiles, AmxIq4Nl>>(a); }
 
 }  // namespace moraine

@@ -8,5 +8,8 @@ namespace moraine {
 
 void EmulatedAmxQ8(const PanelArguments& arguments);
 void EmulatedAmxQ4(const PanelArguments& arguments);
+void EmulatedAmxQ4Bf16(const PanelArguments& arguments);
+void EmulatedAmxMxfp4(const PanelArguments& arguments);
+void EmulatedAmxIq4Nl(const PanelArguments& arguments);
 
 }  // namespace moraine

@@ -143,6 +143,9 @@ TEST(PanelKernels, AmxOverAnEmulatedTileUnitGivesTheScalarBits) {
   KernelTable kernels = KernelsOf(Isa::kAvx512);
   kernels.panel_q8 = EmulatedAmxQ8;
   kernels.panel_q4 = EmulatedAmxQ4;
+  kernels.panel_q4_bf16 = EmulatedAmxQ4Bf16;
+  kernels.panel_mxfp4 = EmulatedAmxMxfp4;
+  kernels.panel_iq4_nl = EmulatedAmxIq4Nl;
   kernels.packed_tokens = 1;
   const uint64_t seed = 16;
   Random random(seed);
@@ -154,7 +157,7 @@ TEST(PanelKernels, AmxOverAnEmulatedTileUnitGivesTheScalarBits) {
     const std::vector<float> x = RandomFloats(random, size_t{tokens} * cols, 2.0f);
     std::vector<uint32_t> token_rows(tokens);
     for (uint32_t& row : token_rows) row = static_cast<uint32_t>(random.Below(tokens));
-    for (const Encoding encoding : {Encoding::kQ8, Encoding::kQ4}) {
+    for (const Encoding encoding : kQuantisedEncodings) {
       const TestMatrix w(encoding, rows, cols, values);
       ASSERT_TRUE(SameBits(Multiply(kernels, w.view, x, tokens, token_rows.data(), tokens),
                            Multiply(kScalarKernels, w.view, x, tokens, token_rows.data(), tokens)))
@@ -168,16 +171,18 @@ TEST(PanelKernels, AmxOverAnEmulatedTileUnitGivesTheScalarBits) {
 // Codes at both ends, -128 included (a foreign q8 file may hold it), against the largest
 // activations: an int16 intermediate that overflowed would show here and nowhere else.
 TEST(PanelKernels, ExtremeCodesAreExact) {
-  for (const Encoding encoding : {Encoding::kQ8, Encoding::kQ4}) {
+  for (const Encoding encoding : kQuantisedEncodings) {
     const uint32_t cols = 128;
     TestMatrix w(encoding, 16, cols, std::vector<float>(16 * cols, 1.0f));
     for (const int pattern : {0, 1, 2, 3}) {
       for (uint32_t tile = 0; tile < 2; ++tile) {
         std::byte* data = w.bytes.data() + tile * TileBytes(encoding);
         for (uint32_t i = 0; i < 32; ++i) {
-          const uint16_t one = FloatToF16(1.0f);
+          const uint16_t one =
+              HasBf16Scales(encoding) ? FloatToBf16(1.0f) : FloatToF16(1.0f);
           std::memcpy(data + i * 2, &one, 2);
         }
+        // mxfp4's largest codes are nibbles 7 and 15.
         const uint8_t fill[] = {0x80, 0x7F, 0x00, 0xFF};
         std::memset(data + 64, fill[pattern], TileBytes(encoding) - 64);
       }
@@ -210,7 +215,8 @@ TEST(PanelKernels, ZerosDenormalsHugeValuesAndNan) {
       EXPECT_EQ(first(0.0f), 0.0f);
       // Half of a denormal; quantised activations under 1e-30 count as zero.
       EXPECT_EQ(first(4e-40f), IsQuantised(encoding) ? 0.0f : 0.5f * 4e-40f);
-      EXPECT_NEAR(first(1e37f), 0.5e37f, 0.5e37f / 1000);
+      // The scale of iq4_nl is rounded where 0.5 is no code times a power of two.
+      EXPECT_NEAR(first(1e37f), 0.5e37f, 0.5e37f / 200);
       EXPECT_TRUE(std::isnan(first(std::nanf("")))) << IsaName(isa) << EncodingName(encoding);
       EXPECT_FALSE(std::isfinite(first(std::numeric_limits<float>::infinity())));
     }

@@ -10,10 +10,6 @@
 
 namespace moraine {
 
-inline bool IsQuantised(Encoding encoding) {
-  return encoding == Encoding::kQ8 || encoding == Encoding::kQ4;
-}
-
 // Rows of activations: floats padded to whole tiles (borrowed from the caller when they need no
 // padding) and, for quantised weights, int8 codes with a scale and an offset for every 32.
 class Activations {

@@ -1,4 +1,4 @@
-// q8 and q4 for many tokens with AMX: a tile of 16 tokens x 32 columns times one of 32 columns x 16
+// Quantised weights for many tokens with AMX: a tile of 16 tokens x 32 columns times one of 32 columns x 16
 // rows gives the integer dot products of a group exactly; AVX-512 scales and adds them in the order of
 // every other table. So the bits are the same, too.
 //
@@ -22,25 +22,45 @@
 namespace moraine {
 namespace {
 
-struct AmxQ8 {
+struct AmxF16Scales {
+  static __m512 LoadScales(const uint8_t* p) {
+    return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+};
+struct AmxBf16Scales {
+  static __m512 LoadScales(const uint8_t* p) {
+    const __m256i bits = _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+};
+
+struct AmxQ8 : AmxF16Scales {
   static constexpr uint32_t kTileBytes = 1088;
   static constexpr bool kUnpacks = false;
 };
-struct AmxQ4 {
+template <class Codes, class Scales>
+struct AmxNibbles : Scales {
   static constexpr uint32_t kTileBytes = 576;
   static constexpr bool kUnpacks = true;
   // 256 bytes of nibbles to 512 signed codes.
   static void Unpack(const uint8_t* half, uint8_t* codes) {
-    const __m512i nibble = _mm512_set1_epi8(0xF), eight = _mm512_set1_epi8(8);
+    const __m512i nibble = _mm512_set1_epi8(0xF);
+    const __m512i table = _mm512_broadcast_i32x4(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(Codes::kCodes)));
 #pragma GCC unroll 4
     for (uint32_t j = 0; j < 4; ++j) {
       const __m512i w = _mm512_load_si512(half + j * 64);
+      const __m512i low = _mm512_and_si512(w, nibble);
       const __m512i high = _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble);
-      _mm512_store_si512(codes + j * 64, _mm512_sub_epi8(_mm512_and_si512(w, nibble), eight));
-      _mm512_store_si512(codes + 256 + j * 64, _mm512_sub_epi8(high, eight));
+      _mm512_store_si512(codes + j * 64, _mm512_shuffle_epi8(table, low));
+      _mm512_store_si512(codes + 256 + j * 64, _mm512_shuffle_epi8(table, high));
     }
   }
 };
+using AmxQ4 = AmxNibbles<LinearCodes, AmxF16Scales>;
+using AmxQ4Bf16 = AmxNibbles<LinearCodes, AmxBf16Scales>;
+using AmxMxfp4 = AmxNibbles<E2M1Codes, AmxBf16Scales>;
+using AmxIq4Nl = AmxNibbles<Iq4NlCodes, AmxF16Scales>;
 
 template <class Tiles, class Code>
 struct AmxGemm {
@@ -56,8 +76,7 @@ struct AmxGemm {
   static void Unpack(const uint8_t* tiles, size_t tile_stride, uint32_t groups, Stretch* stretch) {
     for (uint32_t g = 0; g < groups; ++g) {
       const uint8_t* data = tiles + g / 2 * tile_stride;
-      const auto* scales = reinterpret_cast<const __m256i*>(data + g % 2 * 32);
-      _mm512_store_ps(stretch->scales + g * 16, _mm512_cvtph_ps(_mm256_load_si256(scales)));
+      _mm512_store_ps(stretch->scales + g * 16, Code::LoadScales(data + g % 2 * 32));
       if constexpr (Code::kUnpacks) {
         Code::Unpack(data + 64 + g % 2 * 256, stretch->unpacked + g * 512);
       }

@@ -1,6 +1,6 @@
 // The contract between the CPU backend and the kernels of one instruction set.
 //
-// A kernel file includes this header, lane_kernels.h, attention_kernels.h, recurrent_kernels.h and
+// A kernel file includes this header and codebook.h, lane_kernels.h, attention_kernels.h, recurrent_kernels.h and
 // <immintrin.h>, nothing else: it is compiled with wider instructions than the rest of the program,
 // and an inline function of the standard library emitted there could be the copy that the linker
 // keeps for everybody.
@@ -13,6 +13,8 @@
 
 #include <cstddef>
 #include <cstdint>
+
+#include "compute/codebook.h"
 
 namespace moraine {
 
@@ -50,7 +52,7 @@ struct Panel {
 struct ActivationGroup {
   float scale;
   // What takes off the number that makes a weight unsigned: -8 times the sum of the codes for q4's
-  // nibbles, -128 times for q8.
+  // nibbles, -128 times for codes of 8 bits.
   int32_t offsets[2];
 };
 inline constexpr uint32_t kQ4Offset = 0, kQ8Offset = 1;
@@ -76,7 +78,7 @@ struct PanelArguments {
   uint32_t token_count = 0;
   const float* x = nullptr;  // f32 and bf16 weights: activations, x_stride floats a row,
   size_t x_stride = 0;       // tile_count * 64 of them readable
-  const int8_t* q = nullptr;  // q8 and q4 weights: activations in int8, q_stride bytes a row
+  const int8_t* q = nullptr;  // quantised weights: activations in int8, q_stride bytes a row
   size_t q_stride = 0;
   const ActivationGroup* groups = nullptr;
   size_t group_stride = 0;  // groups a row
@@ -152,8 +154,8 @@ struct ScaleSearch {
 inline constexpr uint32_t kNeverPacked = ~0u;
 
 struct KernelTable {
-  PanelFunction panel_f32, panel_bf16, panel_q8, panel_q4;
-  // From this many tokens on panel_q8 and panel_q4 want them packed.
+  PanelFunction panel_f32, panel_bf16, panel_q8, panel_q4, panel_q4_bf16, panel_mxfp4, panel_iq4_nl;
+  // From this many tokens on the quantised ones want them packed.
   uint32_t packed_tokens;
   // One row to int8 in groups of 32, scale = max|x| / 127. Writes padded_cols (a multiple of 64)
   // codes. A group with a NaN or an infinity gets codes 0 and scale NaN, so that the result is NaN.

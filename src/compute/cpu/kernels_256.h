@@ -286,12 +286,32 @@ struct Tokens {
   const ActivationGroup* groups[T];
 };
 
-inline __m256 LoadScales(const uint8_t* p) {
-  return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
-}
+// Scales of 8 rows.
+struct F16Scales {
+  static __m256 LoadScales(const uint8_t* p) {
+    return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+};
+struct Bf16Scales {
+  static __m256 LoadScales(const uint8_t* p) { return Lanes256::LoadBf16(p); }
+};
+
+// Word j of a group's 8 words of 4 columns, of 8 rows, from nibbles: codes, kFlip on each byte.
+template <class Codes, uint8_t kFlip>
+struct TableWords {
+  static __m256i Word(const uint8_t* words, uint32_t j) {
+    const __m256i codes = _mm256_broadcastsi128_si256(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(Codes::kCodes)));
+    const __m256i table = _mm256_xor_si256(codes, _mm256_set1_epi8(static_cast<char>(kFlip)));
+    const __m256i w = LoadWords(words + j % 4 * 64);
+    const __m256i nibbles =
+        _mm256_and_si256(j < 4 ? w : _mm256_srli_epi16(w, 4), _mm256_set1_epi8(0xF));
+    return _mm256_shuffle_epi8(table, nibbles);
+  }
+};
 
 // Few tokens: weights go from memory through registers once. Code::Dots gives the exact integer dot
-// products of 8 rows and one group of 32 columns.
+// products of 8 rows and one group of 32 columns, Code::LoadScales their scales.
 template <class Code, int P, int T>
 void DirectBlock(const PanelArguments& a, uint32_t panel, uint32_t token) {
   const Panel* panels = a.panels + panel;
@@ -317,7 +337,7 @@ void DirectBlock(const PanelArguments& a, uint32_t panel, uint32_t token) {
         for (uint32_t part = 0; part < 2; ++part) {
           __m256i dots[T];
           Code::template Dots<T>(data + 64 + h * Code::kHalfBytes + part * 32, x, group, dots);
-          const __m256 w = LoadScales(data + h * 32 + part * 16);
+          const __m256 w = Code::LoadScales(data + h * 32 + part * 16);
 #pragma GCC unroll 8
           for (int t = 0; t < T; ++t) {
             const __m256 scale = _mm256_mul_ps(w, _mm256_broadcast_ss(&x.groups[t][group].scale));
@@ -358,8 +378,8 @@ struct Gemm {
     for (uint32_t g = 0; g < groups; ++g) {
       const uint8_t* data = tiles + g / 2 * tile_stride;
       Code::Unpack(data + 64 + g % 2 * Code::kHalfBytes, stretch->codes + g * Code::kUnpackedBytes);
-      _mm256_store_ps(stretch->scales + g * 16, LoadScales(data + g % 2 * 32));
-      _mm256_store_ps(stretch->scales + g * 16 + 8, LoadScales(data + g % 2 * 32 + 16));
+      _mm256_store_ps(stretch->scales + g * 16, Code::LoadScales(data + g % 2 * 32));
+      _mm256_store_ps(stretch->scales + g * 16 + 8, Code::LoadScales(data + g % 2 * 32 + 16));
     }
   }
 

@@ -47,5 +47,8 @@ struct AmxTiles {
 
 void AmxPackedQ8(const PanelArguments& a) { PackedGemm<AmxGemm<AmxTiles, AmxQ8>>(a); }
 void AmxPackedQ4(const PanelArguments& a) { PackedGemm<AmxGemm<AmxTiles, AmxQ4>>(a); }
+void AmxPackedQ4Bf16(const PanelArguments& a) { PackedGemm<AmxGemm<AmxTiles, AmxQ4Bf16>>(a); }
+void AmxPackedMxfp4(const PanelArguments& a) { PackedGemm<AmxGemm<AmxTiles, AmxMxfp4>>(a); }
+void AmxPackedIq4Nl(const PanelArguments& a) { PackedGemm<AmxGemm<AmxTiles, AmxIq4Nl>>(a); }
 
 }  // namespace moraine

@@ -9,7 +9,8 @@ inline void Keep(__m256i& sum) { asm volatile("" : "+x"(sum)); }
 
 // A pair of nibbles times int8 is at most 2 * 15 * 127 = 3810, and all eight pairs of a group 30480:
 // they fit int16, so one vpmaddwd widens for the whole group.
-struct Q4 {
+template <class Scales>
+struct Q4 : Scales {
   static constexpr uint32_t kHalfBytes = 256, kUnpackedBytes = 512;
   static constexpr int kBlockTokens = 4;
   static constexpr uint32_t kPanels = 1;
@@ -78,8 +79,19 @@ struct Q4 {
   }
 };
 
-struct Q8 {
-  static constexpr uint32_t kHalfBytes = 512, kUnpackedBytes = 1024;
+// Signed codes of 8 bits: q8's as they lie there, those of a table after a shuffle.
+struct Q8Words {
+  static constexpr uint32_t kHalfBytes = 512;
+  static __m256i Word(const uint8_t* words, uint32_t j) { return LoadWords(words + j * 64); }
+};
+template <class Codes>
+struct NibbleWords : TableWords<Codes, 0> {
+  static constexpr uint32_t kHalfBytes = 256;
+};
+
+template <class Words, class Scales>
+struct SignedCodes : Words, Scales {
+  static constexpr uint32_t kUnpackedBytes = 1024;
   static constexpr int kBlockTokens = 4;
   static constexpr uint32_t kPanels = 4;
 
@@ -90,7 +102,7 @@ struct Q8 {
     const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
     for (uint32_t j = 0; j < 8; ++j) {
-      const __m256i w = LoadWords(words + j * 64);
+      const __m256i w = Words::Word(words, j);
       const __m256i magnitude = _mm256_abs_epi8(w);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
@@ -109,7 +121,7 @@ struct Q8 {
   static __m256i Odd(__m256i bytes) { return _mm256_srai_epi16(bytes, 8); }
   static void Unpack(const uint8_t* half, uint8_t* words) {
     for (uint32_t i = 0; i < 16; ++i) {
-      const __m256i w = LoadWords(half + i * 32);
+      const __m256i w = Words::Word(half + i % 2 * 32, i / 2);
       StoreWords(words + i / 2 * 128 + i % 2 * 32, Even(w));
       StoreWords(words + i / 2 * 128 + i % 2 * 32 + 64, Odd(w));
     }
@@ -149,8 +161,11 @@ struct Q8 {
 
 }  // namespace
 
-const KernelTable kAvx2Kernels = {PanelFloat<F32Columns>, PanelFloat<Bf16Columns>,
-                                  PanelQuantised<Q8>, PanelQuantised<Q4>, kPackedTokens,
-                                  MORAINE_LANE_KERNELS(Lanes256)};
+const KernelTable kAvx2Kernels = {
+    PanelFloat<F32Columns>, PanelFloat<Bf16Columns>,
+    PanelQuantised<SignedCodes<Q8Words, F16Scales>>, PanelQuantised<Q4<F16Scales>>,
+    PanelQuantised<Q4<Bf16Scales>>, PanelQuantised<SignedCodes<NibbleWords<E2M1Codes>, Bf16Scales>>,
+    PanelQuantised<SignedCodes<NibbleWords<Iq4NlCodes>, F16Scales>>, kPackedTokens,
+    MORAINE_LANE_KERNELS(Lanes256)};
 
 }  // namespace moraine

@@ -225,8 +225,19 @@ void PanelFloat(const PanelArguments& a) {
   if (token < a.token_count) FloatTokens<Columns, 2, 1>(a, token);
 }
 
+// Scales of 16 rows.
+struct F16Scales {
+  static __m512 LoadScales(const uint8_t* p) {
+    return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+};
+struct Bf16Scales {
+  static __m512 LoadScales(const uint8_t* p) { return Lanes512::load_bf16(p); }
+};
+
 // Integer dot products of one group of 32 columns: codes as unsigned bytes, 8 words of 4 columns.
-struct Q4 {
+template <class Scales>
+struct Q4 : Scales {
   static constexpr uint32_t kHalfBytes = 256;
   static constexpr uint32_t kOffset = kQ4Offset;
   static void Unpack(const uint8_t* half, __m512i* words) {
@@ -239,7 +250,27 @@ struct Q4 {
     }
   }
 };
-struct Q8 {
+// Nibbles that a table makes codes of 8 bits.
+template <class Codes, class Scales>
+struct TableCodes : Scales {
+  static constexpr uint32_t kHalfBytes = 256;
+  static constexpr uint32_t kOffset = kQ8Offset;
+  static void Unpack(const uint8_t* half, __m512i* words) {
+    const __m512i nibble = _mm512_set1_epi8(0xF);
+    const __m512i table = _mm512_xor_si512(
+        _mm512_broadcast_i32x4(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(Codes::kCodes))),
+        _mm512_set1_epi8(-128));
+#pragma GCC unroll 4
+    for (uint32_t j = 0; j < 4; ++j) {
+      const __m512i w = _mm512_load_si512(half + j * 64);
+      words[j] = _mm512_shuffle_epi8(table, _mm512_and_si512(w, nibble));
+      words[j + 4] =
+          _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble));
+    }
+  }
+};
+struct Q8 : F16Scales {
   static constexpr uint32_t kHalfBytes = 512;
   static constexpr uint32_t kOffset = kQ8Offset;
   static void Unpack(const uint8_t* half, __m512i* words) {
@@ -249,10 +280,6 @@ struct Q8 {
     }
   }
 };
-
-__m512 LoadScales(const uint8_t* p) {
-  return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
-}
 
 // What T tokens bring to one group after the other.
 template <int T>
@@ -305,7 +332,7 @@ void DirectBlock(const PanelArguments& a, uint32_t panel, uint32_t token) {
                                           Broadcast4(x.q[t] + group * 32 + j * 4));
           }
         }
-        const __m512 w = LoadScales(data + h * 32);
+        const __m512 w = Code::LoadScales(data + h * 32);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
           const __m512 scale = _mm512_mul_ps(w, _mm512_set1_ps(x.groups[t][group].scale));
@@ -345,7 +372,7 @@ void UnpackStretch(const PanelArguments& a, const Panel* panels, Stretch* stretc
       for (uint32_t j = 0; j < 8; ++j) {
         _mm512_store_si512(stretch->codes[p] + group * 512 + j * 64, words[j]);
       }
-      _mm512_store_ps(stretch->scales[p] + group * 16, LoadScales(data + group % 2 * 32));
+      _mm512_store_ps(stretch->scales[p] + group * 16, Code::LoadScales(data + group % 2 * 32));
     }
   }
 }
@@ -481,12 +508,20 @@ void PackedOrFew(const PanelArguments& a) {
 
 }  // namespace
 
-const KernelTable kAvx512Kernels = {PanelFloat<F32Columns>, PanelFloat<Bf16Columns>,
-                                    PanelQuantised<Q8>, PanelQuantised<Q4>, kNeverPacked,
-                                    MORAINE_LANE_KERNELS(Lanes512)};
+using Q4F16 = Q4<F16Scales>;
+using Q4Bf16 = Q4<Bf16Scales>;
+using Mxfp4 = TableCodes<E2M1Codes, Bf16Scales>;
+using Iq4Nl = TableCodes<Iq4NlCodes, F16Scales>;
 
-const KernelTable kAmxKernels = {PanelFloat<F32Columns>, PanelFloat<Bf16Columns>,
-                                 PackedOrFew<Q8, AmxPackedQ8>, PackedOrFew<Q4, AmxPackedQ4>,
-                                 kAmxTokens, MORAINE_LANE_KERNELS(Lanes512)};
+const KernelTable kAvx512Kernels = {
+    PanelFloat<F32Columns>, PanelFloat<Bf16Columns>, PanelQuantised<Q8>, PanelQuantised<Q4F16>,
+    PanelQuantised<Q4Bf16>, PanelQuantised<Mxfp4>, PanelQuantised<Iq4Nl>, kNeverPacked,
+    MORAINE_LANE_KERNELS(Lanes512)};
+
+const KernelTable kAmxKernels = {
+    PanelFloat<F32Columns>, PanelFloat<Bf16Columns>, PackedOrFew<Q8, AmxPackedQ8>,
+    PackedOrFew<Q4F16, AmxPackedQ4>, PackedOrFew<Q4Bf16, AmxPackedQ4Bf16>,
+    PackedOrFew<Mxfp4, AmxPackedMxfp4>, PackedOrFew<Iq4Nl, AmxPackedIq4Nl>, kAmxTokens,
+    MORAINE_LANE_KERNELS(Lanes512)};
 
 }  // namespace moraine

@@ -26,7 +26,8 @@ inline void WordDots(const uint8_t* words, const PackedGroup& x, uint32_t token,
   }
 }
 
-struct Q4 {
+template <class Scales>
+struct Q4 : Scales {
   static constexpr uint32_t kHalfBytes = 256, kUnpackedBytes = 512;
   static constexpr int kBlockTokens = 6;
   static constexpr uint32_t kPanels = 1;
@@ -69,8 +70,21 @@ struct Q4 {
   }
 };
 
-struct Q8 {
-  static constexpr uint32_t kHalfBytes = 512, kUnpackedBytes = 512;
+// Codes of 8 bits, their sign bits flipped: q8's as they lie there, those of a table after a shuffle.
+struct Q8Words {
+  static constexpr uint32_t kHalfBytes = 512;
+  static __m256i Word(const uint8_t* words, uint32_t j) {
+    return _mm256_xor_si256(LoadWords(words + j * 64), _mm256_set1_epi8(-128));
+  }
+};
+template <class Codes>
+struct NibbleWords : TableWords<Codes, 0x80> {
+  static constexpr uint32_t kHalfBytes = 256;
+};
+
+template <class Words, class Scales>
+struct FlippedCodes : Words, Scales {
+  static constexpr uint32_t kUnpackedBytes = 512;
   static constexpr int kBlockTokens = 6;
   static constexpr uint32_t kPanels = 1;
   struct Input {};
@@ -78,14 +92,13 @@ struct Q8 {
 
   template <int T>
   static void Dots(const uint8_t* words, const Tokens<T>& x, uint32_t group, __m256i* dots) {
-    const __m256i flip = _mm256_set1_epi8(-128);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       dots[t] = _mm256_set1_epi32(x.groups[t][group].offsets[kQ8Offset]);
     }
 #pragma GCC unroll 8
     for (uint32_t j = 0; j < 8; ++j) {
-      const __m256i w = _mm256_xor_si256(LoadWords(words + j * 64), flip);
+      const __m256i w = Words::Word(words, j);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
         dots[t] = _mm256_dpbusd_avx_epi32(dots[t], w, Broadcast4(x.q[t] + group * 32 + j * 4));
@@ -94,10 +107,9 @@ struct Q8 {
   }
 
   static void Unpack(const uint8_t* half, uint8_t* words) {
-    const __m256i flip = _mm256_set1_epi8(-128);
 #pragma GCC unroll 16
     for (uint32_t i = 0; i < 16; ++i) {
-      StoreWords(words + i * 32, _mm256_xor_si256(LoadWords(half + i * 32), flip));
+      StoreWords(words + i * 32, Words::Word(half + i % 2 * 32, i / 2));
     }
   }
 
@@ -110,8 +122,12 @@ struct Q8 {
 
 }  // namespace
 
-const KernelTable kAvxVnniKernels = {PanelFloat<F32Columns>, PanelFloat<Bf16Columns>,
-                                     PanelQuantised<Q8>, PanelQuantised<Q4>, kPackedTokens,
-                                     MORAINE_LANE_KERNELS(Lanes256)};
+const KernelTable kAvxVnniKernels = {
+    PanelFloat<F32Columns>, PanelFloat<Bf16Columns>,
+    PanelQuantised<FlippedCodes<Q8Words, F16Scales>>, PanelQuantised<Q4<F16Scales>>,
+    PanelQuantised<Q4<Bf16Scales>>,
+    PanelQuantised<FlippedCodes<NibbleWords<E2M1Codes>, Bf16Scales>>,
+    PanelQuantised<FlippedCodes<NibbleWords<Iq4NlCodes>, F16Scales>>, kPackedTokens,
+    MORAINE_LANE_KERNELS(Lanes256)};
 
 }  // namespace moraine

@@ -167,10 +167,10 @@ void PanelBf16(const PanelArguments& a) {
   });
 }
 
-// q8 and q4: an exact integer dot product for each group of 32 columns, then one fused multiply-add
+// Quantised: an exact integer dot product for each group of 32 columns, then one fused multiply-add
 // with the product of both scales, groups in column order.
-template <typename Code>
-void QuantisedPanel(const PanelArguments& a, const Panel& panel, Code code) {
+template <typename Code, typename Scale>
+void QuantisedPanel(const PanelArguments& a, const Panel& panel, Code code, Scale scale_at) {
   for (uint32_t t = 0; t < a.token_count; ++t) {
     const size_t row = ActivationRow(a, t);
     const int8_t* q = a.q + row * a.q_stride;
@@ -184,7 +184,7 @@ void QuantisedPanel(const PanelArguments& a, const Panel& panel, Code code) {
           for (uint32_t c = 0; c < 32; ++c) {
             dot += code(data, r, h, c) * q[tile * 64 + h * 32 + c];
           }
-          const float scale = HalfToFloat(data + h * 32 + r * 2) * groups[tile * 2 + h].scale;
+          const float scale = scale_at(data + h * 32 + r * 2) * groups[tile * 2 + h].scale;
           sum = __builtin_fmaf(static_cast<float>(dot), scale, sum);
         }
       }
@@ -192,29 +192,40 @@ void QuantisedPanel(const PanelArguments& a, const Panel& panel, Code code) {
     }
   }
 }
-template <typename Code>
-void PanelQuantised(const PanelArguments& a, Code code) {
-  for (uint32_t p = 0; p < a.panel_count; ++p) QuantisedPanel(a, a.panels[p], code);
+template <typename Code, typename Scale>
+void PanelQuantised(const PanelArguments& a, Code code, Scale scale_at) {
+  for (uint32_t p = 0; p < a.panel_count; ++p) QuantisedPanel(a, a.panels[p], code, scale_at);
 }
 
 void PanelQ8(const PanelArguments& a) {
   PanelQuantised(a, [](const uint8_t* tile, uint32_t r, uint32_t h, uint32_t c) {
     return static_cast<int32_t>(
         static_cast<int8_t>(tile[64 + ((h * 8 + c / 4) * 16 + r) * 4 + c % 4]));
-  });
+  }, HalfToFloat);
 }
 
-void PanelQ4(const PanelArguments& a) {
+float Bf16ToFloat(const uint8_t* p) {
+  uint16_t bits;
+  __builtin_memcpy(&bits, p, 2);
+  return __builtin_bit_cast(float, uint32_t{bits} << 16);
+}
+
+template <class Codes, float (*kScale)(const uint8_t*)>
+void PanelNibbles(const PanelArguments& a) {
   PanelQuantised(a, [](const uint8_t* tile, uint32_t r, uint32_t h, uint32_t c) {
     const uint32_t column = c % 16;
     const uint8_t byte = tile[64 + h * 256 + (column / 4 * 16 + r) * 4 + column % 4];
-    return static_cast<int32_t>(c < 16 ? byte & 0xF : byte >> 4) - 8;
-  });
+    return static_cast<int32_t>(Codes::kCodes[c < 16 ? byte & 0xF : byte >> 4]);
+  }, kScale);
 }
 
 }  // namespace
 
-const KernelTable kScalarKernels = {PanelF32, PanelBf16, PanelQ8, PanelQ4, kNeverPacked,
+const KernelTable kScalarKernels = {PanelF32, PanelBf16, PanelQ8,
+                                    PanelNibbles<LinearCodes, HalfToFloat>,
+                                    PanelNibbles<LinearCodes, Bf16ToFloat>,
+                                    PanelNibbles<E2M1Codes, Bf16ToFloat>,
+                                    PanelNibbles<Iq4NlCodes, HalfToFloat>, kNeverPacked,
                                     MORAINE_LANE_KERNELS(ScalarLanes)};
 
 }  // namespace moraine

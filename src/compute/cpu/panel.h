@@ -15,6 +15,9 @@ inline PanelFunction PanelKernel(const KernelTable& kernels, Encoding encoding) 
     case Encoding::kBf16: return kernels.panel_bf16;
     case Encoding::kQ8: return kernels.panel_q8;
     case Encoding::kQ4: return kernels.panel_q4;
+    case Encoding::kQ4Bf16: return kernels.panel_q4_bf16;
+    case Encoding::kMxfp4: return kernels.panel_mxfp4;
+    case Encoding::kIq4Nl: return kernels.panel_iq4_nl;
   }
   return nullptr;
 }

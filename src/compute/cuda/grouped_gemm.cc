@@ -16,8 +16,11 @@ Status Checked(cudaError_t error, const char* what) {
 }
 
 Status CheckExperts(const RoutedExperts& experts) {
-  if (experts.layout.gate_up == Encoding::kF32 || experts.layout.down == Encoding::kF32) {
-    return Unsupported("grouped GEMM of f32 experts: expected q4, q8 or bf16");
+  for (const Encoding encoding : {experts.layout.gate_up, experts.layout.down}) {
+    if (encoding != Encoding::kQ4 && encoding != Encoding::kQ8 && encoding != Encoding::kBf16) {
+      return Unsupported(std::string("grouped GEMM of ") + EncodingName(encoding) +
+                         " experts: expected q4, q8 or bf16");
+    }
   }
   if (experts.expert_count > kMaxGroupedExperts) {
     return InvalidArgument("grouped GEMM of " + std::to_string(experts.expert_count) +
