@@ -3,10 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <set>
+#include <tuple>
 
+#include "compute/aligned_array.h"
 #include "compute/block_repack.h"
 #include "compute/encode.h"
 #include "model/config.h"
@@ -27,9 +30,15 @@ uint32_t StripRows(uint32_t cols) {
 }
 
 std::optional<BlockFormat> FormatOf(SourceType type) {
-  if (type == SourceType::kQ4_0) return BlockFormat::kQ4_0;
-  if (type == SourceType::kQ8_0) return BlockFormat::kQ8_0;
-  return std::nullopt;
+  switch (type) {
+    case SourceType::kQ4_0: return BlockFormat::kQ4_0;
+    case SourceType::kQ5_0: return BlockFormat::kQ5_0;
+    case SourceType::kQ8_0: return BlockFormat::kQ8_0;
+    case SourceType::kIq4Nl: return BlockFormat::kIq4Nl;
+    case SourceType::kInt4: return BlockFormat::kInt4;
+    case SourceType::kMxfp4: return BlockFormat::kMxfp4;
+    default: return std::nullopt;
+  }
 }
 
 // Whether an encoding holds what a checkpoint has of a type, to the bit.
@@ -40,10 +49,17 @@ bool IsExact(SourceType type, Encoding encoding) {
   return format && HoldsBlocks(encoding, *format);
 }
 
-// The encoding for a type when the user asks for none.
+// The encoding for a type when the user asks for none: what carries it exactly, q8 for what is
+// quantised in a way that nothing carries (K-quants, FP8), bf16 for floats.
 Encoding NaturalEncoding(SourceType type) {
-  if (type == SourceType::kQ4_0) return Encoding::kQ4;
+  if (const std::optional<BlockFormat> format = FormatOf(type)) return EncodingFor(*format);
   return IsQuantised(type) ? Encoding::kQ8 : Encoding::kBf16;
+}
+
+// One encoding for matrices that would have two: the finer. Different ones of 4 bits meet in q8.
+Encoding Join(Encoding a, Encoding b) {
+  if (a == b) return a;
+  return std::min({a, b, Encoding::kQ8});
 }
 
 // A matrix of a checkpoint: rows first_row, first_row + row_step, .. of a tensor, or such columns of
@@ -110,17 +126,29 @@ Status ReadRows(const Checkpoint& checkpoint, const SourceMatrix& matrix, uint32
   return checkpoint.ReadFloats(*matrix.tensor, (matrix.first_row + first) * cols, *rows);
 }
 
+// The same rows as blocks; not of a transposed matrix.
+Status ReadBlockRows(const Checkpoint& checkpoint, const SourceMatrix& matrix, uint32_t first,
+                     uint32_t count, uint32_t cols, std::vector<std::byte>* blocks) {
+  const SourceTensor& tensor = *matrix.tensor;
+  const uint64_t row_bytes = SourceBytes(tensor.type, cols), step = matrix.row_step;
+  blocks->resize((uint64_t{count - 1} * step + 1) * row_bytes);
+  RETURN_IF_ERROR(checkpoint.ReadBlocks(tensor, (matrix.first_row + first * step) * cols, *blocks));
+  for (uint64_t r = 1; step > 1 && r < count; ++r) {
+    std::memcpy(&(*blocks)[r * row_bytes], &(*blocks)[r * step * row_bytes], row_bytes);
+  }
+  blocks->resize(count * row_bytes);
+  return OkStatus();
+}
+
 // Encodes rows [first, first + count) of a matrix into rows of `view` from view_row on.
 Status EncodeMatrixRows(const Checkpoint& checkpoint, const SourceMatrix& matrix, uint32_t first,
                         uint32_t count, const MatrixView& view, uint32_t view_row) {
   const SourceTensor& tensor = *matrix.tensor;
   const std::optional<BlockFormat> format = FormatOf(tensor.type);
-  const bool in_order = !matrix.transposed && matrix.row_step == 1;
   Status status;
-  if (format && in_order && HoldsBlocks(view.encoding, *format)) {
-    std::vector<std::byte> blocks(SourceBytes(tensor.type, uint64_t{count} * view.cols));
-    RETURN_IF_ERROR(
-        checkpoint.ReadBlocks(tensor, (matrix.first_row + first) * view.cols, blocks));
+  if (format && !matrix.transposed && HoldsBlocks(view.encoding, *format)) {
+    std::vector<std::byte> blocks;
+    RETURN_IF_ERROR(ReadBlockRows(checkpoint, matrix, first, count, view.cols, &blocks));
     status = RepackRows(view, view_row, count, *format, blocks.data());
   } else {
     std::vector<float> rows;
@@ -151,31 +179,86 @@ const SourceTensor& MustFind(const Checkpoint& checkpoint, const std::string& na
   return *tensor;
 }
 
-// Encodings that were chosen for tensors of a type, for the notes.
+// What was chosen for matrices of a type, for the notes; and how much was lost, measured on a
+// sample: a note must be known before the import begins, and be the same in every import of a source.
 class EncodingNotes {
  public:
   explicit EncodingNotes(const char* what) : what_(what) {}
 
-  void Add(SourceType type, Encoding encoding) { chosen_.insert({type, encoding}); }
-
-  // "experts are q4, bit for bit the checkpoint's Q4_0"; nothing of what is plainly exact.
-  void AppendTo(std::vector<std::string>* notes) const {
-    for (const auto& [type, encoding] : chosen_) {
-      const char* name = EncodingName(encoding);
-      if (IsExact(type, encoding)) {
-        if (!IsQuantised(type)) continue;
-        notes->push_back(fmt::format("{} are {}, exactly the checkpoint's {}", what_, name,
-                                     SourceTypeName(type)));
-      } else {
-        notes->push_back(fmt::format("{} are {}, made from {}: lossy", what_, name,
-                                     SourceTypeName(type)));
-      }
+  // role: what the matrix is for, "gate and up".
+  void Add(const std::string& role, const SourceMatrix& matrix, Encoding encoding, uint32_t rows,
+           uint32_t cols) {
+    const SourceTensor& tensor = *matrix.tensor;
+    Choice& choice = chosen_[{std::string(tensor.packing), tensor.type, encoding}];
+    std::vector<Sample>& samples = choice.samples_of_role[role];
+    if (!IsExact(tensor.type, encoding) && samples.size() < kSampledMatrices) {
+      samples.push_back({matrix, rows, cols});
     }
   }
 
+  // "experts are q4, exactly the checkpoint's Q4_0"; nothing of what is plainly exact.
+  Status AppendTo(const Checkpoint& checkpoint, std::vector<std::string>* notes) const {
+    for (const auto& [key, choice] : chosen_) {
+      const auto& [packing, type, encoding] = key;
+      const char* name = EncodingName(encoding);
+      const std::string source = packing.empty() ? SourceTypeName(type) : packing;
+      if (IsExact(type, encoding)) {
+        if (!IsQuantised(type)) continue;
+        notes->push_back(
+            fmt::format("{} are {}, exactly the checkpoint's {}", what_, name, source));
+        continue;
+      }
+      std::string losses;
+      for (const auto& [role, samples] : choice.samples_of_role) {
+        ASSIGN_OR_RETURN(const double loss, MeasureLoss(checkpoint, samples, encoding));
+        losses += fmt::format("{}{} {:.2g} %", losses.empty() ? "" : ", ", role, 100 * loss);
+      }
+      notes->push_back(
+          fmt::format("{} are {}, made from {}: lossy; relative RMS error of a sample: {}", what_,
+                      name, source, losses));
+    }
+    return OkStatus();
+  }
+
  private:
+  struct Sample {
+    SourceMatrix matrix;
+    uint32_t rows, cols;
+  };
+  struct Choice {
+    std::map<std::string, std::vector<Sample>> samples_of_role;
+  };
+
+  // Matrices of a role that are looked at, one panel of rows of each: enough for two digits, and
+  // less than the import does in a second.
+  static constexpr size_t kSampledMatrices = 8;
+
+  static Result<double> MeasureLoss(const Checkpoint& checkpoint,
+                                    const std::vector<Sample>& samples, Encoding encoding) {
+    double error = 0, power = 0;
+    for (const auto& [matrix, rows, cols] : samples) {
+      const uint32_t count = std::min(kTileRows, rows);
+      const uint32_t first = (rows - count) / 2 / kTileRows * kTileRows;
+      std::vector<float> values, decoded(cols);
+      RETURN_IF_ERROR(ReadRows(checkpoint, matrix, first, count, cols, &values));
+      const AlignedArray<std::byte> tiles(MatrixBytes(encoding, count, cols));
+      const MatrixView view = MatrixView::Plain(tiles.data(), encoding, count, cols);
+      // What cannot be encoded is the import's to refuse, with its place.
+      if (!EncodeRows(view, 0, count, values.data()).ok()) continue;
+      for (uint32_t r = 0; r < count; ++r) {
+        DecodeRow(view, r, decoded.data());
+        for (uint32_t c = 0; c < cols; ++c) {
+          const double value = values[size_t{r} * cols + c], difference = decoded[c] - value;
+          error += difference * difference;
+          power += value * value;
+        }
+      }
+    }
+    return power > 0 ? std::sqrt(error / power) : 0.0;
+  }
+
   const char* what_;
-  std::set<std::pair<SourceType, Encoding>> chosen_;
+  std::map<std::tuple<std::string, SourceType, Encoding>, Choice> chosen_;
 };
 
 class DecoderImportPlan final : public ImportPlan {
@@ -186,13 +269,14 @@ class DecoderImportPlan final : public ImportPlan {
         roles_(DenseRoles(config_, naming)),
         naming_(naming),
         manifest_(std::move(manifest)) {
-    EncodingNotes expert_notes("experts"), dense_notes("dense matrices");
-    for (uint32_t i = 0; i < config_.layers.size(); ++i) {
-      AddLayer(checkpoint, LayerId(i), options, &expert_notes);
-    }
-    for (const DenseRole& role : roles_) AddDense(checkpoint, role, options, &dense_notes);
-    expert_notes.AppendTo(&manifest_.notes);
-    dense_notes.AppendTo(&manifest_.notes);
+    for (uint32_t i = 0; i < config_.layers.size(); ++i) AddLayer(checkpoint, LayerId(i), options);
+    for (const DenseRole& role : roles_) AddDense(checkpoint, role, options);
+  }
+
+  // Once: what is exact and what is lost, into the manifest.
+  Status AddNotes(const Checkpoint& checkpoint) {
+    RETURN_IF_ERROR(expert_notes_.AppendTo(checkpoint, &manifest_.notes));
+    return dense_notes_.AppendTo(checkpoint, &manifest_.notes);
   }
 
   const Manifest& manifest() const override { return manifest_; }
@@ -243,56 +327,71 @@ class DecoderImportPlan final : public ImportPlan {
   }
 
  private:
-  void AddLayer(const Checkpoint& checkpoint, LayerId id, const ImportPlanOptions& options,
-                EncodingNotes* notes) {
+  void AddLayer(const Checkpoint& checkpoint, LayerId id, const ImportPlanOptions& options) {
     const LayerConfig& layer = config_.layers[id.value()];
     if (layer.feed_forward != FeedForwardKind::kMoe) {
       layouts_.emplace_back();
       manifest_.layers.emplace_back();
       return;
     }
-    // All experts of a layer have one layout: the finest of what any of them has.
-    Encoding gate_up = Encoding::kQ4, down = Encoding::kQ4;
-    std::set<std::pair<SourceType, bool>> seen;  // type, whether of down
-    const auto raise = [&](const ExpertSource& source, bool of_down) {
-      const SourceType type = MustFind(checkpoint, source.tensor).type;
-      Encoding& encoding = of_down ? down : gate_up;
-      encoding = std::min(encoding, options.experts.value_or(NaturalEncoding(type)));
-      seen.insert({type, of_down});
+    // All experts of a layer have one layout, gate and up one encoding: that which holds them all.
+    ExpertLayout layout = {.hidden = config_.hidden, .intermediate = layer.intermediate};
+    const auto wanted = [&](const ExpertSource& source) {
+      return options.experts.value_or(NaturalEncoding(MustFind(checkpoint, source.tensor).type));
     };
+    std::vector<ExpertSources> all;
     for (uint32_t e = 0; e < config_.expert_count; ++e) {
-      const ExpertSources sources = naming_.SourcesOf(config_, {id, ExpertId(e)});
-      raise(sources.gate, false);
-      raise(sources.up, false);
-      raise(sources.down, true);
+      all.push_back(naming_.SourcesOf(config_, {id, ExpertId(e)}));
+      const ExpertSources& sources = all.back();
+      const Encoding gate_up = Join(wanted(sources.gate), wanted(sources.up));
+      layout.gate_up = e == 0 ? gate_up : Join(layout.gate_up, gate_up);
+      layout.down = e == 0 ? wanted(sources.down) : Join(layout.down, wanted(sources.down));
       if (sources.gate.stacked) break;
     }
-    for (const auto& [type, of_down] : seen) notes->Add(type, of_down ? down : gate_up);
-    const ExpertLayout layout = {gate_up, down, config_.hidden, layer.intermediate};
+    for (size_t e = 0; e < all.size(); ++e) {
+      const auto matrix_of = [&](const ExpertSource& source) {
+        return MatrixOf(MustFind(checkpoint, source.tensor), source,
+                        ExpertId(static_cast<uint32_t>(e)));
+      };
+      for (const ExpertSource* source : {&all[e].gate, &all[e].up}) {
+        expert_notes_.Add("gate and up", matrix_of(*source), layout.gate_up, layout.intermediate,
+                          layout.hidden);
+      }
+      expert_notes_.Add("down", matrix_of(all[e].down), layout.down, layout.hidden,
+                        layout.intermediate);
+    }
     layouts_.push_back(layout);
-    manifest_.layers.push_back({config_.expert_count, layout.record_bytes(), EncodingName(gate_up),
-                                EncodingName(down), config_.hidden, layer.intermediate});
+    manifest_.layers.push_back({config_.expert_count, layout.record_bytes(),
+                                EncodingName(layout.gate_up), EncodingName(layout.down),
+                                config_.hidden, layer.intermediate});
   }
 
   void AddDense(const Checkpoint& checkpoint, const DenseRole& role,
-                const ImportPlanOptions& options, EncodingNotes* notes) {
+                const ImportPlanOptions& options) {
     DenseTensor tensor{.name = role.name, .encoding = "vector", .rows = role.rows,
                        .cols = role.cols};
     tensor.bytes = uint64_t{role.cols} * sizeof(float);
     if (role.kind != DenseRole::Kind::kVector) {
-      const SourceType type = MustFind(checkpoint, role.source).type;
-      const bool small_experts = options.experts == Encoding::kQ4 ||
-                                 options.experts == Encoding::kQ8;
-      const Encoding wanted = small_experts && !IsQuantised(type) ? Encoding::kQ8
-                                                                  : NaturalEncoding(type);
+      const SourceTensor& source = MustFind(checkpoint, role.source);
+      const bool small_experts = options.experts && IsQuantised(*options.experts);
+      const Encoding wanted = small_experts && !IsQuantised(source.type)
+                                  ? Encoding::kQ8
+                                  : NaturalEncoding(source.type);
       const Encoding encoding = role.kind == DenseRole::Kind::kExactMatrix
                                     ? Encoding::kF32
                                     : options.dense.value_or(wanted);
-      notes->Add(type, encoding);
+      dense_notes_.Add(PartOf(role.name), {&source}, encoding, role.rows, role.cols);
       tensor.encoding = EncodingName(encoding);
       tensor.bytes = MatrixBytes(encoding, role.rows, role.cols);
     }
     manifest_.dense.push_back(std::move(tensor));
+  }
+
+  // "layers.3.attention.q" is of "attention", "embedding" of itself.
+  static std::string PartOf(const std::string& role) {
+    if (!role.starts_with("layers.")) return role;
+    const size_t begin = role.find('.', 7) + 1;
+    return role.substr(begin, role.find('.', begin) - begin);
   }
 
   Encoding EncodingOf(size_t index) const {
@@ -303,6 +402,7 @@ class DecoderImportPlan final : public ImportPlan {
   const std::vector<DenseRole> roles_;
   const TensorNaming naming_;
   std::vector<ExpertLayout> layouts_;
+  EncodingNotes expert_notes_{"experts"}, dense_notes_{"dense matrices"};
   Manifest manifest_;
 };
 
@@ -387,8 +487,8 @@ Result<ModelFiles> FilesOfGguf(const Checkpoint& checkpoint, const std::string& 
   const std::string& where = checkpoint.identity().description;
   ModelFiles model;
   model.gguf = true;
-  const bool has_output = checkpoint.Find("output.weight") != nullptr;
-  ASSIGN_OR_RETURN(model.config_json, ConfigFromGguf(metadata, has_output, where));
+  const auto has_tensor = [&](const std::string& name) { return checkpoint.Find(name) != nullptr; };
+  ASSIGN_OR_RETURN(model.config_json, ConfigFromGguf(metadata, has_tensor, where));
   Result<TokenizerFiles> tokenizer = TokenizerFromGguf(metadata, where);
   if (tokenizer.status().code() == StatusCode::kNotFound) return model;  // weights only
   RETURN_IF_ERROR(tokenizer.status());
@@ -433,8 +533,10 @@ Result<std::unique_ptr<ImportPlan>> MakeImportPlan(const Checkpoint& checkpoint,
   manifest.source = checkpoint.identity();
   manifest.model_config = std::move(model.config_json);
   manifest.files = std::move(model.files);
-  return std::unique_ptr<ImportPlan>(std::make_unique<DecoderImportPlan>(
-      checkpoint, config, naming, options, std::move(manifest)));
+  auto plan = std::make_unique<DecoderImportPlan>(checkpoint, config, naming, options,
+                                                  std::move(manifest));
+  RETURN_IF_ERROR(plan->AddNotes(checkpoint));
+  return std::unique_ptr<ImportPlan>(std::move(plan));
 }
 
 }  // namespace moraine

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
@@ -21,6 +22,7 @@ struct SourceTensor {
   std::vector<uint64_t> shape;  // outermost first; a row is what the last dimension counts
   uint32_t file_index = 0;
   uint64_t offset = 0, bytes = 0;  // in its file
+  std::string_view packing;        // what it was put together from, for people: "GPTQ"; "": nothing
 
   uint64_t element_count() const;
   std::string ShapeText() const;  // "[64, 256]"

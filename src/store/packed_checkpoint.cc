@@ -104,6 +104,13 @@ class Recogniser {
   const std::vector<const SourceTensor*>& plain() const { return plain_; }
 
  private:
+  static std::string_view NameOf(PackingKind kind) {
+    switch (kind) {
+      case PackingKind::kGptq: return "GPTQ";
+      case PackingKind::kAwq: return "AWQ";
+      default: return "";  // as its type is called
+    }
+  }
   // Scales of activations and of keys and values, for kernels that quantise those.
   static bool IsCalibration(const std::string& name) {
     return name.ends_with(".input_scale") || name.ends_with(".k_scale") ||
@@ -175,6 +182,7 @@ class Recogniser {
     if (!whole) return;
     weight.tensor.file_index = tensor.file_index;
     weight.tensor.offset = tensor.offset;
+    weight.tensor.packing = NameOf(weight.kind);
     weight.tensor.bytes = SourceBytes(weight.tensor.type, weight.tensor.element_count());
     packed_.push_back(std::move(weight));
   }

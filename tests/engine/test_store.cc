@@ -30,10 +30,10 @@ std::string MakeScratchDirectory(const std::string& name) {
   return path;
 }
 
-TestStore::TestStore(const std::string& checkpoint_directory, Encoding experts,
+TestStore::TestStore(const std::string& checkpoint_directory, std::optional<Encoding> experts,
                      std::optional<Encoding> dense) {
   directory_ = MakeScratchDirectory("store") + "/s";
-  const auto checkpoint = OpenSafetensors(checkpoint_directory);
+  const auto checkpoint = OpenCheckpoint(checkpoint_directory);
   CHECK(checkpoint.ok(), checkpoint.status().message());
   const auto plan = MakeImportPlan(**checkpoint, {experts, dense});
   CHECK(plan.ok(), plan.status().message());

@@ -15,7 +15,8 @@ std::string DemoModelPath();                          // models/demo
 // Removed when the object goes.
 class TestStore {
  public:
-  TestStore(const std::string& checkpoint_directory, Encoding experts,
+  // experts: nullopt: as the checkpoint has them.
+  TestStore(const std::string& checkpoint_directory, std::optional<Encoding> experts,
             std::optional<Encoding> dense = std::nullopt);
   ~TestStore();
   TestStore(const TestStore&) = delete;

@@ -169,7 +169,9 @@ class GgufTest(unittest.TestCase):
         self.check_experts(gguf, store, 1, "q8", "q4")
         self.check_embedding(gguf, store)
         self.assertIn("experts are q8, exactly the checkpoint's Q4_0", summary["notes"])
-        self.assertIn("dense matrices are bf16, made from F16: lossy", summary["notes"])
+        self.assertRegex("\n".join(summary["notes"]),
+                         r"dense matrices are bf16, made from F16: lossy; relative RMS error of a "
+                         r"sample: attention \S+ %")
         self.assertEqual(moraine("verify", store).returncode, OK)
         self.assertEqual(moraine("run", store, "Hi", "--max-tokens", "4").returncode, OK)
 
