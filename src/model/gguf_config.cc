@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <vector>
@@ -27,6 +28,7 @@ class MetadataReader {
     const auto found = metadata_.find(key);
     return found == metadata_.end() ? nullptr : &*found;
   }
+  bool Has(const std::string& key) const { return Find(key) != nullptr; }
   // 32 bits: what is too much for the model is config.cc's to say.
   uint32_t Count(const std::string& key, std::optional<uint32_t> fallback = std::nullopt) {
     const json* value = Find(key);
@@ -36,6 +38,13 @@ class MetadataReader {
     }
     Fail(key, "an unsigned integer of 32 bits");
     return 0;
+  }
+  bool Flag(const std::string& key, bool fallback) {
+    const json* value = Find(key);
+    if (value == nullptr) return fallback;
+    if (value->is_boolean()) return value->get<bool>();
+    Fail(key, "true or false");
+    return false;
   }
   double Real(const std::string& key, std::optional<double> fallback = std::nullopt) {
     const json* value = Find(key);
@@ -70,77 +79,223 @@ class MetadataReader {
   Status status_;
 };
 
-// What this architecture of llama.cpp computes whatever the file says, and what only newer models
-// of the same keys ask for. 1 as a gating function is softmax.
-void RefuseOtherComputations(const std::string& a, uint32_t head_dim, MetadataReader* keys) {
-  keys->Require(a + "rope.scaling.type", {"none"});
-  keys->Require(a + "rope.scale_linear", {1.0});
-  keys->Require(a + "rope.dimension_count", {head_dim});
-  keys->Require(a + "attention.value_length", {head_dim});
-  keys->Require(a + "attention.sliding_window", {0});
-  keys->Require(a + "expert_shared_count", {0});
-  keys->Require(a + "expert_weights_scale", {1.0, 0.0});
-  keys->Require(a + "expert_weights_norm", {true});
-  keys->Require(a + "expert_gating_func", {1});
+// How llama.cpp numbers what makes scores of router logits.
+constexpr int kSoftmax = 1, kSigmoid = 2, kSoftmaxOfChosen = 3;
+
+// A config in the making: what every architecture has, and the keys that it is read from.
+class Conversion {
+ public:
+  using HasTensor = std::function<bool(const std::string&)>;
+
+  Conversion(const json& metadata, const HasTensor& has, const std::string& file,
+             std::string_view architecture)
+      : keys(metadata, file), has_tensor(has), prefix(std::string(architecture) + ".") {}
+
+  // Keys of the architecture.
+  std::string Key(const char* name) const { return prefix + name; }
+  uint32_t Count(const char* name, std::optional<uint32_t> fallback = std::nullopt) {
+    return keys.Count(Key(name), fallback);
+  }
+  double Real(const char* name, std::optional<double> fallback = std::nullopt) {
+    return keys.Real(Key(name), fallback);
+  }
+  void Require(const char* name, const std::vector<json>& supported) {
+    keys.Require(Key(name), supported);
+  }
+
+  void ReadCommon(const char* model_type) {
+    const std::string tokenizer = "tokenizer.ggml.";
+    hidden = Count("embedding_length");
+    heads = Count("attention.head_count");
+    top_k = Count("expert_used_count");
+    const json* tokens = keys.Find(tokenizer + "tokens");
+    // Layers that predict further tokens follow the model's and are counted with them.
+    const uint32_t blocks = Count("block_count"), further = Count("nextn_predict_layers", 0);
+    if (further > blocks) keys.Fail(Key("nextn_predict_layers"), "at most block_count");
+    layers = blocks - std::min(blocks, further);
+    config = {{"model_type", model_type},
+              {"hidden_size", hidden},
+              {"vocab_size", tokens != nullptr && tokens->is_array()
+                                 ? static_cast<uint32_t>(tokens->size())
+                                 : Count("vocab_size")},
+              {"num_hidden_layers", layers},
+              {"num_attention_heads", heads},
+              {"num_experts_per_tok", top_k},
+              {"hidden_act", "silu"},
+              {"rope_theta", Real("rope.freq_base", 10000.0)},
+              {"rms_norm_eps", Real("attention.layer_norm_rms_epsilon")},
+              {"max_position_embeddings", Count("context_length")},
+              {"tie_word_embeddings", !has_tensor("output.weight")}};
+    if (keys.Has(tokenizer + "eos_token_id")) {
+      config["eos_token_id"] = keys.Count(tokenizer + "eos_token_id");
+    }
+  }
+
+  // Grouped-query attention over the whole context; rotary_dim: dimensions that are rotated.
+  void ReadGqa(std::optional<uint32_t> rotary_dim = std::nullopt) {
+    head_dim = Count("attention.key_length", heads == 0 ? 0 : hidden / heads);
+    config["num_key_value_heads"] = Count("attention.head_count_kv", heads);
+    config["head_dim"] = head_dim;
+    Require("attention.value_length", {head_dim});
+    Require("rope.dimension_count", {rotary_dim.value_or(head_dim)});
+  }
+  void RequirePlainRope() {
+    Require("rope.scaling.type", {"none"});
+    Require("rope.scale_linear", {1.0});
+  }
+  // YaRN with llama.cpp's fixed ramp; mscale: 0 if the key is missing.
+  void ReadYarn(const json& further = json::object()) {
+    Require("rope.scale_linear", {1.0});
+    Require("rope.scaling.type", {"none", "yarn"});
+    const json* type = keys.Find(Key("rope.scaling.type"));
+    if (type == nullptr || *type != "yarn") return;
+    json yarn = {{"rope_type", "yarn"},
+                 {"factor", Real("rope.scaling.factor")},
+                 {"original_max_position_embeddings", Count("rope.scaling.original_context_length")},
+                 {"beta_fast", Real("rope.scaling.yarn_beta_fast", 32.0)},
+                 {"beta_slow", Real("rope.scaling.yarn_beta_slow", 1.0)}};
+    yarn.update(further);
+    config["rope_scaling"] = yarn;
+  }
+  void RequireRouter(int gating, bool normalises) {
+    Require("expert_gating_func", {gating, 0});
+    Require("expert_weights_norm", {normalises});
+  }
+  // Files of before the key have experts that share the dense width.
+  uint32_t ExpertWidth() {
+    if (keys.Has(Key("expert_feed_forward_length"))) return Count("expert_feed_forward_length");
+    return Count("feed_forward_length") / std::max(1u, top_k);
+  }
+
+  MetadataReader keys;
+  const HasTensor& has_tensor;
+  const std::string prefix;
+  uint32_t hidden = 0, heads = 0, top_k = 0, layers = 0, head_dim = 0;
+  ordered_json config;
+};
+
+void Qwen3Moe(Conversion& c) {
+  c.ReadCommon("qwen3_moe");
+  c.ReadGqa();
+  c.RequirePlainRope();
+  c.RequireRouter(kSoftmax, true);
+  c.Require("attention.sliding_window", {0});
+  c.Require("expert_shared_count", {0});
+  c.Require("expert_weights_scale", {1.0, 0.0});
+  const uint32_t width = c.ExpertWidth();
+  c.config["num_experts"] = c.Count("expert_count");
+  c.config["moe_intermediate_size"] = width;
+  c.config["intermediate_size"] = c.Count("feed_forward_length", width);
+  c.config["norm_topk_prob"] = true;
+  c.config["attention_bias"] = false;
 }
+
+// Its experts' width is the config's intermediate_size.
+void Olmoe(Conversion& c) {
+  c.ReadCommon("olmoe");
+  c.ReadGqa();
+  c.RequirePlainRope();
+  c.RequireRouter(kSoftmax, false);
+  c.Require("attention.sliding_window", {0});
+  c.Require("attention.clamp_kqv", {0.0});
+  c.Require("expert_shared_count", {0});
+  c.Require("expert_weights_scale", {1.0, 0.0});
+  c.config["num_experts"] = c.Count("expert_count");
+  c.config["intermediate_size"] =
+      c.Count("expert_feed_forward_length", c.Count("feed_forward_length"));
+  c.config["norm_topk_prob"] = false;
+  c.config["attention_bias"] = false;
+}
+
+void Glm4Moe(Conversion& c) {
+  c.ReadCommon("glm4_moe");
+  const uint32_t rotary_dim = c.Count("rope.dimension_count");
+  c.ReadGqa(rotary_dim);
+  c.RequirePlainRope();
+  c.Require("expert_gating_func", {kSigmoid, 0});
+  c.Require("attention.sliding_window", {0});
+  c.Require("expert_group_count", {1, 0});
+  c.config["partial_rotary_factor"] =
+      static_cast<double>(rotary_dim) / std::max(1u, c.head_dim);
+  c.config["n_routed_experts"] = c.Count("expert_count");
+  c.config["n_shared_experts"] = c.Count("expert_shared_count", 0);
+  c.config["first_k_dense_replace"] = c.Count("leading_dense_block_count", 0);
+  c.config["intermediate_size"] = c.Count("feed_forward_length");
+  c.config["moe_intermediate_size"] = c.Count("expert_feed_forward_length");
+  c.config["norm_topk_prob"] = c.keys.Flag(c.Key("expert_weights_norm"), true);
+  c.config["routed_scaling_factor"] = c.Real("expert_weights_scale", 1.0);
+  c.config["attention_bias"] = c.has_tensor("blk.0.attn_q.bias");
+  c.config["use_qk_norm"] = c.has_tensor("blk.0.attn_q_norm.weight");
+  c.config["n_group"] = c.config["topk_group"] = 1;
+}
+
+// Every second layer, from the first, sees a window; YaRN's ramp is not cut to whole dimensions.
+void GptOss(Conversion& c) {
+  c.ReadCommon("gpt_oss");
+  c.ReadGqa();
+  c.ReadYarn({{"truncate", false}});
+  c.Require("expert_gating_func", {kSoftmaxOfChosen, 0});
+  c.config["sliding_window"] = c.Count("attention.sliding_window");
+  ordered_json types = ordered_json::array();
+  for (uint32_t i = 0; i < c.layers; ++i) {
+    types.push_back(i % 2 == 0 ? "sliding_attention" : "full_attention");
+  }
+  c.config["layer_types"] = types;
+  c.config["num_local_experts"] = c.Count("expert_count");
+  c.config["intermediate_size"] = c.Count("expert_feed_forward_length");
+  c.config["attention_bias"] = true;
+}
+
+void MinimaxM2(Conversion& c) {
+  c.ReadCommon("minimax_m2");
+  const uint32_t rotary_dim = c.Count("rope.dimension_count");
+  c.ReadGqa(rotary_dim);
+  c.RequirePlainRope();
+  c.RequireRouter(kSigmoid, true);
+  c.Require("attention.sliding_window", {0});
+  c.Require("expert_shared_count", {0});
+  c.Require("expert_weights_scale", {1.0, 0.0});
+  c.config["rotary_dim"] = rotary_dim;
+  c.config["num_local_experts"] = c.Count("expert_count");
+  c.config["intermediate_size"] = c.ExpertWidth();
+  c.config["use_qk_norm"] = true;
+  c.config["scoring_func"] = "sigmoid";
+  c.config["use_routing_bias"] = true;
+}
+
+struct Architecture {
+  const char* name;  // general.architecture
+  void (*read)(Conversion& conversion);
+};
+constexpr Architecture kArchitectures[] = {{"qwen3moe", Qwen3Moe},
+                                           {"olmoe", Olmoe},
+                                           {"glm4moe", Glm4Moe},
+                                           {"gpt-oss", GptOss},
+                                           {"minimax-m2", MinimaxM2}};
 
 }  // namespace
 
-Result<std::string> ConfigFromGguf(std::string_view metadata_json, bool has_output_matrix,
+Result<std::string> ConfigFromGguf(std::string_view metadata_json,
+                                   const std::function<bool(const std::string&)>& has_tensor,
                                    const std::string& file_name) {
   const json metadata = json::parse(metadata_json, nullptr, /*allow_exceptions=*/false);
   if (!metadata.is_object()) return InvalidArgument(file_name + ": metadata is not an object");
-  MetadataReader keys(metadata, file_name);
-  if (keys.Find("general.architecture") == nullptr) {
-    keys.Fail("general.architecture", "\"qwen3moe\"");
+  std::vector<json> names;
+  for (const Architecture& architecture : kArchitectures) names.push_back(architecture.name);
+  MetadataReader general(metadata, file_name);
+  if (!general.Has("general.architecture")) {
+    general.Fail("general.architecture", "the name of an architecture");
   }
-  keys.Require("general.architecture", {"qwen3moe"});
-  RETURN_IF_ERROR(keys.status());
-
-  const std::string a = "qwen3moe.", tokenizer = "tokenizer.ggml.";
-  const uint32_t hidden = keys.Count(a + "embedding_length");
-  const uint32_t heads = keys.Count(a + "attention.head_count");
-  const uint32_t top_k = keys.Count(a + "expert_used_count");
-  const uint32_t head_dim =
-      keys.Count(a + "attention.key_length", heads == 0 ? 0 : hidden / heads);
-  const json* tokens = keys.Find(tokenizer + "tokens");
-  const uint32_t vocabulary = tokens != nullptr && tokens->is_array()
-                                  ? static_cast<uint32_t>(tokens->size())
-                                  : keys.Count(a + "vocab_size");
-  // As llama.cpp: files of before the key have experts that share the dense width.
-  const std::string expert_key = a + "expert_feed_forward_length";
-  const std::string dense_key = a + "feed_forward_length";
-  const bool has_expert_width = keys.Find(expert_key) != nullptr;
-  const uint32_t dense_width = has_expert_width ? keys.Count(dense_key, keys.Count(expert_key))
-                                                : keys.Count(dense_key);
-  const uint32_t expert_width = has_expert_width ? keys.Count(expert_key)
-                                                 : dense_width / std::max(1u, top_k);
-  RefuseOtherComputations(a, head_dim, &keys);
-
-  ordered_json config = {
-      {"model_type", "qwen3_moe"},
-      {"hidden_size", hidden},
-      {"vocab_size", vocabulary},
-      {"num_attention_heads", heads},
-      {"num_key_value_heads", keys.Count(a + "attention.head_count_kv", heads)},
-      {"head_dim", head_dim},
-      {"num_hidden_layers", keys.Count(a + "block_count")},
-      {"num_experts", keys.Count(a + "expert_count")},
-      {"num_experts_per_tok", top_k},
-      {"intermediate_size", dense_width},
-      {"moe_intermediate_size", expert_width},
-      {"norm_topk_prob", true},
-      {"attention_bias", false},
-      {"hidden_act", "silu"},
-      {"rope_theta", keys.Real(a + "rope.freq_base", 10000.0)},
-      {"rms_norm_eps", keys.Real(a + "attention.layer_norm_rms_epsilon")},
-      {"max_position_embeddings", keys.Count(a + "context_length")},
-      {"tie_word_embeddings", !has_output_matrix}};
-  if (keys.Find(tokenizer + "eos_token_id") != nullptr) {
-    config["eos_token_id"] = keys.Count(tokenizer + "eos_token_id");
+  general.Require("general.architecture", names);
+  RETURN_IF_ERROR(general.status());
+  for (const Architecture& architecture : kArchitectures) {
+    if (metadata["general.architecture"] != architecture.name) continue;
+    Conversion conversion(metadata, has_tensor, file_name, architecture.name);
+    architecture.read(conversion);
+    RETURN_IF_ERROR(conversion.keys.status());
+    return conversion.config.dump(2);
   }
-  RETURN_IF_ERROR(keys.status());
-  return config.dump(2);
+  return Internal("an architecture that is supported and not there");
 }
 
 }  // namespace moraine

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
+#include <string>
 
 #include "model/config.h"
 
@@ -35,9 +37,20 @@ json Metadata() {
           {"tokenizer.ggml.eos_token_id", 2}};
 }
 
+Result<std::string> Convert(const json& metadata, const std::set<std::string>& tensors) {
+  return ConfigFromGguf(
+      metadata.dump(), [&](const std::string& name) { return tensors.contains(name); }, "a.gguf");
+}
+
 Result<ModelConfig> Parse(const json& metadata, bool has_output = true) {
-  ASSIGN_OR_RETURN(const std::string config, ConfigFromGguf(metadata.dump(), has_output, "a.gguf"));
+  std::set<std::string> tensors;
+  if (has_output) tensors.insert("output.weight");
+  ASSIGN_OR_RETURN(const std::string config, Convert(metadata, tensors));
   return ParseModelConfig(config, "config.json");
+}
+
+const GqaConfig& AttentionOf(const ModelConfig& config) {
+  return std::get<GqaConfig>(config.layers[0].mixer);
 }
 
 TEST(GgufConfig, IsThePublishedConfig) {
@@ -46,16 +59,16 @@ TEST(GgufConfig, IsThePublishedConfig) {
   EXPECT_EQ(config->model_type, "qwen3_moe");
   EXPECT_EQ(config->hidden, 2048u);
   EXPECT_EQ(config->vocab_size, 3u);
-  EXPECT_EQ(config->query_heads, 32u);
-  EXPECT_EQ(config->kv_heads, 4u);
-  EXPECT_EQ(config->head_dim, 128u);
-  EXPECT_EQ(config->rope_theta, 1e6f);
+  EXPECT_EQ(AttentionOf(*config).query_heads, 32u);
+  EXPECT_EQ(AttentionOf(*config).kv_heads, 4u);
+  EXPECT_EQ(AttentionOf(*config).head_dim, 128u);
+  EXPECT_EQ(AttentionOf(*config).rope.theta, 1e6f);
   EXPECT_EQ(config->rms_norm_epsilon, 1e-6f);
   EXPECT_EQ(config->max_position, 40960u);
   EXPECT_FALSE(config->tied_embeddings);
   EXPECT_EQ(config->expert_count, 128u);
   EXPECT_EQ(config->top_k, 8u);
-  EXPECT_TRUE(config->normalize_top_k);
+  EXPECT_TRUE(config->router.normalize);
   EXPECT_EQ(config->layers.size(), 48u);
   EXPECT_EQ(config->layers[0].intermediate, 768u);
   EXPECT_THAT(config->eos_tokens, ElementsAre(2));
@@ -71,9 +84,69 @@ TEST(GgufConfig, DefaultsAreLlamaCpps) {
   const Result<ModelConfig> config = Parse(metadata);
   ASSERT_TRUE(config.ok()) << config.status().ToString();
   EXPECT_EQ(config->layers[0].intermediate, 6144u / 8);
-  EXPECT_EQ(config->rope_theta, 10000.0f);
-  EXPECT_EQ(config->head_dim, 64u);
-  EXPECT_EQ(config->kv_heads, 32u);
+  EXPECT_EQ(AttentionOf(*config).rope.theta, 10000.0f);
+  EXPECT_EQ(AttentionOf(*config).head_dim, 64u);
+  EXPECT_EQ(AttentionOf(*config).kv_heads, 32u);
+}
+
+// The keys of qwen3moe under another architecture's name, and some of its own.
+json MetadataOf(const std::string& architecture, const json& more) {
+  json metadata = {{"general.architecture", architecture},
+                   {"tokenizer.ggml.tokens", {"a", "b", "c"}}};
+  const std::string from = "qwen3moe.";
+  const json qwen = Metadata();
+  for (const auto& [key, value] : qwen.items()) {
+    if (key.starts_with(from)) metadata[architecture + "." + key.substr(from.size())] = value;
+  }
+  for (const auto& [key, value] : more.items()) metadata[architecture + "." + key] = value;
+  return metadata;
+}
+
+// What other architectures' keys become: fields of the published configs.
+TEST(GgufConfig, OtherArchitectures) {
+  const auto expect = [](const std::string& architecture, const json& keys,
+                         const std::set<std::string>& tensors, const json& fields) {
+    const auto converted = Convert(MetadataOf(architecture, keys), tensors);
+    ASSERT_TRUE(converted.ok()) << converted.status().ToString();
+    const json config = json::parse(*converted);
+    for (const auto& [field, value] : fields.items()) {
+      ASSERT_TRUE(config.contains(field)) << architecture << " " << field;
+      EXPECT_EQ(config[field], value) << architecture << " " << field;
+    }
+  };
+  expect("olmoe", {{"feed_forward_length", 1024}, {"expert_feed_forward_length", 1024}}, {},
+         {{"model_type", "olmoe"}, {"num_experts", 128}, {"intermediate_size", 1024},
+          {"norm_topk_prob", false}, {"tie_word_embeddings", true}});
+  expect("glm4moe",
+         {{"block_count", 47}, {"nextn_predict_layers", 1}, {"rope.dimension_count", 64},
+          {"leading_dense_block_count", 1}, {"expert_shared_count", 1},
+          {"expert_gating_func", 2}, {"expert_weights_scale", 2.5}, {"expert_weights_norm", true}},
+         {"output.weight", "blk.0.attn_q.bias"},
+         {{"model_type", "glm4_moe"}, {"num_hidden_layers", 46}, {"partial_rotary_factor", 0.5},
+          {"first_k_dense_replace", 1}, {"n_shared_experts", 1}, {"n_routed_experts", 128},
+          {"routed_scaling_factor", 2.5}, {"norm_topk_prob", true}, {"attention_bias", true},
+          {"use_qk_norm", false}, {"intermediate_size", 6144}, {"moe_intermediate_size", 768}});
+  expect("gpt-oss",
+         {{"block_count", 3}, {"attention.sliding_window", 128}, {"rope.scaling.type", "yarn"},
+          {"rope.scaling.factor", 32.0}, {"rope.scaling.original_context_length", 4096}},
+         {"output.weight"},
+         {{"model_type", "gpt_oss"}, {"sliding_window", 128}, {"num_local_experts", 128},
+          {"intermediate_size", 768},
+          {"layer_types", {"sliding_attention", "full_attention", "sliding_attention"}},
+          {"rope_scaling",
+           {{"rope_type", "yarn"}, {"factor", 32.0}, {"original_max_position_embeddings", 4096},
+            {"beta_fast", 32.0}, {"beta_slow", 1.0}, {"truncate", false}}}});
+  expect("minimax-m2", {{"rope.dimension_count", 64}, {"expert_gating_func", 2}}, {"output.weight"},
+         {{"model_type", "minimax_m2"}, {"rotary_dim", 64}, {"head_dim", 128},
+          {"num_local_experts", 128}, {"intermediate_size", 768}, {"tie_word_embeddings", false}});
+}
+
+TEST(GgufConfig, OlmoeParses) {
+  const Result<ModelConfig> config = Parse(MetadataOf("olmoe", {{"feed_forward_length", 768}}));
+  ASSERT_TRUE(config.ok()) << config.status().ToString();
+  EXPECT_EQ(config->layers[0].intermediate, 768u);
+  EXPECT_EQ(AttentionOf(*config).qk_norm, QkNorm::kWholeRow);
+  EXPECT_FALSE(config->router.normalize);
 }
 
 TEST(GgufConfig, ErrorsNameFileKeyFoundAndExpected) {
@@ -92,7 +165,7 @@ TEST(GgufConfig, ErrorsNameFileKeyFoundAndExpected) {
   };
   constexpr auto kUnsupported = StatusCode::kUnsupported;
   constexpr auto kInvalid = StatusCode::kInvalidArgument;
-  expect("general.architecture", nullptr, kInvalid, "is missing, expected \"qwen3moe\"");
+  expect("general.architecture", nullptr, kInvalid, "is missing, expected the name of an");
   expect("general.architecture", "llama", kUnsupported, "is \"llama\", supported: \"qwen3moe\"");
   expect("qwen3moe.block_count", nullptr, kInvalid, "is missing, expected an unsigned integer");
   expect("qwen3moe.attention.head_count", json::array({1, 2}), kInvalid, "is an array of 2");
