@@ -71,16 +71,13 @@ struct StackedMatMulCall {
   size_t y_stride = 0, y_part_stride = 0;
 };
 
-// out[t][c] = silu(sum over i < taps of weights[i][c] * x[t + 1 - taps + i][c]).
+// out[t][c] = silu(sum over i < taps of weights[i][c] * x[t + 1 - taps + i][c]): the taps - 1 rows
+// before x are read, too.
 struct CausalConvCall {
   const float* x = nullptr;
   size_t x_stride = 0;
   uint32_t token_count = 0, channels = 0, taps = 0;  // taps: 1 to 16
   const float* weights = nullptr;  // taps x channels
-  // The taps - 1 rows before x, oldest first, channels floats each; and where those before the next
-  // chunk go. Not the same memory.
-  const float* history = nullptr;
-  float* new_history = nullptr;
   float* out = nullptr;
   size_t out_stride = 0;
 };

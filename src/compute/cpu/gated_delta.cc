@@ -1,7 +1,6 @@
 #include "compute/cpu/gated_delta.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/check.h"
 
@@ -16,13 +15,6 @@ constexpr uint32_t kDeltaColumns = 2 * kLaneCount;
 
 uint32_t CeilDivide(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
-// Row `position` of the history followed by the tokens; 0 is the oldest of the history.
-const float* ConvRow(const CausalConvCall& call, uint32_t position) {
-  const uint32_t before = call.taps - 1;
-  return position < before ? call.history + size_t{position} * call.channels
-                           : call.x + (position - before) * call.x_stride;
-}
-
 }  // namespace
 
 void RunCausalConv(const KernelTable& kernels, ThreadPool& pool, const CausalConvCall& call) {
@@ -32,15 +24,13 @@ void RunCausalConv(const KernelTable& kernels, ThreadPool& pool, const CausalCon
   pool.ParallelFor(call.token_count * chunks, [&](uint32_t task, uint32_t) {
     const uint32_t token = task / chunks, channel = task % chunks * kConvChannels;
     const float* rows[kMaxTaps];
-    for (uint32_t i = 0; i < call.taps; ++i) rows[i] = ConvRow(call, token + i) + channel;
+    for (uint32_t i = 0; i < call.taps; ++i) {
+      rows[i] = call.x + token * call.x_stride - (call.taps - 1 - i) * call.x_stride + channel;
+    }
     kernels.conv_silu(rows, call.weights + channel, call.channels, call.taps,
                       std::min(kConvChannels, call.channels - channel),
                       call.out + token * call.out_stride + channel);
   });
-  for (uint32_t i = 0; i + 1 < call.taps; ++i) {
-    std::memcpy(call.new_history + size_t{i} * call.channels,
-                ConvRow(call, call.token_count + i), call.channels * sizeof(float));
-  }
 }
 
 void RunGatedDelta(const KernelTable& kernels, ThreadPool& pool, const GatedDeltaCall& call) {
