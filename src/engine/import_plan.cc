@@ -12,6 +12,7 @@
 #include "compute/aligned_array.h"
 #include "compute/block_repack.h"
 #include "compute/encode.h"
+#include "engine/role_rows.h"
 #include "model/config.h"
 #include "model/gguf_config.h"
 #include "model/tokenizer/gguf_tokenizer.h"
@@ -261,6 +262,25 @@ class EncodingNotes {
   std::map<std::tuple<std::string, SourceType, Encoding>, Choice> chosen_;
 };
 
+// Encodes rows from `first` on of a role that is not simply its tensor.
+Status EncodeRoleRows(const Checkpoint& checkpoint, const SourceTensor& tensor,
+                      const DenseRole& role, uint32_t first, const MatrixView& view) {
+  const std::optional<BlockFormat> format = FormatOf(tensor.type);
+  Status status;
+  if (format && HasBlocksInOrder(role) && HoldsBlocks(view.encoding, *format)) {
+    std::vector<std::byte> blocks(SourceBytes(tensor.type, uint64_t{view.rows} * view.cols));
+    RETURN_IF_ERROR(ReadRoleBlocks(checkpoint, tensor, role, first, view.rows, blocks));
+    status = RepackRows(view, 0, view.rows, *format, blocks.data());
+  } else {
+    std::vector<float> rows(uint64_t{view.rows} * view.cols);
+    RETURN_IF_ERROR(ReadRoleRows(checkpoint, tensor, role, first, view.rows, rows));
+    status = EncodeRows(view, 0, view.rows, rows.data());
+  }
+  if (status.ok()) return status;
+  return status.WithContext(fmt::format("{}: '{}' of tensor '{}', counted from its row {}",
+                                        checkpoint.FileOf(tensor), role.name, tensor.name, first));
+}
+
 class DecoderImportPlan final : public ImportPlan {
  public:
   DecoderImportPlan(const Checkpoint& checkpoint, ModelConfig config, const TensorNaming& naming,
@@ -316,14 +336,17 @@ class DecoderImportPlan final : public ImportPlan {
     const DenseRole& role = roles_[index];
     const SourceTensor& tensor = MustFind(checkpoint, role.source);
     if (role.kind == DenseRole::Kind::kVector) {
-      return checkpoint.ReadFloats(tensor, 0,
-                                   {reinterpret_cast<float*>(bytes.data()), role.cols});
+      const std::span<float> values(reinterpret_cast<float*>(bytes.data()), role.cols);
+      RETURN_IF_ERROR(checkpoint.ReadFloats(tensor, 0, values));
+      for (float& value : values) value += role.add;
+      return OkStatus();
     }
     const uint32_t step = StripRows(role.cols), first = strip * step;
     const uint32_t count = std::min(step, role.rows - first);
-    // The strip as a matrix of its own: row 0 of the view is row `first` of the tensor.
+    // The strip as a matrix of its own: row 0 of the view is row `first` of the role.
     const MatrixView view = MatrixView::Plain(bytes.data(), EncodingOf(index), count, role.cols);
-    return EncodeMatrixRows(checkpoint, {&tensor}, first, count, view, 0);
+    if (IsWholeTensor(role)) return EncodeMatrixRows(checkpoint, {&tensor}, first, count, view, 0);
+    return EncodeRoleRows(checkpoint, tensor, role, first, view);
   }
 
  private:
@@ -374,13 +397,17 @@ class DecoderImportPlan final : public ImportPlan {
     if (role.kind != DenseRole::Kind::kVector) {
       const SourceTensor& source = MustFind(checkpoint, role.source);
       const bool small_experts = options.experts && IsQuantised(*options.experts);
-      const Encoding wanted = small_experts && !IsQuantised(source.type)
-                                  ? Encoding::kQ8
-                                  : NaturalEncoding(source.type);
+      Encoding wanted = small_experts && !IsQuantised(source.type) ? Encoding::kQ8
+                                                                   : NaturalEncoding(source.type);
+      // A transposed matrix has no blocks to carry, and to quantise twice would cost more.
+      if (role.transposed && IsQuantised(source.type)) wanted = Encoding::kBf16;
       const Encoding encoding = role.kind == DenseRole::Kind::kExactMatrix
                                     ? Encoding::kF32
                                     : options.dense.value_or(wanted);
-      dense_notes_.Add(PartOf(role.name), {&source}, encoding, role.rows, role.cols);
+      // Sampled as the tensor has it, whichever rows of it the role is.
+      dense_notes_.Add(PartOf(role.name), {&source}, encoding,
+                       static_cast<uint32_t>(role.source_shape[0]),
+                       static_cast<uint32_t>(role.source_shape[1]));
       tensor.encoding = EncodingName(encoding);
       tensor.bytes = MatrixBytes(encoding, role.rows, role.cols);
     }
@@ -459,9 +486,7 @@ Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& config,
                     const TensorNaming& naming) {
   TensorAudit audit(checkpoint, naming);
   for (const DenseRole& role : DenseRoles(config, naming)) {
-    std::vector<uint64_t> shape = {role.rows, role.cols};
-    if (role.kind == DenseRole::Kind::kVector) shape = {role.cols};
-    audit.Expect(role.source, shape);
+    audit.Expect(role.source, role.source_shape);
   }
   const std::vector<uint32_t> experts = config.experts_per_layer();
   for (uint32_t i = 0; i < experts.size(); ++i) {

@@ -44,6 +44,9 @@ struct GqaConfig {
   QkNorm qk_norm = QkNorm::kNone;
   bool qkv_bias = false, output_bias = false;
   uint32_t sliding_window = 0;  // positions that a token sees, its own among them; 0: all before
+  // What was attended to is weighed by the sigmoid of one more projection (Qwen3-Next), whose rows
+  // follow each head's in the query's.
+  bool output_gate = false;
 };
 
 // What mixes the tokens of a layer. Whoever adds a kind is led by the compiler: blocks/mixer.h.

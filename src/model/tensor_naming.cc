@@ -115,6 +115,7 @@ TensorNaming::TensorNaming(const ModelConfig& config, const HasTensor& has_tenso
   const Family* family = FindFamily(config.model_type);
   CHECK(family != nullptr, config.model_type);
   names_ = family->names;
+  norm_offset_ = family->norm_offset;
   root_ = kRoots[0];
   for (const Root& root : kRoots) {
     root_ = root;
@@ -136,6 +137,7 @@ TensorNaming::TensorNaming(const ModelConfig& config, const HasTensor& has_tenso
 TensorNaming TensorNaming::Gguf(const ModelConfig& config) {
   TensorNaming naming(config);
   naming.names_ = {};
+  naming.norm_offset_ = 0;  // llama.cpp's converter adds it
   naming.common_names_ = kGgufNames;
   naming.root_ = {"", ""};
   naming.layer_prefix_ = "blk.{}.";

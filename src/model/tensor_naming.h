@@ -66,6 +66,8 @@ class TensorNaming {
 
   // "layers.3.attention.q" -> "model.layers.3.self_attn.q_proj.weight"; "" if it has no name.
   std::string NameOf(std::string_view role) const;
+  // What RmsNorms multiply by is this much more than the checkpoint's weights.
+  float norm_offset() const { return norm_offset_; }
   ExpertSources SourcesOf(const ModelConfig& config, ExpertKey key) const;
   // Tensors that published checkpoints carry and the forward pass does not need: RoPE tables, layers
   // that predict further tokens, other modalities.
@@ -83,6 +85,7 @@ class TensorNaming {
   std::string_view layer_prefix_;  // "{}": the layer's number
   ExpertForm form_;
   uint32_t layer_count_ = 0;
+  float norm_offset_ = 0;
 };
 
 }  // namespace moraine

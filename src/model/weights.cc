@@ -10,11 +10,57 @@
 
 namespace moraine {
 
-void RoleList::Add(const char* role, DenseRole::Kind kind, uint32_t rows, uint32_t cols) {
-  std::string name = prefix_ + role;
-  std::string source = naming_.NameOf(name);
-  CHECK(!source.empty(), "no table of names has the role " + name);
-  roles_.push_back({std::move(name), std::move(source), kind, rows, cols});
+DenseRole& RoleList::Add(const char* name, DenseRole::Kind kind, uint32_t rows, uint32_t cols,
+                         const RoleSource& source) {
+  DenseRole role;
+  role.name = prefix_ + name;
+  role.source = naming_.NameOf(source.tensor.empty() ? role.name
+                                                     : prefix_ + std::string(source.tensor));
+  CHECK(!role.source.empty(), "no table of names has the role " + role.name);
+  role.kind = kind;
+  role.rows = rows;
+  role.cols = cols;
+  role.source_shape = source.shape;
+  if (source.shape.empty()) {
+    role.source_shape = {rows, cols};
+    if (kind == DenseRole::Kind::kVector) role.source_shape = {cols};
+  }
+  role.period = source.period;
+  role.offset = source.offset;
+  role.transposed = source.transposed;
+  roles_.push_back(std::move(role));
+  return roles_.back();
+}
+
+void RoleList::Norm(const char* role, uint32_t size) {
+  Add(role, DenseRole::Kind::kVector, 1, size, {}).add = naming_.norm_offset();
+}
+
+void RoleList::Rows(const char* role, uint32_t rows, uint32_t cols, uint32_t part_rows,
+                    const RoleSource& source) {
+  DenseRole& added = Add(role, DenseRole::Kind::kMatrix, rows, cols, source);
+  added.part_rows = added.padded_rows = part_rows;
+}
+
+void RoleList::ExactRows(const char* role, uint32_t rows, uint32_t cols, uint32_t part_rows,
+                         const RoleSource& source) {
+  Rows(role, rows, cols, part_rows, source);
+  roles_.back().kind = DenseRole::Kind::kExactMatrix;
+}
+
+void RoleList::Stack(const char* role, uint32_t count, uint32_t rows, uint32_t cols,
+                     const RoleSource& source) {
+  const uint32_t padded = PanelCount(rows) * kTileRows;
+  DenseRole& added = Add(role, DenseRole::Kind::kMatrix, count * padded, cols, source);
+  added.part_rows = rows;
+  added.padded_rows = padded;
+}
+
+MatrixStack StackOf(const MatrixView& matrix, uint32_t count, uint32_t rows) {
+  CHECK(matrix.rows == count * PanelCount(rows) * kTileRows, "no such stack");
+  MatrixStack stack{matrix, count, PanelCount(rows) * matrix.panel_stride};
+  stack.first.rows = rows;
+  return stack;
 }
 
 std::vector<DenseRole> DenseRoles(const ModelConfig& config, const TensorNaming& naming) {
@@ -24,10 +70,10 @@ std::vector<DenseRole> DenseRoles(const ModelConfig& config, const TensorNaming&
     const LayerConfig& layer = config.layers[i];
     const std::string prefix = fmt::format("layers.{}.", i);
     roles.set_prefix(prefix + "attention.");
-    roles.Vector("norm", config.hidden);
+    roles.Norm("norm", config.hidden);
     AppendMixerRoles(layer.mixer, config.hidden, &roles);
     roles.set_prefix(prefix + "mlp.");
-    roles.Vector("norm", config.hidden);
+    roles.Norm("norm", config.hidden);
     if (layer.feed_forward == FeedForwardKind::kDense) {
       DenseFeedForward::AppendRoles(layer.intermediate, config.hidden, &roles);
       continue;
@@ -37,7 +83,7 @@ std::vector<DenseRole> DenseRoles(const ModelConfig& config, const TensorNaming&
     SharedExpert::AppendRoles(config, &roles);
   }
   roles.set_prefix("");
-  roles.Vector("norm", config.hidden);
+  roles.Norm("norm", config.hidden);
   if (!config.tied_embeddings) roles.Matrix("output", config.vocab_size, config.hidden);
   return roles.Take();
 }

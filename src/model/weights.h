@@ -9,13 +9,32 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "compute/cpu_backend.h"
 #include "compute/encoding.h"
 #include "model/config.h"
 #include "model/tensor_naming.h"
 
 namespace moraine {
+
+// Where a role's rows are, if its tensor is not simply that matrix. A role has parts (one, or one a
+// head), and so has the tensor, `period` rows each; part p of the role is the rows of part p of the
+// tensor from `offset` on.
+struct RoleSource {
+  std::string_view tensor = {};      // what has its name, in the table of names; empty: the role
+  std::vector<uint64_t> shape = {};  // of the tensor; empty: that of the role
+  uint32_t period = 0, offset = 0;
+  // A part's columns are the tensor's rows, and its rows the columns of the tensor.
+  bool transposed = false;
+
+  RoleSource At(uint32_t new_offset) const {
+    RoleSource other = *this;
+    other.offset = new_offset;
+    return other;
+  }
+};
 
 struct DenseRole {
   enum class Kind : uint8_t {
@@ -27,6 +46,13 @@ struct DenseRole {
   std::string source;  // in the checkpoint
   Kind kind = Kind::kMatrix;
   uint32_t rows = 0, cols = 0;  // vectors: rows = 1
+  std::vector<uint64_t> source_shape;
+  // Rows of a part, of which padded_rows are stored: what is missing is zeros. 0: the role is the
+  // tensor.
+  uint32_t part_rows = 0, padded_rows = 0;
+  uint32_t period = 0, offset = 0;  // RoleSource
+  bool transposed = false;
+  float add = 0;  // to each value of a vector
 };
 
 // Collects roles; a block's names follow the prefix that is set.
@@ -35,22 +61,39 @@ class RoleList {
   explicit RoleList(const TensorNaming& naming) : naming_(naming) {}
 
   void set_prefix(std::string prefix) { prefix_ = std::move(prefix); }
-  void Vector(const char* role, uint32_t size) { Add(role, DenseRole::Kind::kVector, 1, size); }
+  // shape: of the tensor; empty: [size].
+  void Vector(const char* role, uint32_t size, std::vector<uint64_t> shape = {}) {
+    Add(role, DenseRole::Kind::kVector, 1, size, {.shape = std::move(shape)});
+  }
+  // The weight of an RmsNorm; what the family's checkpoints leave out of it is added.
+  void Norm(const char* role, uint32_t size);
   void Matrix(const char* role, uint32_t rows, uint32_t cols) {
-    Add(role, DenseRole::Kind::kMatrix, rows, cols);
+    Add(role, DenseRole::Kind::kMatrix, rows, cols, {});
   }
   void ExactMatrix(const char* role, uint32_t rows, uint32_t cols) {
-    Add(role, DenseRole::Kind::kExactMatrix, rows, cols);
+    Add(role, DenseRole::Kind::kExactMatrix, rows, cols, {});
   }
+  // A matrix of rows that are not alone, or not in this order, in their tensor: in parts of part_rows.
+  void Rows(const char* role, uint32_t rows, uint32_t cols, uint32_t part_rows,
+            const RoleSource& source);
+  void ExactRows(const char* role, uint32_t rows, uint32_t cols, uint32_t part_rows,
+                 const RoleSource& source);
+  // `count` matrices of rows x cols, each padded to whole panels: a matrix for StackOf.
+  void Stack(const char* role, uint32_t count, uint32_t rows, uint32_t cols,
+             const RoleSource& source);
   std::vector<DenseRole> Take() { return std::move(roles_); }
 
  private:
-  void Add(const char* role, DenseRole::Kind kind, uint32_t rows, uint32_t cols);
+  DenseRole& Add(const char* role, DenseRole::Kind kind, uint32_t rows, uint32_t cols,
+                 const RoleSource& source);
 
   const TensorNaming& naming_;
   std::string prefix_;
   std::vector<DenseRole> roles_;
 };
+
+// The matrices of RoleList::Stack.
+MatrixStack StackOf(const MatrixView& matrix, uint32_t count, uint32_t rows);
 
 // All dense tensors of the model, in the order in which they are stored.
 std::vector<DenseRole> DenseRoles(const ModelConfig& config, const TensorNaming& naming);

@@ -80,11 +80,7 @@ void WriteSyntheticCheckpoint(const std::string& directory, const SyntheticShape
     offset += bytes;
   };
   for (const DenseRole& role : DenseRoles(parsed)) {
-    if (role.kind == DenseRole::Kind::kVector) {
-      add(role.source, {role.cols});
-    } else {
-      add(role.source, {role.rows, role.cols});
-    }
+    add(role.source, role.source_shape);
   }
   for (uint32_t layer = 0; layer < s.layers; ++layer) {
     for (uint32_t e = 0; e < s.experts; ++e) {

@@ -97,8 +97,8 @@ TEST(RopeTable, InterleavedIsHalvesPermuted) {
   };
   const std::vector<float> original = a;
   permute(a, &b);
-  halves.Apply(backend, a.data(), kStride, kHeads, kHeadDim);
-  interleaved.Apply(backend, b.data(), kStride, kHeads, kHeadDim);
+  halves.Apply(backend, a.data(), kStride, {0, kTokens}, kHeads, kHeadDim);
+  interleaved.Apply(backend, b.data(), kStride, {0, kTokens}, kHeads, kHeadDim);
   std::vector<float> expected;
   permute(a, &expected);
   for (size_t i = 0; i < b.size(); ++i) EXPECT_NEAR(b[i], expected[i], 1e-6) << i;

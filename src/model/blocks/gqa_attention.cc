@@ -9,14 +9,21 @@ namespace moraine {
 
 void GqaAttention::AppendRoles(const GqaConfig& c, uint32_t hidden, RoleList* roles) {
   const uint32_t q = c.query_heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-  roles->Matrix("q", q, hidden);
+  if (c.output_gate) {
+    // Of each head the query's rows, then the gate's.
+    const RoleSource both = {.tensor = "q", .shape = {2 * q, hidden}, .period = 2 * c.head_dim};
+    roles->Rows("q", q, hidden, c.head_dim, both.At(0));
+    roles->Rows("gate", q, hidden, c.head_dim, both.At(c.head_dim));
+  } else {
+    roles->Matrix("q", q, hidden);
+  }
   roles->Matrix("k", kv, hidden);
   roles->Matrix("v", kv, hidden);
   roles->Matrix("o", hidden, q);
   if (c.qk_norm != QkNorm::kNone) {
     const bool whole = c.qk_norm == QkNorm::kWholeRow;
-    roles->Vector("q_norm", whole ? q : c.head_dim);
-    roles->Vector("k_norm", whole ? kv : c.head_dim);
+    roles->Norm("q_norm", whole ? q : c.head_dim);
+    roles->Norm("k_norm", whole ? kv : c.head_dim);
   }
   if (c.qkv_bias) {
     roles->Vector("q_bias", q);
@@ -33,7 +40,7 @@ LayerStateShape GqaAttention::StateShape(const GqaConfig& c, KvFormat format) {
 size_t GqaAttention::ScratchFloats(const GqaConfig& c, uint32_t, uint32_t max_tokens) {
   const size_t q = size_t{max_tokens} * c.query_heads * c.head_dim;
   const size_t kv = size_t{max_tokens} * c.kv_heads * c.head_dim;
-  return 2 * Scratch::Padded(q) + 2 * Scratch::Padded(kv);
+  return (c.output_gate ? 3 : 2) * Scratch::Padded(q) + 2 * Scratch::Padded(kv);
 }
 
 GqaAttention::GqaAttention(const GqaConfig& config, const MixerContext& context,
@@ -52,6 +59,7 @@ GqaAttention::GqaAttention(const GqaConfig& config, const MixerContext& context,
     k_bias_ = weights.Vector(prefix + "k_bias");
     v_bias_ = weights.Vector(prefix + "v_bias");
   }
+  if (config.output_gate) gate_ = weights.Matrix(prefix + "gate");
   if (config.output_bias) o_bias_ = weights.Vector(prefix + "o_bias");
 }
 
@@ -63,7 +71,7 @@ void GqaAttention::NormAndRotate(float* x, uint32_t token_count, uint32_t heads,
     const uint32_t cols = static_cast<uint32_t>(norm.size()), rows = token_count * (stride / cols);
     context_.backend->RmsNorm(x, cols, norm.data(), context_.norm_epsilon, rows, cols, x, cols);
   }
-  context_.rope->Apply(*context_.backend, x, stride, heads, config_.head_dim);
+  context_.rope->Apply(*context_.backend, x, stride, {0, token_count}, heads, config_.head_dim);
 }
 
 void GqaAttention::Run(const MixerInput& input, float* out) {
@@ -76,10 +84,11 @@ void GqaAttention::Run(const MixerInput& input, float* out) {
   float* const keys = scratch.Take(count * kv_stride);
   float* const values = scratch.Take(count * kv_stride);
   float* const attended = scratch.Take(count * q_stride);
+  float* const gate = config_.output_gate ? scratch.Take(count * q_stride) : nullptr;
 
   const CpuBackend::MatMulTarget projections[] = {
-      {q_, q, q_stride}, {k_, keys, kv_stride}, {v_, values, kv_stride}};
-  backend.MatMulMany(projections, input.x, hidden, count);
+      {q_, q, q_stride}, {k_, keys, kv_stride}, {v_, values, kv_stride}, {gate_, gate, q_stride}};
+  backend.MatMulMany({projections, size_t{config_.output_gate ? 4u : 3u}}, input.x, hidden, count);
   AddBias(q, q_stride, q_bias_, count);
   AddBias(keys, kv_stride, k_bias_, count);
   AddBias(values, kv_stride, v_bias_, count);
@@ -96,6 +105,7 @@ void GqaAttention::Run(const MixerInput& input, float* out) {
                              .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
                              .sliding_window = config_.sliding_window};
   backend.Attention(shape, q, q_stride, planes.view(), state.length(), count, attended, q_stride);
+  if (gate != nullptr) backend.SigmoidMul(gate, attended, count * q_stride);
   backend.MatMul(o_, attended, q_stride, count, out, hidden);
   AddBias(out, hidden, o_bias_, count);
 }

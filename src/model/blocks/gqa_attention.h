@@ -34,7 +34,7 @@ class GqaAttention {
 
   GqaConfig config_;
   MixerContext context_;
-  MatrixView q_, k_, v_, o_;
+  MatrixView q_, k_, v_, o_, gate_;
   std::span<const float> q_norm_, k_norm_, q_bias_, k_bias_, v_bias_, o_bias_;
 };
 

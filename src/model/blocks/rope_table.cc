@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "base/check.h"
+
 namespace moraine {
 namespace {
 
@@ -62,14 +64,16 @@ void RopeTable::Prepare(uint32_t first, uint32_t count) {
   count_ = count;
 }
 
-void RopeTable::Apply(CpuBackend& backend, float* x, size_t x_stride, uint32_t heads,
+void RopeTable::Apply(CpuBackend& backend, float* x, size_t x_stride, Range tokens, uint32_t heads,
                       uint32_t head_stride) const {
+  CHECK(tokens.first + tokens.count <= count_, "tokens that Prepare knows nothing of");
+  const size_t at = tokens.first * inverse_frequencies_.size();
   if (config_.interleaved) {
-    backend.RopeInterleaved(x, x_stride, count_, heads, head_stride, config_.rotary_dim,
-                            cos_.data(), sin_.data());
+    backend.RopeInterleaved(x, x_stride, tokens.count, heads, head_stride, config_.rotary_dim,
+                            &cos_[at], &sin_[at]);
   } else {
-    backend.Rope(x, x_stride, count_, heads, head_stride, config_.rotary_dim, cos_.data(),
-                 sin_.data());
+    backend.Rope(x, x_stride, tokens.count, heads, head_stride, config_.rotary_dim, &cos_[at],
+                 &sin_[at]);
   }
 }
 

@@ -22,16 +22,19 @@ class RopeTable {
   const RopeConfig& config() const { return config_; }
   // For the positions first .. first + count - 1.
   void Prepare(uint32_t first, uint32_t count);
-  // Rotates, in place, the first rotary_dim of `heads` heads, head_stride floats apart, of the `count`
-  // tokens that Prepare was called with, x_stride floats apart.
-  void Apply(CpuBackend& backend, float* x, size_t x_stride, uint32_t heads,
+  struct Range {
+    uint32_t first = 0, count = 0;  // of the tokens that Prepare was called with
+  };
+  // Rotates, in place, the first rotary_dim of `heads` heads, head_stride floats apart, of these
+  // tokens, x_stride floats apart; x is the first of them.
+  void Apply(CpuBackend& backend, float* x, size_t x_stride, Range tokens, uint32_t heads,
              uint32_t head_stride) const;
 
  private:
   const RopeConfig config_;
   const std::vector<float> inverse_frequencies_;
   std::vector<float> cos_, sin_;
-  uint32_t count_ = 0;
+  uint32_t count_ = 0;  // of Prepare
 };
 
 }  // namespace moraine

@@ -19,6 +19,10 @@ class Scratch {
 
   // Everything that was taken is free again.
   void Clear() { used_ = 0; }
+  // What is taken between mark and Return is free again.
+  using Mark = size_t;
+  Mark mark() const { return used_; }
+  void Return(Mark mark) { used_ = mark; }
   float* Take(size_t floats) {
     float* const result = memory_.data() + used_;
     used_ += Padded(floats);

@@ -174,10 +174,11 @@ YarnConfig ReadYarn(ConfigReader& rope, uint32_t max_position) {
 
 }  // namespace
 
-RopeConfig ReadRope(ConfigReader& fields, uint32_t rotated_dim, uint32_t max_position) {
+RopeConfig ReadRope(ConfigReader& fields, uint32_t rotated_dim, uint32_t max_position,
+                    const RopeDefaults& defaults) {
   RopeConfig result;
   result.theta = fields.Real({"rope_theta"}, 10000.0f);
-  float partial = fields.Real({"partial_rotary_factor"}, 1);
+  float partial = fields.Real({"partial_rotary_factor"}, defaults.partial_rotary_factor);
   for (const char* name : {"rope_parameters", "rope_scaling"}) {
     const json* rope = fields.Find({name});
     if (rope == nullptr) continue;
@@ -218,7 +219,8 @@ RopeConfig ReadRope(ConfigReader& fields, uint32_t rotated_dim, uint32_t max_pos
   return result;
 }
 
-GqaConfig ReadGqa(ConfigReader& fields, const ModelConfig& config) {
+GqaConfig ReadGqa(ConfigReader& fields, const ModelConfig& config,
+                  const RopeDefaults& defaults) {
   GqaConfig gqa;
   gqa.query_heads = fields.Count({"num_attention_heads"}, 1, kMaxHeads);
   gqa.kv_heads = fields.Count({"num_key_value_heads"}, 1, kMaxHeads, gqa.query_heads);
@@ -228,7 +230,7 @@ GqaConfig ReadGqa(ConfigReader& fields, const ModelConfig& config) {
     fields.Fail(fmt::format("field 'num_attention_heads' is {}, expected a multiple of "
                             "'num_key_value_heads' ({})", gqa.query_heads, gqa.kv_heads));
   }
-  gqa.rope = ReadRope(fields, gqa.head_dim, config.max_position);
+  gqa.rope = ReadRope(fields, gqa.head_dim, config.max_position, defaults);
   return gqa;
 }
 
@@ -252,6 +254,30 @@ void AddLayers(uint32_t layer_count, uint32_t dense_count, uint32_t dense_interm
 
 uint32_t ReadLayerCount(ConfigReader& fields) {
   return fields.Count({"num_hidden_layers"}, 1, kMaxLayers);
+}
+
+std::vector<bool> ReadDenseLayers(ConfigReader& fields, uint32_t layer_count,
+                                  uint32_t expert_count) {
+  const uint32_t sparse_step = fields.Count({"decoder_sparse_step"}, 1, kMaxDimension, 1);
+  std::vector<bool> listed(layer_count);
+  for (uint32_t i = 0; i < layer_count; ++i) {
+    listed[i] = expert_count == 0 || (i + 1) % sparse_step != 0;
+  }
+  const json* list = fields.Find({"mlp_only_layers"});
+  if (list == nullptr) return listed;
+  if (!list->is_array()) {
+    fields.Fail(fmt::format("field 'mlp_only_layers' is {}, expected a list", ShowJson(*list)));
+    return listed;
+  }
+  for (const json& item : *list) {
+    if (!item.is_number_unsigned() || item.get<uint64_t>() >= layer_count) {
+      fields.Fail(fmt::format("field 'mlp_only_layers' holds {}, expected layer numbers from 0 to {}",
+                              ShowJson(item), layer_count - 1));
+      return listed;
+    }
+    listed[item.get<uint32_t>()] = true;
+  }
+  return listed;
 }
 
 }  // namespace moraine

@@ -59,11 +59,17 @@ class ConfigReader {
   Status status_;
 };
 
+// What holds where a config says nothing.
+struct RopeDefaults {
+  float partial_rotary_factor = 1;
+};
 // rope_parameters or rope_scaling, rope_theta and partial_rotary_factor, for heads of rotated_dim.
-RopeConfig ReadRope(ConfigReader& fields, uint32_t rotated_dim, uint32_t max_position);
+RopeConfig ReadRope(ConfigReader& fields, uint32_t rotated_dim, uint32_t max_position,
+                    const RopeDefaults& defaults = {});
 
 // num_attention_heads, num_key_value_heads, head_dim and RoPE.
-GqaConfig ReadGqa(ConfigReader& fields, const ModelConfig& config);
+GqaConfig ReadGqa(ConfigReader& fields, const ModelConfig& config,
+                  const RopeDefaults& defaults = {});
 
 // The counts of experts and how many a token uses.
 void ReadExpertCounts(ConfigReader& fields, ConfigReader::Names count_names, ModelConfig* config);
@@ -73,5 +79,10 @@ void AddLayers(uint32_t layer_count, uint32_t dense_count, uint32_t dense_interm
                uint32_t expert_intermediate, const MixerConfig& mixer, ModelConfig* config);
 
 uint32_t ReadLayerCount(ConfigReader& fields);
+
+// Whether each layer has no experts: those that mlp_only_layers lists and, unless decoder_sparse_step
+// is 1, all whose number counted from 1 is no multiple of it (transformers, Qwen3MoeDecoderLayer).
+std::vector<bool> ReadDenseLayers(ConfigReader& fields, uint32_t layer_count,
+                                  uint32_t expert_count);
 
 }  // namespace moraine

@@ -20,6 +20,8 @@ struct Family {
   std::span<const TensorName> names;
   // How the experts can come; the first form whose tensors a checkpoint has is taken.
   std::span<const ExpertForm> expert_forms;
+  // Zero-centred RmsNorms (1 + weight): 1.
+  float norm_offset = 0;
 };
 
 // nullptr if there is none.
