@@ -49,8 +49,28 @@ struct GqaConfig {
   bool output_gate = false;
 };
 
+// Multi-head latent attention. blocks/mla_attention.h.
+struct MlaConfig {
+  uint32_t heads = 0;
+  uint32_t q_rank = 0;  // 0: queries come from the hidden state without a step between
+  uint32_t kv_rank = 0;
+  uint32_t nope_dim = 0, rope_dim = 0;  // of a head's query and key: not rotated, and rotated
+  uint32_t value_dim = 0;
+  RopeConfig rope;
+  float scale = 0;             // of the scores, YaRN's part of it included
+  float norm_epsilon = 1e-6f;  // of the two norms inside, whatever the model's is
+};
+
+// Linear attention. blocks/gated_delta_net.h.
+struct GatedDeltaConfig {
+  uint32_t key_heads = 0, value_heads = 0;  // of q and k; of v, a multiple
+  uint32_t key_dim = 0, value_dim = 0;      // of a head
+  uint32_t taps = 0;                        // of the convolution
+  bool by_key_head = false;  // how the checkpoint orders the rows of q, k, v, z and of b, a
+};
+
 // What mixes the tokens of a layer. Whoever adds a kind is led by the compiler: blocks/mixer.h.
-using MixerConfig = std::variant<GqaConfig>;
+using MixerConfig = std::variant<GqaConfig, MlaConfig, GatedDeltaConfig>;
 
 enum class Scoring : uint8_t {
   kSoftmax,          // over all experts; choice and weights are by it

@@ -90,6 +90,12 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Checkpoint{"tests/golden/fixtures/qwen3_moe", {"model.safetensors"}},
                     Checkpoint{"tests/golden/fixtures/qwen3_moe_mixed", {"model.safetensors"}},
                     Checkpoint{"tests/golden/fixtures/olmoe", {"model.safetensors"}},
+                    Checkpoint{"tests/golden/fixtures/deepseek_v2", {"model.safetensors"}},
+                    Checkpoint{"tests/golden/fixtures/deepseek_v2_lite", {"model.safetensors"}},
+                    Checkpoint{"tests/golden/fixtures/deepseek_v3", {"model.safetensors"}},
+                    Checkpoint{"tests/golden/fixtures/kimi_k2", {"model.safetensors"}},
+                    Checkpoint{"tests/golden/fixtures/qwen3_next", {"model.safetensors"}},
+                    Checkpoint{"tests/golden/fixtures/qwen3_5_moe", {"model.safetensors"}},
                     Checkpoint{"models/demo", {"model-00001-of-00002.safetensors",
                                                "model-00002-of-00002.safetensors"}}));
 

@@ -9,6 +9,14 @@ template <>
 struct KindOf<GqaConfig> {
   using Type = GqaAttention;
 };
+template <>
+struct KindOf<MlaConfig> {
+  using Type = MlaAttention;
+};
+template <>
+struct KindOf<GatedDeltaConfig> {
+  using Type = GatedDeltaNet;
+};
 template <typename Config>
 using Kind = typename KindOf<Config>::Type;
 

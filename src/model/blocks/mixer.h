@@ -14,7 +14,9 @@
 #include <string>
 #include <variant>
 
+#include "model/blocks/gated_delta_net.h"
 #include "model/blocks/gqa_attention.h"
+#include "model/blocks/mla_attention.h"
 #include "model/blocks/mixer_context.h"
 #include "model/config.h"
 #include "model/sequence_state.h"
@@ -23,7 +25,7 @@
 namespace moraine {
 
 // In the order of MixerConfig.
-using Mixer = std::variant<GqaAttention>;
+using Mixer = std::variant<GqaAttention, MlaAttention, GatedDeltaNet>;
 
 void AppendMixerRoles(const MixerConfig& config, uint32_t hidden, RoleList* roles);
 LayerStateShape StateShapeOf(const MixerConfig& config, KvFormat format);

@@ -5,7 +5,7 @@
 namespace moraine {
 namespace {
 
-const Family* const kFamilies[] = {&kOlmoe, &kQwen3Moe};
+const Family* const kFamilies[] = {&kDeepseek, &kOlmoe, &kQwen3Moe, &kQwen3Next};
 
 }  // namespace
 
