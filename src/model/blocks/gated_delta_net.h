@@ -11,10 +11,10 @@
 //
 // a and b are exact (float32): they are the exponents of products over all tokens, and 64 rows.
 //
-// State: taps - 1 rows of the convolution's input and the memory, 2.1 MB a layer for Qwen3-Next, 77 MB
+// State: taps - 1 rows of the convolution's input and the memory, 2.2 MB a layer for Qwen3-Next, 79 MB
 // in all; it is replaced, not extended, so the sequence keeps it twice (sequence_state.h) and a chunk
-// writes the other copy: nothing is copied, a chunk that fails leaves nothing behind, and a decode step
-// touches 4.2 MB a layer where in place it would touch 2.1.
+// writes the other copy: nothing is copied, a chunk that fails leaves nothing behind, and a decode
+// step touches 4.4 MB a layer where in place it would touch 2.2.
 //
 // Works through a chunk kDeltaTokens at a time, which bounds its scratch and changes no bit.
 #pragma once
