@@ -535,6 +535,11 @@ Result<ModelFiles> ReadModelFiles(const Checkpoint& checkpoint) {
                            "generation_config.json"}) {
     if (auto contents = checkpoint.ReadFile(name)) model.files[name] = std::move(*contents);
   }
+  if (!model.files.contains("tokenizer.json")) {  // Kimi
+    if (auto contents = checkpoint.ReadFile("tiktoken.model")) {
+      model.files["tiktoken.model"] = std::move(*contents);
+    }
+  }
   return model;
 }
 

@@ -10,16 +10,19 @@ std::string FileOrEmpty(const Manifest& manifest, const char* name) {
   return it == manifest.files.end() ? "" : it->second;
 }
 
+Result<Tokenizer> LoadTokenizer(const Manifest& manifest) {
+  const std::string config = FileOrEmpty(manifest, "tokenizer_config.json");
+  const std::string json = FileOrEmpty(manifest, "tokenizer.json");
+  if (!json.empty()) return Tokenizer::FromContents(json, config);
+  const std::string tiktoken = FileOrEmpty(manifest, "tiktoken.model");
+  if (!tiktoken.empty()) return Tokenizer::FromTiktoken(tiktoken, config);
+  return NotFound("the store has neither tokenizer.json nor tiktoken.model (nor had the checkpoint)");
+}
+
 }  // namespace
 
 Result<TextModel> TextModel::Load(const Manifest& manifest) {
-  const std::string tokenizer_json = FileOrEmpty(manifest, "tokenizer.json");
-  if (tokenizer_json.empty()) {
-    return NotFound("the store has no tokenizer.json (the checkpoint had none)");
-  }
-  ASSIGN_OR_RETURN(Tokenizer tokenizer,
-                   Tokenizer::FromContents(tokenizer_json,
-                                           FileOrEmpty(manifest, "tokenizer_config.json")));
+  ASSIGN_OR_RETURN(Tokenizer tokenizer, LoadTokenizer(manifest));
   TextModel text(std::move(tokenizer));
   std::string source = FileOrEmpty(manifest, "chat_template.jinja");
   if (source.empty()) source = text.tokenizer_.config().chat_template;

@@ -17,6 +17,7 @@ uint64_t KeyOf(int32_t left, int32_t right) {
 struct Symbol {
   int32_t id;
   int32_t previous, next;  // -1 at the ends
+  int32_t begin, end;      // its bytes in the pre-token
   bool merged_away = false;
 };
 
@@ -39,7 +40,7 @@ void MergeTable::Insert(int32_t left, int32_t right, Merge merge) {
   const uint64_t key = KeyOf(left, right);
   size_t slot = SlotOf(key);
   while (entries_[slot].key != kEmptyKey) {
-    if (entries_[slot].key == key) return;
+    if (entries_[slot].key == key) break;
     slot = (slot + 1) & (entries_.size() - 1);
   }
   entries_[slot] = {key, merge};
@@ -94,8 +95,8 @@ void Bpe::Merge(std::string_view bytes, std::vector<int32_t>& ids) const {
   std::vector<Symbol> symbols;
   symbols.reserve(bytes.size());
   bool previous_unknown = false;
-  for (const char c : bytes) {
-    const auto byte = static_cast<uint8_t>(c);
+  for (int32_t at = 0; at < static_cast<int32_t>(bytes.size()); ++at) {
+    const auto byte = static_cast<uint8_t>(bytes[at]);
     int32_t id = options_.byte_ids[byte];
     if (id < 0) id = options_.fallback_ids[byte];
     const bool unknown = id < 0;
@@ -104,15 +105,24 @@ void Bpe::Merge(std::string_view bytes, std::vector<int32_t>& ids) const {
     if (id < 0 || (unknown && previous_unknown && options_.fuse_unknown)) continue;
     previous_unknown = unknown;
     const auto index = static_cast<int32_t>(symbols.size());
-    symbols.push_back({id, index - 1, index + 1});
+    symbols.push_back({id, index - 1, index + 1, at, at + 1});
   }
   if (symbols.empty()) return;
   symbols.back().next = -1;
 
   std::vector<Candidate> initial;
-  const auto candidate_at = [&](int32_t left) -> Candidate {
-    const MergeTable::Merge merge = merges_.Find(symbols[left].id, symbols[symbols[left].next].id);
-    return {merge.rank, left, merge.id};
+  const auto candidate_at = [&](int32_t position) -> Candidate {
+    const Symbol& left = symbols[position];
+    const Symbol& right = symbols[left.next];
+    if (options_.merge_by_id_max_bytes == 0) {
+      const MergeTable::Merge merge = merges_.Find(left.id, right.id);
+      return {merge.rank, position, merge.id};
+    }
+    const auto length = static_cast<size_t>(right.end - left.begin);
+    if (length > options_.merge_by_id_max_bytes) return {-1, position, -1};
+    const auto found = ids_of_bytes_.find(bytes.substr(left.begin, length));
+    const int32_t id = found == ids_of_bytes_.end() ? -1 : found->second;
+    return {id, position, id};
   };
   for (int32_t i = 0; i + 1 < static_cast<int32_t>(symbols.size()); ++i) {
     if (const Candidate candidate = candidate_at(i); candidate.rank >= 0) initial.push_back(candidate);
@@ -129,6 +139,7 @@ void Bpe::Merge(std::string_view bytes, std::vector<int32_t>& ids) const {
     Symbol& right = symbols[left.next];
     right.merged_away = true;
     left.id = top.id;
+    left.end = right.end;
     left.next = right.next;
     if (left.next >= 0) {
       symbols[left.next].previous = top.position;

@@ -27,7 +27,7 @@ class MergeTable {
     int32_t id = -1;
   };
   void Reserve(size_t merge_count);
-  // The first of equal pairs wins, as the lower rank does everywhere.
+  // The last of equal pairs wins, as in the reference, which builds a hash map of them in order.
   void Insert(int32_t left, int32_t right, Merge merge);
   Merge Find(int32_t left, int32_t right) const;
 
@@ -45,6 +45,10 @@ class MergeTable {
 struct BpeOptions {
   bool ignore_merges = false;  // a pre-token that is in the vocabulary is not merged at all
   bool fuse_unknown = false;
+  // tiktoken's rule: two neighbours merge if their joined bytes are a token, the least id first. No
+  // merge table: a table of all splits of all tokens would hold a million entries, most of them never
+  // looked at. 0: the merge table decides; else the length of the longest token in bytes.
+  size_t merge_by_id_max_bytes = 0;
   int32_t unknown_id = -1;
   // Ids of single bytes, -1 if the vocabulary lacks one.
   std::array<int32_t, 256> byte_ids;
@@ -55,7 +59,7 @@ struct BpeOptions {
 // Thread-safe after construction.
 class Bpe {
  public:
-  // `ids_of_bytes` is used only with ignore_merges.
+  // `ids_of_bytes` is used only with ignore_merges and merge_by_id_max_bytes; its keys must outlive this.
   Bpe(BpeOptions options, MergeTable merges,
       std::unordered_map<std::string_view, int32_t> ids_of_bytes);
 

@@ -3,25 +3,68 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <vector>
+
+#include "model/tokenizer/published_patterns.h"
 
 namespace moraine {
 namespace {
 
 using nlohmann::json;
 
-// tokenizer.ggml.pre -> normalizer and pattern of the models that it was made from. Qwen2, Qwen2.5
-// and Qwen3 publish the same.
+// What llama.cpp's names in tokenizer.ggml.pre stand for: the steps of the tokenizer.json that the
+// models were published with. llama.cpp itself does not normalize.
 struct KnownPreTokenizer {
   const char* name;
-  const char* normalizer;
-  const char* pattern;
+  const char* normalizer;  // null: none
+  std::span<const std::string_view> patterns = {};  // none: ByteLevel's own, GPT-2's
+  bool single_digits = false;
+  bool ignore_merges = false;
+  bool adds_bos = false;  // unless tokenizer.ggml.add_bos_token says otherwise
+  const char* tokenizer_class = "PreTrainedTokenizerFast";
 };
+constexpr std::string_view kQwen2[] = {kQwen2Pattern}, kQwen35[] = {kQwen35Pattern},
+                           kLlama3[] = {kLlama3Pattern}, kO200k[] = {kO200kPattern},
+                           kKimi[] = {kKimiPattern};
 constexpr KnownPreTokenizer kPreTokenizers[] = {
-    {"qwen2", "NFC",
-     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
-     R"(|\s*[\r\n]+|\s+(?!\S)|\s+)"},
+    {.name = "gpt-2", .normalizer = nullptr},
+    {.name = "olmo", .normalizer = "NFC"},  // OLMo, OLMoE
+    {.name = "qwen2", .normalizer = "NFC", .patterns = kQwen2},  // Qwen2 to Qwen3-Next
+    {.name = "deepseek-r1-qwen", .normalizer = nullptr, .patterns = kQwen2},
+    {.name = "qwen35", .normalizer = "NFC", .patterns = kQwen35},
+    {.name = "llama-bpe", .normalizer = nullptr, .patterns = kLlama3, .ignore_merges = true,
+     .adds_bos = true},
+    {.name = "llama3", .normalizer = nullptr, .patterns = kLlama3, .ignore_merges = true,
+     .adds_bos = true},
+    {.name = "glm4", .normalizer = nullptr, .patterns = kLlama3},
+    {.name = "chatglm-bpe", .normalizer = nullptr, .patterns = kLlama3},
+    {.name = "gpt-4o", .normalizer = nullptr, .patterns = kO200k},  // gpt-oss
+    {.name = "minimax-m2", .normalizer = nullptr, .patterns = kO200k},
+    {.name = "deepseek-llm", .normalizer = nullptr, .patterns = kDeepSeekV2Patterns,
+     .single_digits = true},  // V2, V2-Lite
+    {.name = "deepseek-v3", .normalizer = nullptr, .patterns = kDeepSeekV3Patterns},
+    {.name = "kimi-k2", .normalizer = nullptr, .patterns = kKimi, .ignore_merges = true,
+     .tokenizer_class = "TikTokenTokenizer"},
 };
+
+json StepsOf(const KnownPreTokenizer& pre) {
+  json steps = json::array();
+  for (const std::string_view pattern : pre.patterns) {
+    steps.push_back({{"type", "Split"}, {"pattern", {{"Regex", pattern}}},
+                     {"behavior", "Isolated"}, {"invert", false}});
+  }
+  if (pre.single_digits) steps.push_back({{"type", "Digits"}, {"individual_digits", true}});
+  steps.push_back({{"type", "ByteLevel"}, {"add_prefix_space", false},
+                   {"use_regex", pre.patterns.empty()}});
+  return {{"type", "Sequence"}, {"pretokenizers", steps}};
+}
+
+// Control tokens at which the families stop, whatever eos is; llama.cpp has the same list. gpt-oss
+// goes on after its <|end|>.
+constexpr const char* kEndTokens[] = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>",
+                                      "<|return|>", "<|call|>", "<｜end▁of▁sentence｜>",
+                                      "[EOS]", "[EOT]"};
 
 // tokenizer.ggml.token_type
 enum TokenType : int64_t {
@@ -46,18 +89,14 @@ class Converter {
     json root;
     RETURN_IF_ERROR(SplitVocabulary(&root));
     RETURN_IF_ERROR(ReadMerges(&root));
-    root["normalizer"] = {{"type", pre->normalizer}};
-    root["pre_tokenizer"] = {
-        {"type", "Sequence"},
-        {"pretokenizers",
-         {{{"type", "Split"}, {"pattern", {{"Regex", pre->pattern}}}, {"behavior", "Isolated"},
-           {"invert", false}},
-          {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}};
+    root["normalizer"] = pre->normalizer == nullptr ? json() : json({{"type", pre->normalizer}});
+    root["pre_tokenizer"] = StepsOf(*pre);
     root["decoder"] = {{"type", "ByteLevel"}};
     root["model"]["type"] = "BPE";
+    root["model"]["ignore_merges"] = pre->ignore_merges;
     TokenizerFiles files;
     files.tokenizer_json = root.dump();
-    ASSIGN_OR_RETURN(files.tokenizer_config_json, ConfigJson());
+    ASSIGN_OR_RETURN(files.tokenizer_config_json, ConfigJson(*pre));
     ASSIGN_OR_RETURN(files.generation_config_json, GenerationJson());
     return files;
   }
@@ -150,8 +189,9 @@ class Converter {
     return std::optional<size_t>(value->get<size_t>());
   }
 
-  Result<std::string> ConfigJson() const {
+  Result<std::string> ConfigJson(const KnownPreTokenizer& pre) const {
     json config;
+    if (pre.adds_bos) config["add_bos_token"] = true;
     for (const auto& [key, field] : {std::pair("bos_token_id", "bos_token"),
                                      std::pair("eos_token_id", "eos_token"),
                                      std::pair("padding_token_id", "pad_token"),
@@ -165,16 +205,37 @@ class Converter {
       if (!value->is_boolean()) return Bad(key, "a bool");
       config[key] = *value;
     }
-    config["tokenizer_class"] = "Qwen2Tokenizer";
-    const auto chat = metadata_.find("tokenizer.chat_template");
-    if (chat != metadata_.end()) {
-      if (!chat->is_string()) {
-        return InvalidArgument(file_ + ": metadata key 'tokenizer.chat_template' is " +
-                               Show(*chat) + ", expected a string");
-      }
-      config["chat_template"] = *chat;
-    }
+    config["tokenizer_class"] = pre.tokenizer_class;
+    ASSIGN_OR_RETURN(json chat_template, ChatTemplates());
+    if (!chat_template.is_null()) config["chat_template"] = std::move(chat_template);
     return config.dump(1);
+  }
+
+  // tokenizer.chat_template, or a list with the ones that tokenizer.chat_templates names; null if there
+  // is none.
+  Result<json> ChatTemplates() const {
+    const auto source = [&](const std::string& key) -> Result<json> {
+      const auto found = metadata_.find(key);
+      if (found == metadata_.end()) return json();
+      if (found->is_string()) return *found;
+      return InvalidArgument(file_ + ": metadata key '" + key + "' is " + Show(*found) +
+                             ", expected a string");
+    };
+    ASSIGN_OR_RETURN(const json main, source("tokenizer.chat_template"));
+    const auto names = metadata_.find("tokenizer.chat_templates");
+    if (names == metadata_.end()) return main;
+    json list = json::array();
+    if (!main.is_null()) list.push_back({{"name", "default"}, {"template", main}});
+    for (const json& name : *names) {
+      if (!names->is_array() || !name.is_string()) {
+        return InvalidArgument(file_ + ": metadata key 'tokenizer.chat_templates' is " +
+                               Show(*names) + ", expected an array of strings");
+      }
+      ASSIGN_OR_RETURN(const json named,
+                       source("tokenizer.chat_template." + name.get<std::string>()));
+      if (!named.is_null()) list.push_back({{"name", name}, {"template", named}});
+    }
+    return list;
   }
 
   Result<std::string> GenerationJson() const {
@@ -183,7 +244,7 @@ class Converter {
       ASSIGN_OR_RETURN(const std::optional<size_t> id, IdOf(key));
       if (id) ends.push_back(*id);
     }
-    for (const char* name : {"<|im_end|>", "<|endoftext|>"}) {
+    for (const char* name : kEndTokens) {
       const auto found = std::find(tokens_.begin(), tokens_.end(), name);
       const size_t id = static_cast<size_t>(found - tokens_.begin());
       if (found != tokens_.end() && types_[id] == kControl) ends.push_back(id);

@@ -19,8 +19,9 @@ struct TokenizerFiles {
 // has no tokenizer. kInvalidArgument naming file, key, found and expected.
 //
 // Control tokens become added tokens that are special, user-defined ones added tokens that are not,
-// unused ones holes. Generation ends at eos, eot and eom, and, as llama.cpp has it, at <|im_end|>
-// and <|endoftext|> where they are control tokens.
+// unused ones holes. Generation ends at eos, eot and eom, and, as llama.cpp has it, at <|im_end|>,
+// <|endoftext|> and their like where they are control tokens. tokenizer.chat_template.NAME become
+// named templates.
 Result<TokenizerFiles> TokenizerFromGguf(std::string_view metadata_json,
                                          const std::string& file_name);
 

@@ -119,7 +119,11 @@ std::string ToLowercase(std::string_view text) {
   std::string out;
   for (size_t at = 0; at < text.size();) {
     const Utf8Step step = NextUtf8(text.substr(at));
-    AppendUtf8(static_cast<uint32_t>(utf8proc_tolower(static_cast<int32_t>(step.codepoint))), out);
+    if (step.codepoint == 0x130) {  // the only one that becomes two
+      out += "i\u0307";
+    } else {
+      AppendUtf8(static_cast<uint32_t>(utf8proc_tolower(static_cast<int32_t>(step.codepoint))), out);
+    }
     at += step.length;
   }
   return out;
@@ -208,6 +212,14 @@ Result<PreTokenizer> PreTokenizer::FromJson(element json, const std::string& fie
   if (!pre_tokenizer.has_byte_level_) {
     return Unsupported(field + ": there is no ByteLevel, and only byte-level BPE is supported");
   }
+  return pre_tokenizer;
+}
+
+Result<PreTokenizer> PreTokenizer::FromPattern(std::string_view pattern) {
+  PreTokenizer pre_tokenizer;
+  ASSIGN_OR_RETURN(Regex regex, Regex::Compile(pattern));
+  pre_tokenizer.steps_.emplace_back(Split{std::move(regex), Behavior::kIsolated, false});
+  pre_tokenizer.has_byte_level_ = true;
   return pre_tokenizer;
 }
 

@@ -48,6 +48,8 @@ struct TextSpan {
 class PreTokenizer {
  public:
   static Result<PreTokenizer> FromJson(simdjson::dom::element json, const std::string& field);
+  // Split by `pattern`, each match on its own, then bytes.
+  static Result<PreTokenizer> FromPattern(std::string_view pattern);
   // Cuts `text` into pre-tokens. `text` may change: add_prefix_space inserts a blank.
   Status Apply(std::string& text, std::vector<TextSpan>& spans) const;
 

@@ -46,19 +46,30 @@ class Rewriter {
     if (at_ + 1 >= pattern_.size()) return BadPattern(pattern_, "ends in a backslash");
     const char kind = pattern_[at_ + 1];
     at_ += 2;
-    static constexpr std::string_view kWord = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
+    // Oniguruma decides on characters below U+0100 by a table of its own, outside of classes.
+    static const std::string kWordInClass = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+    static const std::string kWord = kWordInClass + "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
+    static const std::string kIs = "[" + kWord + "]", kIsNot = "[^" + kWord + "]";
     switch (kind) {
       case 's': out += "\\p{White_Space}"; return OkStatus();
       case 'S': out += "\\P{White_Space}"; return OkStatus();
       case 'd': out += "\\p{Nd}"; return OkStatus();
       case 'D': out += "\\P{Nd}"; return OkStatus();
-      case 'w':
-        out += in_class ? std::string(kWord) : "[" + std::string(kWord) + "]";
+      case 'h': out += in_class ? "0-9A-Fa-f" : "[0-9A-Fa-f]"; return OkStatus();
+      case 'w': out += in_class ? kWordInClass : kIs; return OkStatus();
+      case 'W': case 'H':
+        if (in_class) {
+          return BadPattern(pattern_, std::string("\\") + kind + " in a class is not supported");
+        }
+        out += kind == 'W' ? kIsNot : "[^0-9A-Fa-f]";
         return OkStatus();
-      case 'W':
-        if (in_class) return BadPattern(pattern_, "\\W in a class is not supported");
-        out += "[^" + std::string(kWord) + "]";
+      case 'b': case 'B': {
+        if (in_class) break;
+        const char* before = kind == 'b' ? "(?<=" : "(?<!";
+        const char* other = kind == 'b' ? "(?<!" : "(?<=";
+        out += "(?:" + (before + kIs) + ")(?!" + kIs + ")|" + other + kIs + ")(?=" + kIs + "))";
         return OkStatus();
+      }
       case 'p': case 'P': {
         const size_t end = pattern_.find('}', at_);
         if (at_ >= pattern_.size() || pattern_[at_] != '{' || end == pattern_.npos) break;
@@ -168,7 +179,9 @@ struct Regex::Code {
 
 Result<Regex> Regex::Compile(std::string_view pattern) {
   ASSIGN_OR_RETURN(const std::string rewritten, RewriteForPcre2(pattern));
-  return CompileWith(rewritten, PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C);
+  // ^ and $ stand at lines in Oniguruma's dialect.
+  return CompileWith(rewritten,
+                     PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_MULTILINE);
 }
 
 Result<Regex> Regex::CompileLiteral(std::string_view text) {

@@ -1,9 +1,9 @@
 // A compiled pattern in the dialect of tokenizer.json (Oniguruma), run by PCRE2 with JIT.
 //
 // The dialects differ in ways that compile silently and split wrongly, so the pattern is rewritten
-// first: \s and \S are Unicode White_Space (PCRE2's \s leaves out U+0085), \d and \w the Unicode
-// categories, \p{Han} is a script and not script extensions, and a class intersection
-// [A&&[^B]] becomes (?:(?!B)[A]).
+// first: \s and \S are Unicode White_Space (PCRE2's \s leaves out U+0085), \d, \w and \b go by Unicode
+// properties, \h is a hexadecimal digit, ^ and $ stand at lines, \p{Han} is a script and not script
+// extensions, and a class intersection [A&&[^B]] becomes (?:(?!B)[A]).
 #pragma once
 
 #include <functional>

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "model/tokenizer/tiktoken.h"
 #include "model/tokenizer/tokenizer_json.h"
 #include "model/tokenizer/utf8.h"
 
@@ -28,7 +29,7 @@ struct Tokenizer::Impl {
   AddedTokenMatcher before_normalizer, after_normalizer;
   std::vector<bool> is_special;
 
-  Status Prepare(const ParsedTokenizerConfig& parsed);
+  Status Prepare(TokenizerConfig parsed);
   Result<std::vector<int32_t>> Encode(std::string_view text, const TrustMap& trust,
                                       bool add_special_tokens) const;
   // Text without `normalized:false` tokens.
@@ -38,8 +39,8 @@ struct Tokenizer::Impl {
   std::optional<int32_t> Find(std::string_view token) const;
 };
 
-Status Tokenizer::Impl::Prepare(const ParsedTokenizerConfig& parsed) {
-  config = parsed.config;
+Status Tokenizer::Impl::Prepare(TokenizerConfig parsed) {
+  config = std::move(parsed);
   is_special.resize(parts.vocabulary.spellings.size());
   for (const AddedToken& token : parts.added_tokens) {
     is_special[token.id] = is_special[token.id] || token.special;
@@ -52,7 +53,7 @@ Status Tokenizer::Impl::Prepare(const ParsedTokenizerConfig& parsed) {
   }
   // The Llama class of transformers adds bos by the config, whatever tokenizer.json says, and does so
   // unless told otherwise. DeepSeek's files rely on it.
-  const bool is_llama = parsed.tokenizer_class.starts_with("LlamaTokenizer");
+  const bool is_llama = config.tokenizer_class.starts_with("LlamaTokenizer");
   if (config.add_bos_token.value_or(is_llama) && !config.bos_token.empty() &&
       parts.prefix_ids.empty()) {
     if (const auto id = Find(config.bos_token)) parts.prefix_ids.push_back(*id);
@@ -148,8 +149,18 @@ Result<Tokenizer> Tokenizer::FromContents(std::string_view tokenizer_json,
                                           std::string_view config_json) {
   auto impl = std::make_unique<Impl>();
   ASSIGN_OR_RETURN(impl->parts, ParseTokenizerJson(tokenizer_json));
-  ASSIGN_OR_RETURN(const ParsedTokenizerConfig config, ParseTokenizerConfig(config_json));
-  RETURN_IF_ERROR(impl->Prepare(config));
+  ASSIGN_OR_RETURN(TokenizerConfig config, ParseTokenizerConfig(config_json));
+  RETURN_IF_ERROR(impl->Prepare(std::move(config)));
+  return Tokenizer(std::move(impl));
+}
+
+Result<Tokenizer> Tokenizer::FromTiktoken(std::string_view tiktoken_model,
+                                          std::string_view config_json) {
+  auto impl = std::make_unique<Impl>();
+  ASSIGN_OR_RETURN(const std::vector<AddedToken> added, ParseAddedTokensDecoder(config_json));
+  ASSIGN_OR_RETURN(impl->parts, ParseTiktoken(tiktoken_model, added));
+  ASSIGN_OR_RETURN(TokenizerConfig config, ParseTokenizerConfig(config_json));
+  RETURN_IF_ERROR(impl->Prepare(std::move(config)));
   return Tokenizer(std::move(impl));
 }
 

@@ -1,4 +1,5 @@
-// The tokenizer of a Hugging Face checkpoint: tokenizer.json (byte-level BPE) + tokenizer_config.json.
+// The tokenizer of a Hugging Face checkpoint: tokenizer.json (byte-level BPE) + tokenizer_config.json,
+// or Kimi's tiktoken.model (tiktoken.h) in place of the former.
 //
 //   text -> added tokens (normalized:false) -> normalizer -> added tokens (normalized:true)
 //        -> pre-tokenizer (PCRE2 with JIT) -> BPE (merge heap, cached words) -> post-processor -> ids
@@ -29,9 +30,13 @@ namespace moraine {
 struct TokenizerConfig {
   std::string bos_token, eos_token, pad_token, unk_token;
   std::optional<bool> add_bos_token, add_eos_token;
+  // "LlamaTokenizerFast", "TikTokenTokenizer", ...
+  std::string tokenizer_class;
   // The "default" one where the file lists several. A checkpoint may ship chat_template.jinja instead,
   // which wins over this.
   std::string chat_template;
+  // The one called "tool_use", for requests with tools; most models have one template for all.
+  std::string tool_use_template;
 };
 
 struct EncodeOptions {
@@ -51,6 +56,9 @@ class Tokenizer {
                                      const std::filesystem::path& config_path);
   // The same from file contents; `config_json` may be empty.
   static Result<Tokenizer> FromContents(std::string_view tokenizer_json,
+                                        std::string_view config_json);
+  // Kimi's files: tiktoken.h. Special tokens come from the config's added_tokens_decoder.
+  static Result<Tokenizer> FromTiktoken(std::string_view tiktoken_model,
                                         std::string_view config_json);
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;

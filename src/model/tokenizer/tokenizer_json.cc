@@ -1,6 +1,7 @@
 #include "model/tokenizer/tokenizer_json.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 
 #include "model/tokenizer/byte_level.h"
@@ -23,6 +24,23 @@ std::optional<element> Find(element json, std::string_view key) {
   element value;
   if (json.at_key(key).get(value) != simdjson::SUCCESS || value.is_null()) return std::nullopt;
   return value;
+}
+
+// What the two files say of an added token, but for the place of its id.
+Result<AddedToken> AddedTokenFromJson(element json, int64_t id, const std::string& field) {
+  if (id < 0 || id > INT32_MAX) {
+    return InvalidArgument(field + ".id: expected a whole number from 0");
+  }
+  AddedToken token;
+  token.id = static_cast<int32_t>(id);
+  ASSIGN_OR_RETURN(const std::string_view content, JsonString(json, "content", field));
+  token.content = std::string(content);
+  ASSIGN_OR_RETURN(token.special, JsonBool(json, "special", false, field));
+  ASSIGN_OR_RETURN(token.normalized, JsonBool(json, "normalized", !token.special, field));
+  ASSIGN_OR_RETURN(token.lstrip, JsonBool(json, "lstrip", false, field));
+  ASSIGN_OR_RETURN(token.rstrip, JsonBool(json, "rstrip", false, field));
+  ASSIGN_OR_RETURN(token.single_word, JsonBool(json, "single_word", false, field));
+  return token;
 }
 
 class Loader {
@@ -109,19 +127,9 @@ class Loader {
 
   Status ReadAddedToken(element json, const std::string& field) {
     if (!json.is_object()) return InvalidArgument(field + ": expected an object");
-    AddedToken token;
     int64_t id = -1;
-    if (json.at_key("id").get(id) != simdjson::SUCCESS || id < 0 || id > INT32_MAX) {
-      return InvalidArgument(field + ".id: expected a whole number from 0");
-    }
-    token.id = static_cast<int32_t>(id);
-    ASSIGN_OR_RETURN(const std::string_view content, JsonString(json, "content", field));
-    token.content = std::string(content);
-    ASSIGN_OR_RETURN(token.special, JsonBool(json, "special", false, field));
-    ASSIGN_OR_RETURN(token.normalized, JsonBool(json, "normalized", !token.special, field));
-    ASSIGN_OR_RETURN(token.lstrip, JsonBool(json, "lstrip", false, field));
-    ASSIGN_OR_RETURN(token.rstrip, JsonBool(json, "rstrip", false, field));
-    ASSIGN_OR_RETURN(token.single_word, JsonBool(json, "single_word", false, field));
+    if (json.at_key("id").get(id) != simdjson::SUCCESS) id = -1;
+    ASSIGN_OR_RETURN(AddedToken token, AddedTokenFromJson(json, id, field));
     entries_.push_back({id, token.content, /*is_added=*/true});
     parts_.added_tokens.push_back(std::move(token));
     return OkStatus();
@@ -356,21 +364,25 @@ Result<std::string> TokenOfConfig(element root, std::string_view key) {
   return std::string(value);
 }
 
-Result<std::string> TemplateOfConfig(element root) {
+// A string, or a list of {"name", "template"}.
+Status ReadChatTemplates(element root, TokenizerConfig& config) {
   const auto json = Find(root, "chat_template");
-  if (!json.has_value()) return std::string();
-  if (json->is_string()) return std::string(json->get_string().value_unsafe());
+  if (!json.has_value()) return OkStatus();
+  if (json->is_string()) {
+    config.chat_template = std::string(json->get_string().value_unsafe());
+    return OkStatus();
+  }
   array templates;
   if (json->get(templates) != simdjson::SUCCESS) {
     return InvalidArgument("chat_template: expected a string or an array");
   }
   for (const element entry : templates) {
     ASSIGN_OR_RETURN(const std::string_view name, JsonString(entry, "name", "chat_template[]"));
-    if (name != "default") continue;
     ASSIGN_OR_RETURN(const std::string_view text, JsonString(entry, "template", "chat_template[]"));
-    return std::string(text);
+    if (name == "default") config.chat_template = std::string(text);
+    if (name == "tool_use") config.tool_use_template = std::string(text);
   }
-  return std::string();
+  return OkStatus();
 }
 
 Result<std::optional<bool>> OptionalBool(element root, std::string_view key) {
@@ -390,25 +402,53 @@ Result<TokenizerParts> ParseTokenizerJson(std::string_view contents) {
   return parts;
 }
 
-Result<ParsedTokenizerConfig> ParseTokenizerConfig(std::string_view contents) {
-  ParsedTokenizerConfig parsed;
-  if (contents.empty()) return parsed;
+Result<TokenizerConfig> ParseTokenizerConfig(std::string_view contents) {
+  TokenizerConfig config;
+  if (contents.empty()) return config;
   const auto parse = [&]() -> Status {
     simdjson::dom::parser parser;
     ASSIGN_OR_RETURN(const element root, ParseObject(parser, contents));
-    ASSIGN_OR_RETURN(parsed.config.bos_token, TokenOfConfig(root, "bos_token"));
-    ASSIGN_OR_RETURN(parsed.config.eos_token, TokenOfConfig(root, "eos_token"));
-    ASSIGN_OR_RETURN(parsed.config.pad_token, TokenOfConfig(root, "pad_token"));
-    ASSIGN_OR_RETURN(parsed.config.unk_token, TokenOfConfig(root, "unk_token"));
-    ASSIGN_OR_RETURN(parsed.config.add_bos_token, OptionalBool(root, "add_bos_token"));
-    ASSIGN_OR_RETURN(parsed.config.add_eos_token, OptionalBool(root, "add_eos_token"));
-    ASSIGN_OR_RETURN(parsed.config.chat_template, TemplateOfConfig(root));
-    ASSIGN_OR_RETURN(parsed.tokenizer_class, TokenOfConfig(root, "tokenizer_class"));
+    ASSIGN_OR_RETURN(config.bos_token, TokenOfConfig(root, "bos_token"));
+    ASSIGN_OR_RETURN(config.eos_token, TokenOfConfig(root, "eos_token"));
+    ASSIGN_OR_RETURN(config.pad_token, TokenOfConfig(root, "pad_token"));
+    ASSIGN_OR_RETURN(config.unk_token, TokenOfConfig(root, "unk_token"));
+    ASSIGN_OR_RETURN(config.add_bos_token, OptionalBool(root, "add_bos_token"));
+    ASSIGN_OR_RETURN(config.add_eos_token, OptionalBool(root, "add_eos_token"));
+    ASSIGN_OR_RETURN(config.tokenizer_class, TokenOfConfig(root, "tokenizer_class"));
+    return ReadChatTemplates(root, config);
+  };
+  const Status status = parse();
+  if (!status.ok()) return status.WithContext("tokenizer_config.json");
+  return config;
+}
+
+Result<std::vector<AddedToken>> ParseAddedTokensDecoder(std::string_view config_contents) {
+  std::vector<AddedToken> added;
+  if (config_contents.empty()) return added;
+  const auto parse = [&]() -> Status {
+    simdjson::dom::parser parser;
+    ASSIGN_OR_RETURN(const element root, ParseObject(parser, config_contents));
+    const auto json = Find(root, "added_tokens_decoder");
+    if (!json.has_value()) return OkStatus();
+    object tokens;
+    if (json->get(tokens) != simdjson::SUCCESS) {
+      return InvalidArgument("added_tokens_decoder: expected an object of id to token");
+    }
+    for (const auto [key, token] : tokens) {
+      const std::string field = "added_tokens_decoder[\"" + std::string(key) + "\"]";
+      int64_t id = -1;
+      const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
+      if (error != std::errc() || end != key.data() + key.size()) id = -1;
+      ASSIGN_OR_RETURN(AddedToken read, AddedTokenFromJson(token, id, field));
+      added.push_back(std::move(read));
+    }
     return OkStatus();
   };
   const Status status = parse();
   if (!status.ok()) return status.WithContext("tokenizer_config.json");
-  return parsed;
+  std::sort(added.begin(), added.end(),
+            [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
+  return added;
 }
 
 }  // namespace moraine

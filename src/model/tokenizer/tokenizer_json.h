@@ -36,10 +36,9 @@ struct TokenizerParts {
 
 Result<TokenizerParts> ParseTokenizerJson(std::string_view contents);
 
-struct ParsedTokenizerConfig {
-  TokenizerConfig config;
-  std::string tokenizer_class;
-};
-Result<ParsedTokenizerConfig> ParseTokenizerConfig(std::string_view contents);
+Result<TokenizerConfig> ParseTokenizerConfig(std::string_view contents);
+// added_tokens_decoder of tokenizer_config.json, by rising id; empty if there is none. A tokenizer.json
+// repeats them, so only a checkpoint without one needs this.
+Result<std::vector<AddedToken>> ParseAddedTokensDecoder(std::string_view config_contents);
 
 }  // namespace moraine

@@ -84,7 +84,9 @@ TEST(Regex, RewritesWhatTheDialectsReadDifferently) {
     return result.ok() ? *result : "error: " + result.status().message();
   };
   EXPECT_EQ(rewrite(R"(\s+(?!\S))"), R"(\p{White_Space}+(?!\P{White_Space}))");
-  EXPECT_EQ(rewrite(R"([^\s\d]\w)"), R"([^\p{White_Space}\p{Nd}][\p{L}\p{M}\p{Nd}\p{Pc}])");
+  EXPECT_EQ(rewrite(R"([^\s\d\w])"),
+            R"([^\p{White_Space}\p{Nd}\p{Alphabetic}\p{M}\p{Nd}\p{Pc}])");
+  EXPECT_EQ(rewrite(R"(\h[\h_]\H)"), "[0-9A-Fa-f][0-9A-Fa-f_][^0-9A-Fa-f]");
   EXPECT_EQ(rewrite(R"([\p{Han}]\P{Han}\p{L})"), R"([\p{sc:Han}]\P{sc:Han}\p{L})");
   EXPECT_EQ(rewrite(R"([\p{L}&&[^\p{Han}]]+)"), R"((?:(?=[^\p{sc:Han}])[\p{L}])+)");
   EXPECT_EQ(rewrite(R"(\\s\[[\]\[])"), R"(\\s\[[\]\[])");
@@ -101,6 +103,23 @@ TEST(PreTokenizer, NextLineIsWhiteSpaceAndHanIsAScript) {
   // Kimi's class: letters but not Han.
   EXPECT_THAT(Cut(Sequence(Split(R"({"Regex":"[\\p{L}&&[^\\p{Han}]]+"})", "Isolated")), "ab中c"),
               ElementsAre("ab", "中", "c"));
+}
+
+TEST(PreTokenizer, AnchorsStandAtLinesAndWordsAreUnicode) {
+  EXPECT_THAT(Cut(Sequence(Split(R"({"Regex":"^.+?$"})", "Isolated")), "ab\ncd"),
+              ElementsAre("ab", "\n", "cd"));
+  // Letter numbers are words, and so are superscripts, outside of classes.
+  EXPECT_THAT(Cut(Sequence(Split(R"({"Regex":"\\b\\w+\\b"})", "Isolated")), "Ⅷx²-é"),
+              ElementsAre("Ⅷx²", "-", "é"));
+  EXPECT_THAT(Cut(Sequence(Split(R"({"Regex":"[\\w]+"})", "Isolated")), "Ⅷ²"), ElementsAre("Ⅷ", "²"));
+}
+
+TEST(Normalizer, ACapitalIWithADotBecomesTwoCharacters) {
+  simdjson::dom::parser parser;
+  const std::string json = R"({"type":"Lowercase"})";
+  const Result<Normalizer> normalizer = Normalizer::FromJson(parser.parse(json).value(), "normalizer");
+  ASSERT_TRUE(normalizer.ok());
+  EXPECT_EQ(*normalizer->Apply("AİÉ"), "ai\u0307é");
 }
 
 TEST(PreTokenizer, ACatastrophicPatternEndsWithAStatus) {

@@ -101,6 +101,7 @@ TEST(TokenizerJson, NamedChatTemplates) {
   const Tokenizer tokenizer = ToyTokenizer(ToyTokenizerJson(), R"({"chat_template":
       [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]})");
   EXPECT_EQ(tokenizer.config().chat_template, "D");
+  EXPECT_EQ(tokenizer.config().tool_use_template, "T");
 }
 
 TEST(TokenizerJson, AMissingFileIsNamed) {
