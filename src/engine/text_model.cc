@@ -24,24 +24,41 @@ Result<Tokenizer> LoadTokenizer(const Manifest& manifest) {
 Result<TextModel> TextModel::Load(const Manifest& manifest) {
   ASSIGN_OR_RETURN(Tokenizer tokenizer, LoadTokenizer(manifest));
   TextModel text(std::move(tokenizer));
-  std::string source = FileOrEmpty(manifest, "chat_template.jinja");
-  if (source.empty()) source = text.tokenizer_.config().chat_template;
+  std::string source = FileOrEmpty(manifest, "chat_template.jinja"), tool_use;
+  if (source.empty()) {
+    source = text.tokenizer_.config().chat_template;
+    tool_use = text.tokenizer_.config().tool_use_template;
+  }
   if (source.empty()) {
     text.chat_template_status_ =
         Unsupported("this model has no chat template: use it with plain text");
     return text;
   }
-  auto parsed = ChatTemplate::Parse(source);
-  text.chat_template_status_ = parsed.status();
-  if (parsed.ok()) text.chat_template_.emplace(std::move(*parsed));
+  text.chat_template_status_ = text.AddTemplate(source, &text.chat_template_);
+  if (text.chat_template_status_.ok() && !tool_use.empty()) {
+    text.chat_template_status_ = text.AddTemplate(tool_use, &text.tool_use_template_);
+  }
   return text;
+}
+
+Status TextModel::AddTemplate(const std::string& source, std::optional<Template>* place) {
+  ASSIGN_OR_RETURN(ChatTemplate parsed, ChatTemplate::Parse(source));
+  const ArgumentsForm form = ProbeArgumentsForm(parsed);
+  place->emplace(Template{std::move(parsed), form});
+  return OkStatus();
 }
 
 Result<std::vector<int32_t>> TextModel::EncodeChat(nlohmann::ordered_json context) const {
   RETURN_IF_ERROR(chat_template_status_);
   context["bos_token"] = tokenizer_.config().bos_token;
   context["eos_token"] = tokenizer_.config().eos_token;
-  ASSIGN_OR_RETURN(const RenderedPrompt prompt, chat_template_->Render(context));
+  const auto tools = context.find("tools");
+  const bool has_tools = tools != context.end() && tools->is_array() && !tools->empty();
+  const Template& chat_template =
+      has_tools && tool_use_template_.has_value() ? *tool_use_template_ : *chat_template_;
+  ConvertArguments(chat_template.arguments_form, context);
+  if (has_tools && tokenizer_.config().tokenizer_class == "TikTokenTokenizer") SortToolKeys(context);
+  ASSIGN_OR_RETURN(const RenderedPrompt prompt, chat_template.parsed.Render(context));
   return tokenizer_.EncodeSegments(prompt.segments);
 }
 

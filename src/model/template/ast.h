@@ -22,7 +22,7 @@ enum class ExpressionKind {
   kAttribute,    // child 0 . name
   kItem,         // child 0 [ child 1 ]
   kSlice,        // child 0 [ child 1 : child 2 : child 3 ], each of 1..3 may be null
-  kCall,         // child 0 (children 1.., named)
+  kCall,         // child 0 (children 1.., named, spread, spread_named)
   kFilter,       // child 0 | name (children 1.., named); child 0 is null in {% filter %}
   kTest,         // child 0 is name (children 1.., named)
   kNot, kNegate, kPositive,  // child 0
@@ -41,6 +41,7 @@ struct Expression {
   Value constant;
   std::vector<ExpressionPtr> children;
   std::vector<std::pair<std::string, ExpressionPtr>> named;
+  ExpressionPtr spread, spread_named;  // of a call's f(*spread, **spread_named)
   std::vector<std::string> operators;
 };
 
@@ -73,6 +74,7 @@ enum class StatementKind {
 // What is assigned to: `name`, or `object.name`.
 struct Target {
   std::string name, attribute;
+  std::vector<Target> parts;  // (a, b) in place of a name
 };
 
 struct Statement {
@@ -82,6 +84,7 @@ struct Statement {
   ExpressionPtr value, condition;
   std::vector<Target> targets;
   bool unpacks = false;  // whether `targets` take the items of the value
+  bool recursive = false;  // of a loop: loop(...) in the body renders it again
   std::vector<ExpressionPtr> values;
   std::vector<std::pair<ExpressionPtr, Block>> branches;
   Block body, otherwise;

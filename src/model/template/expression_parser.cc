@@ -385,20 +385,28 @@ void ExpressionParser::ParseArguments(Expression& call) {
     if (!first) ExpectOperator(",");
     first = false;
     if (IsOperator(")")) break;
+    const auto parse_into = [&](ExpressionPtr& place) {
+      place = ParseExpression();
+      call.depth = std::max(call.depth, place->depth + 1);
+      if (call.depth > kMaxTreeDepth) FailHere("an expression is nested too deeply");
+    };
     if (IsOperator("*") || IsOperator("**")) {
-      throw Error{StatusCode::kUnsupported, "*args and **kwargs in calls are not supported",
-                  Current().line};
+      ExpressionPtr& place = IsOperator("*") ? call.spread : call.spread_named;
+      if (place != nullptr || call.spread_named != nullptr) FailHere("a second * or ** argument");
+      Advance();
+      parse_into(place);
+      continue;
     }
     if (Current().kind == TokenKind::kName && Next().kind == TokenKind::kOperator &&
         Next().text == "=") {
       std::string name = ExpectName();
       Advance();
-      ExpressionPtr value = ParseExpression();
-      call.depth = std::max(call.depth, value->depth + 1);
-      if (call.depth > kMaxTreeDepth) FailHere("an expression is nested too deeply");
-      call.named.emplace_back(std::move(name), std::move(value));
+      if (call.spread_named != nullptr) FailHere("a named argument follows **");
+      parse_into(call.named.emplace_back(std::move(name), nullptr).second);
     } else {
-      if (!call.named.empty()) FailHere("a positional argument follows a named one");
+      if (!call.named.empty() || call.spread != nullptr || call.spread_named != nullptr) {
+        FailHere("a positional argument follows a named one");
+      }
       Add(call, ParseExpression());
     }
   }

@@ -12,7 +12,7 @@ const Value* Arguments::Find(size_t index, const char* name) const {
   if (index < positional.size()) return &positional[index];
   if (name == nullptr) return nullptr;
   for (const auto& [known, value] : named) {
-    if (known == name) return &value;
+    if (known.text->bytes == name) return &value;
   }
   return nullptr;
 }
@@ -95,7 +95,7 @@ void FillFromArguments(Interpreter& interpreter, const Arguments& arguments, Dic
     }
   }
   for (const auto& [name, value] : arguments.named) {
-    heap.Set(dict, Value::Constant(name), value);
+    heap.Set(dict, name, value);
   }
 }
 

@@ -7,20 +7,6 @@
 namespace moraine::jinja {
 namespace {
 
-// Sets a member for as long as it lives; an Error may pass through.
-template <typename T>
-class Restorer {
- public:
-  Restorer(T& place, T value) : place_(place), old_(std::exchange(place, std::move(value))) {}
-  ~Restorer() { place_ = std::move(old_); }
-  Restorer(const Restorer&) = delete;
-  Restorer& operator=(const Restorer&) = delete;
-
- private:
-  T& place_;
-  T old_;
-};
-
 // Text of temporaries may be larger than the output, but not without limit.
 constexpr size_t kStringSlack = 2;
 
@@ -139,45 +125,6 @@ Interpreter::Flow Interpreter::ExecuteIf(const Statement& statement) {
   return Flow::kNormal;
 }
 
-Interpreter::Flow Interpreter::ExecuteFor(const Statement& statement) {
-  const Value iterable = Evaluate(*statement.value);
-  std::vector<Value> items = Iterate(iterable);
-  Scope* const outer = scope_;
-  const Restorer<Scope*> scope(scope_, outer);
-  const auto bind = [&](const Value& item) {
-    scope_ = NewScope(outer);
-    if (statement.unpacks) {
-      Unpack(statement.targets, item);
-    } else {
-      Assign(statement.targets.front(), item);
-    }
-  };
-  if (statement.condition != nullptr) {
-    std::erase_if(items, [&](const Value& item) {
-      bind(item);
-      return !IsTrue(Evaluate(*statement.condition));
-    });
-    scope_ = outer;
-  }
-  if (items.empty()) return Execute(statement.otherwise);
-
-  Loop* loop = heap_.New<Loop>();
-  const Value list = heap_.NewList(std::move(items));
-  loop->items = list.list;
-  Value loop_value;
-  loop_value.kind = Kind::kLoop;
-  loop_value.loop = loop;
-  for (size_t i = 0; i < list.list->items.size(); ++i) {
-    meter_.Step();
-    loop->index = i;
-    const Value item = list.list->items[i];
-    bind(item);
-    AssignName("loop", loop_value);
-    if (Execute(statement.body) == Flow::kBreak) break;
-  }
-  return Flow::kNormal;
-}
-
 void Interpreter::AssignName(std::string_view name, Value value) {
   for (auto& [known, old] : scope_->names) {
     if (known == name) {
@@ -190,6 +137,7 @@ void Interpreter::AssignName(std::string_view name, Value value) {
 }
 
 void Interpreter::Assign(const Target& target, Value value) {
+  if (!target.parts.empty()) return Unpack(target.parts, value);
   if (target.attribute.empty()) return AssignName(target.name, std::move(value));
   const Value object = Lookup(target.name);
   if (!object.is(Kind::kNamespace)) Fail("cannot assign attribute on non-namespace object");
@@ -389,9 +337,33 @@ Arguments Interpreter::EvaluateArguments(const Expression& call, size_t first) {
     arguments.positional.push_back(Evaluate(*call.children[i]));
   }
   for (const auto& [name, value] : call.named) {
-    arguments.named.emplace_back(name, Evaluate(*value));
+    arguments.named.emplace_back(Value::Constant(name), Evaluate(*value));
   }
+  if (call.spread != nullptr) {
+    for (Value& item : Iterate(Evaluate(*call.spread))) {
+      arguments.positional.push_back(std::move(item));
+    }
+  }
+  if (call.spread_named != nullptr) SpreadNamed(Evaluate(*call.spread_named), arguments);
   return arguments;
+}
+
+void Interpreter::SpreadNamed(const Value& mapping, Arguments& arguments) {
+  if (!mapping.is(Kind::kDict)) {
+    Fail(std::string("argument after ** must be a mapping, not ") + TypeName(mapping));
+  }
+  const size_t given = arguments.named.size();
+  for (const auto& [key, value] : mapping.dict->items) {
+    if (!key.is_string()) Fail("keywords must be strings");
+    for (size_t i = 0; i < given; ++i) {
+      meter_.Step();
+      if (arguments.named[i].first.text->bytes == key.text->bytes) {
+        Fail("got multiple values for keyword argument '" + key.text->bytes + "'");
+      }
+    }
+    meter_.Step();
+    arguments.named.emplace_back(key, value);
+  }
 }
 
 Value Interpreter::EvaluateFilter(const Expression& filter, const Value* block_text) {
@@ -422,6 +394,10 @@ Value Interpreter::EvaluateCall(const Expression& call, const Value* caller) {
 
 Value Interpreter::Call(const Value& callee, Arguments arguments, const Value* caller) {
   if (callee.is_undefined()) Fail("'" + callee.text->bytes + "' is undefined");
+  if (callee.is(Kind::kLoop) && callee.loop->recurse != nullptr) {
+    arguments.AtMost(1);
+    return Value::String(callee.loop->recurse(arguments.Get(0, nullptr)));
+  }
   if (!callee.is(Kind::kCallable)) {
     Fail(std::string("'") + TypeName(callee) + "' object is not callable");
   }
@@ -454,11 +430,12 @@ void Interpreter::BindArguments(const MacroSignature& signature, Arguments argum
   }
   Dict* kwargs = nullptr;
   const Value kwargs_value = heap_.NewDict(&kwargs);
-  for (auto& [name, value] : arguments.named) {
+  for (auto& [key, value] : arguments.named) {
+    const std::string& name = key.text->bytes;
     const auto found = std::find(signature.parameters.begin(), signature.parameters.end(), name);
     const auto index = static_cast<size_t>(found - signature.parameters.begin());
     if (index == count) {
-      heap_.Set(*kwargs, Value::Constant(name), std::move(value));
+      heap_.Set(*kwargs, key, std::move(value));
       continue;
     }
     if (given[index]) fail("got two values for '" + name + "'");
@@ -498,26 +475,6 @@ Value Interpreter::CallMacro(const Callable& macro, Arguments arguments, const V
   return Value::String(Capture(macro.macro->body, flow));
 }
 
-Value Interpreter::LoopAttribute(Loop& loop, const std::string& name) {
-  const auto count = static_cast<int64_t>(loop.items->items.size());
-  const auto index = static_cast<int64_t>(loop.index);
-  const auto item = [&](int64_t i, const char* what) {
-    return i >= 0 && i < count ? loop.items->items[i] : Value::Undefined(what);
-  };
-  if (name == "index") return Value::Int(index + 1);
-  if (name == "index0") return Value::Int(index);
-  if (name == "revindex") return Value::Int(count - index);
-  if (name == "revindex0") return Value::Int(count - index - 1);
-  if (name == "first") return Value::Bool(index == 0);
-  if (name == "last") return Value::Bool(index + 1 == count);
-  if (name == "length") return Value::Int(count);
-  if (name == "depth") return Value::Int(loop.depth);
-  if (name == "depth0") return Value::Int(loop.depth - 1);
-  if (name == "previtem") return item(index - 1, "there is no previous item");
-  if (name == "nextitem") return item(index + 1, "there is no next item");
-  return Value::Undefined(name);
-}
-
 Value Interpreter::GetAttribute(const Value& object, const std::string& name) {
   if (object.is_undefined()) Fail("'" + object.text->bytes + "' is undefined");
   if (object.is(Kind::kNamespace)) {
@@ -528,6 +485,10 @@ Value Interpreter::GetAttribute(const Value& object, const std::string& name) {
   if (object.is(Kind::kLoop)) return LoopAttribute(*object.loop, name);
   if (object.is(Kind::kDict)) {
     if (const Value* item = FindKey(meter_, *object.dict, name)) return *item;
+  }
+  if (object.is(Kind::kTuple) && object.list->is_group) {
+    if (name == "grouper") return object.list->items[0];
+    if (name == "list") return object.list->items[1];
   }
   return Value::Undefined(name);
 }

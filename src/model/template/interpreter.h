@@ -1,6 +1,7 @@
 // Evaluates the syntax tree. One Interpreter per render; it owns nothing that outlives it.
 //
 //   interpreter.cc  statements, scopes, macros     operators.cc  + - * ... , slices, items
+//   loops.cc        for, loop.index, ...
 //   filters*.cc     x | filter(...)                methods.cc    "abc".split(...), d.items()
 //   jinja_tests.cc  x is test(...)                 functions.cc  range, namespace, strftime_now, ...
 #pragma once
@@ -23,7 +24,8 @@ class Interpreter;
 // What a function, filter, test or method is called with; the value it applies to is not among them.
 struct Arguments {
   std::vector<Value> positional;
-  std::vector<std::pair<std::string, Value>> named;
+  // Names are strings: those of **mapping keep the marks of what came with the request.
+  std::vector<std::pair<Value, Value>> named;
 
   // The argument at `index` or called `name`; null if absent. `name` null: positional only.
   const Value* Find(size_t index, const char* name) const;
@@ -44,6 +46,20 @@ Filter FindSequenceFilter(std::string_view name);
 Test FindTest(std::string_view name);
 Method FindMethod(const Value& self, std::string_view name);
 Function FindFunction(std::string_view name);
+
+// Sets a member for as long as it lives; an Error may pass through.
+template <typename T>
+class Restorer {
+ public:
+  Restorer(T& place, T value) : place_(place), old_(std::exchange(place, std::move(value))) {}
+  ~Restorer() { place_ = std::move(old_); }
+  Restorer(const Restorer&) = delete;
+  Restorer& operator=(const Restorer&) = delete;
+
+ private:
+  T& place_;
+  T old_;
+};
 
 // Names of one level; found names shadow those of `parent`.
 struct Scope final : Object {
@@ -94,6 +110,8 @@ class Interpreter {
   Flow ExecuteOne(const Statement& statement);
   Flow ExecuteIf(const Statement& statement);
   Flow ExecuteFor(const Statement& statement);
+  Flow RunLoop(const Statement& statement, const Value& iterable, Scope* outer, int depth);
+  void BindItem(const Statement& statement, const Value& item, Scope* outer);
   void ExecuteSet(const Statement& statement);
   Flow ExecuteSetBlock(const Statement& statement);
   Flow ExecuteWith(const Statement& statement);
@@ -113,6 +131,7 @@ class Interpreter {
   Value EvaluateFilter(const Expression& filter, const Value* block_text = nullptr);
   Value EvaluateDict(const Expression& dict);
   Arguments EvaluateArguments(const Expression& call, size_t first);
+  void SpreadNamed(const Value& mapping, Arguments& arguments);
   Value Lookup(std::string_view name);
   Value Negate(const Value& value);
   Value Call(const Value& callee, Arguments arguments, const Value* caller);

@@ -209,7 +209,27 @@ class Lexer {
     at_ = end;
   }
 
+  // 0x1F, 0o17, 0b101. False if the number at hand has no such prefix.
+  bool ReadPrefixedNumber() {
+    if (source_[at_] != '0' || at_ + 2 >= source_.size()) return false;
+    const char kind = source_[at_ + 1] | 0x20;
+    const int base = kind == 'x' ? 16 : kind == 'o' ? 8 : kind == 'b' ? 2 : 0;
+    if (base == 0) return false;
+    Token token{TokenKind::kInteger, line_, {}};
+    const char* const begin = source_.data() + at_ + 2;
+    const auto result =
+        std::from_chars(begin, source_.data() + source_.size(), token.integer, base);
+    if (result.ec == std::errc::result_out_of_range) FailHere("a number is out of range");
+    if (result.ec != std::errc() || *begin == '-') return false;
+    const auto end = static_cast<size_t>(result.ptr - source_.data());
+    token.text = source_.substr(at_, end - at_);
+    at_ = end;
+    tokens_.push_back(std::move(token));
+    return true;
+  }
+
   void ReadNumber() {
+    if (ReadPrefixedNumber()) return;
     std::string digits;
     const auto read_digits = [&] {
       while (at_ < source_.size() &&

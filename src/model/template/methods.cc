@@ -53,7 +53,7 @@ V DictUpdate(I& interpreter, const V& self, const A& arguments) {
     for (const auto& [key, value] : items) interpreter.heap().Set(*self.dict, key, value);
   }
   for (const auto& [name, value] : arguments.named) {
-    interpreter.heap().Set(*self.dict, V::Constant(name), value);
+    interpreter.heap().Set(*self.dict, name, value);
   }
   return V::None();
 }

@@ -246,7 +246,7 @@ int64_t Interpreter::Length(const Value& value) {
       return static_cast<int64_t>(CharacterCount(value.text->bytes));
     case Kind::kList: case Kind::kTuple: return static_cast<int64_t>(value.list->items.size());
     case Kind::kDict: return static_cast<int64_t>(value.dict->items.size());
-    case Kind::kLoop: return static_cast<int64_t>(value.loop->items->items.size());
+    case Kind::kLoop: return static_cast<int64_t>(value.loop->FetchAll());
     default: Fail(std::string("object of type '") + TypeName(value) + "' has no len()");
   }
 }

@@ -128,7 +128,8 @@ class StatementParser : public ExpressionParser {
     statement->value = ParseTuple(/*with_conditional=*/false);
     if (SkipName("if")) statement->condition = ParseExpression();
     if (Current().kind == TokenKind::kName && Current().text == "recursive") {
-      throw Error{StatusCode::kUnsupported, "recursive loops are not supported", Current().line};
+      statement->recursive = true;
+      Advance();
     }
     EndTag();
     ++loop_depth_;
@@ -145,18 +146,41 @@ class StatementParser : public ExpressionParser {
   }
 
   void ParseTargets(Statement& statement, bool allow_attributes) {
-    const bool parenthesized = SkipOperator("(");
-    while (true) {
-      Target target{ExpectName(), ""};
-      static const std::set<std::string> kConstants = {"true", "false", "none", "True", "False", "None"};
-      if (kConstants.contains(target.name)) FailHere("cannot assign to '" + target.name + "'");
-      if (allow_attributes && SkipOperator(".")) target.attribute = ExpectName();
-      statement.targets.push_back(std::move(target));
-      if (!SkipOperator(",")) break;
+    statement.unpacks = ParseTargetList(statement.targets, allow_attributes, 0);
+    // (a, b) alone is the list itself.
+    if (!statement.unpacks && !statement.targets.front().parts.empty()) {
+      std::vector<Target> parts = std::move(statement.targets.front().parts);
+      statement.targets = std::move(parts);
       statement.unpacks = true;
-      if (Current().kind != TokenKind::kName || Current().text == "in") break;
     }
-    if (parenthesized) ExpectOperator(")");
+  }
+
+  // Whether there was a comma.
+  bool ParseTargetList(std::vector<Target>& targets, bool allow_attributes, int depth) {
+    bool has_comma = false;
+    while (true) {
+      targets.push_back(ParseTarget(allow_attributes, depth));
+      if (!SkipOperator(",")) return has_comma;
+      has_comma = true;
+      const bool more = Current().kind == TokenKind::kName && Current().text != "in";
+      if (!more && !IsOperator("(")) return has_comma;
+    }
+  }
+
+  Target ParseTarget(bool allow_attributes, int depth) {
+    Target target;
+    if (SkipOperator("(")) {
+      if (depth > 8) FailHere("targets are nested too deeply");
+      const bool unpacks = ParseTargetList(target.parts, /*allow_attributes=*/false, depth + 1);
+      ExpectOperator(")");
+      if (!unpacks && target.parts.front().parts.empty()) return Target(target.parts.front());
+      return target;
+    }
+    target.name = ExpectName();
+    static const std::set<std::string> kConstants = {"true", "false", "none", "True", "False", "None"};
+    if (kConstants.contains(target.name)) FailHere("cannot assign to '" + target.name + "'");
+    if (allow_attributes && SkipOperator(".")) target.attribute = ExpectName();
+    return target;
   }
 
   std::unique_ptr<Statement> ParseSet() {
@@ -236,7 +260,7 @@ class StatementParser : public ExpressionParser {
     Advance();
     while (Current().kind != TokenKind::kTagEnd) {
       if (!statement->targets.empty()) ExpectOperator(",");
-      statement->targets.push_back({ExpectName(), ""});
+      statement->targets.push_back({ExpectName(), "", {}});
       ExpectOperator("=");
       statement->values.push_back(ParseExpression());
     }

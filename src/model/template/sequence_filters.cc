@@ -164,19 +164,24 @@ V Sum(I& interpreter, const V& value, const A& arguments) {
   return total;
 }
 
+// What map, select and their like go over: nothing for any false value, as in Jinja2.
+std::vector<V> IterateIfTrue(I& interpreter, const V& value) {
+  return IsTrue(value) ? interpreter.Iterate(value) : std::vector<V>();
+}
+
 V Map(I& interpreter, const V& value, const A& arguments) {
   std::vector<V> mapped;
   if (arguments.positional.empty()) {
     const V& attribute = arguments.Get(0, "attribute");
     const V* fallback = arguments.Find(1, "default");
-    for (const V& item : interpreter.Iterate(value)) {
+    for (const V& item : IterateIfTrue(interpreter, value)) {
       mapped.push_back(interpreter.GetPath(item, attribute, fallback));
     }
   } else {
     const std::string name(arguments.GetString(0, nullptr, ""));
     A rest = arguments;
     rest.positional.erase(rest.positional.begin());
-    for (const V& item : interpreter.Iterate(value)) {
+    for (const V& item : IterateIfTrue(interpreter, value)) {
       mapped.push_back(interpreter.ApplyFilter(name, item, rest));
     }
   }
@@ -197,7 +202,7 @@ V Choose(I& interpreter, const V& value, const A& arguments, bool wanted, bool i
     rest.positional.erase(rest.positional.begin());
   }
   std::vector<V> chosen;
-  for (const V& item : interpreter.Iterate(value)) {
+  for (const V& item : IterateIfTrue(interpreter, value)) {
     const V tested = is_attribute ? interpreter.GetPath(item, attribute) : item;
     const bool holds = test.empty() ? IsTrue(tested) : interpreter.ApplyTest(test, tested, rest);
     if (holds == wanted) chosen.push_back(item);
@@ -227,6 +232,7 @@ V GroupBy(I& interpreter, const V& value, const A& arguments) {
     if (label.is_undefined()) label = keyed[begin].first;
     groups.push_back(
         NewTuple(interpreter, {label, interpreter.heap().NewList(std::move(members))}));
+    groups.back().list->is_group = true;
   }
   return interpreter.heap().NewList(std::move(groups));
 }
@@ -253,6 +259,35 @@ V Batch(I& interpreter, const V& value, const A& arguments) {
   return interpreter.heap().NewList(std::move(batches));
 }
 
+// Columns: the first ones are one longer if the items do not divide evenly.
+V Slice(I& interpreter, const V& value, const A& arguments) {
+  const int64_t columns = arguments.GetInt(0, "slices", 0);
+  const V* fill = arguments.Find(1, "fill_with");
+  if (columns < 1) Fail("slice: the number of slices must be positive");
+  const std::vector<V> items = interpreter.Iterate(value);
+  const auto count = static_cast<int64_t>(items.size());
+  const int64_t longer = count % columns;
+  std::vector<V> slices;
+  auto next = items.begin();
+  for (int64_t column = 0; column < columns; ++column) {
+    interpreter.meter().Step();
+    const auto end = next + count / columns + (column < longer ? 1 : 0);
+    std::vector<V> slice(next, end);
+    next = end;
+    if (fill != nullptr && !fill->is(Kind::kNone) && column >= longer) slice.push_back(*fill);
+    slices.push_back(interpreter.heap().NewList(std::move(slice)));
+  }
+  return interpreter.heap().NewList(std::move(slices));
+}
+
+// x|attr("name"): attributes only, where x.name would also look at items.
+V Attribute(I& interpreter, const V& value, const A& arguments) {
+  const std::string name(arguments.GetString(0, "name", ""));
+  if (!value.is(Kind::kDict)) return interpreter.GetAttribute(value, name);
+  return FindMethod(value, name) != nullptr ? interpreter.GetAttribute(value, name)
+                                            : V::Undefined(name);
+}
+
 }  // namespace
 
 Filter FindSequenceFilter(std::string_view name) {
@@ -260,6 +295,7 @@ Filter FindSequenceFilter(std::string_view name) {
       {"join", Join}, {"first", First}, {"last", Last}, {"list", ToList}, {"items", Items},
       {"reverse", Reverse}, {"sort", Sort}, {"dictsort", DictSort}, {"unique", Unique},
       {"sum", Sum}, {"map", Map}, {"groupby", GroupBy}, {"batch", Batch},
+      {"slice", Slice}, {"attr", Attribute},
       {"min", [](I& i, const V& v, const A& a) { return Extreme(i, v, a, false); }},
       {"max", [](I& i, const V& v, const A& a) { return Extreme(i, v, a, true); }},
       {"select", [](I& i, const V& v, const A& a) { return Choose(i, v, a, true, false); }},

@@ -259,6 +259,7 @@ Method FindStringMethod(std::string_view name) {
       {"find", [](I& i, const V& s, const A& a) { return Find(i, s, a, false, false); }},
       {"rfind", [](I& i, const V& s, const A& a) { return Find(i, s, a, true, false); }},
       {"index", [](I& i, const V& s, const A& a) { return Find(i, s, a, false, true); }},
+      {"rindex", [](I& i, const V& s, const A& a) { return Find(i, s, a, true, true); }},
       {"count", Count},
       {"join", Join},
       {"format", [](I& i, const V& s, const A& a) { return BraceFormat(i, TextOf(s), a); }},

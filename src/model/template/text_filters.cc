@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "model/template/interpreter.h"
+#include "model/template/string_methods.h"
 #include "model/template/text_operations.h"
 #include "model/tokenizer/utf8.h"
 
@@ -17,6 +18,36 @@ using I = Interpreter;
 using V = Value;
 using A = Arguments;
 
+V Center(I& interpreter, const V& value, const A& arguments) {
+  A width = arguments;
+  if (width.Find(0, "width") == nullptr) width.positional.push_back(V::Int(80));
+  return FindStringMethod("center")(interpreter, V::String(interpreter.ToText(value)), width);
+}
+
+// Shorter than `length` characters, `end` among them; a text that is hardly longer stays whole.
+V Truncate(I& interpreter, const V& value, const A& arguments) {
+  const TextPtr text = interpreter.ToText(value);
+  const int64_t length = arguments.GetInt(0, "length", 255);
+  const V* given = arguments.Find(2, "end");
+  const TextPtr end = given != nullptr ? interpreter.ToText(*given) : V::Constant("...").text;
+  const auto end_length = static_cast<int64_t>(CharacterCount(end->bytes));
+  const int64_t leeway = arguments.GetInt(3, "leeway", 5);
+  if (length < end_length) Fail("truncate: the length is less than that of its end");
+  if (leeway < 0) Fail("truncate: the leeway must not be negative");
+  const std::vector<size_t> offsets = CharacterOffsets(interpreter.meter(), text->bytes);
+  const auto count = static_cast<int64_t>(offsets.size()) - 1;
+  if (count <= length || count - length <= leeway) return V::String(text);
+  size_t keep = offsets[static_cast<size_t>(length - end_length)];
+  if (!arguments.GetBool(1, "killwords", false)) {
+    const size_t blank = std::string_view(text->bytes).substr(0, keep).rfind(' ');
+    if (blank != std::string_view::npos) keep = blank;
+  }
+  TextBuilder out(interpreter.meter());
+  out.Append(*text, 0, keep);
+  out.Append(*end);
+  return V::String(out.Build());
+}
+
 V Default(I&, const V& value, const A& arguments) {
   const bool replaces =
       value.is_undefined() || (arguments.GetBool(1, "boolean", false) && !IsTrue(value));
@@ -25,20 +56,34 @@ V Default(I&, const V& value, const A& arguments) {
   return fallback != nullptr ? *fallback : V::Constant("");
 }
 
+// The marks would be lost on them.
+void CheckIsOfTheTemplate(const TextPtr& text) {
+  if (!text->untrusted.empty()) Fail("tojson: indent and separators must not come from the request");
+}
+
 V ToJson(I& interpreter, const V& value, const A& arguments) {
   JsonStyle style;
   style.ensure_ascii = arguments.GetBool(0, "ensure_ascii", false);
   if (const V* indent = arguments.Find(1, "indent"); indent != nullptr && !indent->is(Kind::kNone)) {
-    if (!indent->is_integer()) Fail("tojson: indent must be an integer");
-    style.indent = static_cast<int>(std::clamp<int64_t>(indent->as_int(), 0, 64));
+    if (indent->is_string()) {
+      CheckIsOfTheTemplate(indent->text);
+      style.indent = indent->text->bytes;
+    } else if (indent->is_integer()) {
+      style.indent.emplace(static_cast<size_t>(std::clamp<int64_t>(indent->as_int(), 0, 64)), ' ');
+    } else {
+      Fail("tojson: indent must be an integer or a string");
+    }
     style.item_separator.assign(1, ',');
   }
   if (const V* separators = arguments.Find(2, "separators");
       separators != nullptr && !separators->is(Kind::kNone)) {
     const std::vector<V> both = interpreter.Iterate(*separators);
     if (both.size() != 2) Fail("tojson: separators must be a pair");
-    style.item_separator = interpreter.ToText(both[0])->bytes;
-    style.key_separator = interpreter.ToText(both[1])->bytes;
+    const TextPtr item = interpreter.ToText(both[0]), key = interpreter.ToText(both[1]);
+    CheckIsOfTheTemplate(item);
+    CheckIsOfTheTemplate(key);
+    style.item_separator = item->bytes;
+    style.key_separator = key->bytes;
   }
   style.sort_keys = arguments.GetBool(3, "sort_keys", false);
   TextBuilder out(interpreter.meter());
@@ -77,7 +122,8 @@ V ToInt(I& interpreter, const V& value, const A& arguments) {
   const int64_t base = arguments.GetInt(1, "base", 10);
   if (value.is_integer()) return V::Int(value.as_int());
   if (value.is(Kind::kFloat)) {
-    if (!(std::fabs(value.number) < 9.2e18)) return fallback;
+    if (!std::isfinite(value.number)) return fallback;
+    if (std::fabs(value.number) >= 9.2e18) Fail("int: the number does not fit into 64 bits");
     return V::Int(static_cast<int64_t>(value.number));
   }
   if (!value.is_string()) return fallback;
@@ -195,7 +241,7 @@ V Format(I& interpreter, const V& value, const A& arguments) {
     Dict* dict = nullptr;
     const V named = interpreter.heap().NewDict(&dict);
     for (const auto& [name, item] : arguments.named) {
-      interpreter.heap().Set(*dict, V::Constant(name), item);
+      interpreter.heap().Set(*dict, name, item);
     }
     return interpreter.PercentFormat(*text, named);
   }
@@ -237,7 +283,7 @@ Filter FindFilter(std::string_view name) {
   static const std::unordered_map<std::string_view, Filter> filters = {
       {"default", Default}, {"d", Default}, {"tojson", ToJson}, {"trim", Trim},
       {"replace", Replace}, {"title", Title}, {"int", ToInt}, {"float", ToFloat}, {"abs", Abs},
-      {"round", Round}, {"indent", Indent}, {"escape", Escape}, {"e", Escape},
+      {"round", Round}, {"indent", Indent}, {"center", Center}, {"truncate", Truncate}, {"escape", Escape}, {"e", Escape},
       {"forceescape", Escape}, {"format", Format}, {"wordcount", WordCount}, {"length", length},
       {"count", length}, {"string", as_string}, {"safe", as_string}, {"upper", upper},
       {"lower", lower}, {"capitalize", capitalize},

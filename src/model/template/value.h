@@ -9,7 +9,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -157,6 +159,7 @@ struct Value {
 
 struct List final : Object {
   std::vector<Value> items;
+  bool is_group = false;  // of groupby: a pair that also has .grouper and .list
 };
 // In insertion order. Looked up linearly: message and tool objects have a handful of keys, and every
 // comparison is a step of the budget.
@@ -166,12 +169,25 @@ struct Dict final : Object {
 struct Namespace final : Object {
   Dict members;
 };
+// A loop with a condition looks at an item when it comes to it, not before: the body may change what
+// the condition sees.
 struct Loop final : Object {
-  const List* items = nullptr;
+  const List* items = nullptr;  // those that the condition let through so far
+  std::function<bool()> fetch;  // adds one to them, false at the end; null: they are all there
+  std::function<TextPtr(const Value&)> recurse;  // of a recursive loop: renders it over another value
   size_t index = 0;
   int depth = 1;
   std::vector<Value> last_changed;
   bool has_changed = false;
+
+  bool Has(size_t i) {
+    while (items->items.size() <= i && fetch != nullptr && fetch()) {}
+    return i < items->items.size();
+  }
+  size_t FetchAll() {
+    while (fetch != nullptr && fetch()) {}
+    return items->items.size();
+  }
 };
 
 // Owns the containers of one render.
@@ -219,7 +235,7 @@ void AppendStr(TextBuilder& out, Meter& meter, const Value& value);
 void AppendRepr(TextBuilder& out, Meter& meter, const Value& value);
 std::string FloatRepr(double value);
 struct JsonStyle {
-  int indent = -1;  // -1: on one line
+  std::optional<std::string> indent;  // of one level; unset: all on one line
   bool sort_keys = false, ensure_ascii = false;
   std::string item_separator = ", ", key_separator = ": ";
 };

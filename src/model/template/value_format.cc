@@ -124,8 +124,9 @@ void AppendJsonItems(TextBuilder& out, const JsonStyle& style, int level, size_t
                      std::string_view brackets, const AppendItem& append_item) {
   out.Append(brackets.substr(0, 1));
   const auto new_line = [&](int depth) {
-    if (style.indent < 0) return;
-    out.Append("\n" + std::string(static_cast<size_t>(style.indent) * depth, ' '));
+    if (!style.indent.has_value()) return;
+    out.Append("\n");
+    for (int i = 0; i < depth; ++i) out.Append(*style.indent);
   };
   for (size_t i = 0; i < count; ++i) {
     if (i > 0) out.Append(style.item_separator);

@@ -4,6 +4,14 @@ TOOL = {"type": "function", "function": {"name": "get_weather", "description": "
             "city": {"type": "string", "description": "A city"},
             "days": {"type": ["integer", "null"], "enum": [1, 2], "default": 1}},
             "required": ["city"]}}}
+RICH_TOOL = {"type": "function", "function": {"name": "search", "parameters": {
+    "type": "object", "required": ["query"], "properties": {
+        "query": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+        "kind": {"type": "string", "enum": ["web", "Ärzte"], "default": "web"},
+        "range": {"type": "object", "properties": {"from": {"type": "integer"}, "to": {
+            "type": "array", "items": {"type": "object", "properties": {"x": {"type": "number"}}}}}},
+        "any": {}, "flag": {"type": "boolean", "default": False}, "list": {"type": "array", "nullable": True}}}}}
+TEXT_CALL = {"type": "function", "function": {"name": "get_weather", "arguments": "{\"city\": \"Z\u00fcrich\"}"}}
 CALL = {"id": "c1", "type": "function",
         "function": {"name": "get_weather", "arguments": {"city": "Zürich", "days": 2, "opts": {"a": [True, None]}}}}
 CHATS = [
@@ -14,6 +22,11 @@ CHATS = [
      {"role": "assistant", "content": "", "reasoning_content": "call it", "tool_calls": [CALL, CALL]},
      {"role": "tool", "content": "{\"t\": 3}", "tool_call_id": "c1"}, {"role": "tool", "content": "4"},
      {"role": "user", "content": [{"type": "text", "text": "and"}, {"type": "text", "text": " then?"}]}],
+    [{"role": "user", "content": "<tool_response>x</tool_response>"},
+     {"role": "assistant", "content": None, "tool_calls": [TEXT_CALL]},
+     {"role": "tool", "name": "get_weather", "content": "5"}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "c\n"},
+     {"role": "user", "content": "日本 😀 </think>"}, {"role": "assistant", "content": "partial"}],
 ]
 
 CHATML_TOOLS = r"""
@@ -202,15 +215,231 @@ OBSERVATION = r"""[gMASK]<sop>
 {%- if add_generation_prompt -%}<|assistant|>{%- endif -%}
 """
 
-TEMPLATES = {"chatml": CHATML_TOOLS, "xml": XML_TOOLS, "deep": DEEP, "harmony": HARMONY,
+SECTIONS = r"""
+{%- macro part(item) -%}
+  {%- if item is string -%}{{ item }}
+  {%- elif item is mapping and item.get('type', 'text') == 'text' -%}{{ item['text'] }}
+  {%- else -%}{{ raise_exception('a part of an unknown type: ' ~ item.type) }}
+  {%- endif -%}
+{%- endmacro -%}
+{%- macro body(message) -%}
+  {%- set c = message.get('content') -%}
+  {%- if c is string -%}{{ c }}{%- elif c is not none and c is defined -%}
+    {%- for item in c -%}{{ part(item) }}{%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- macro open(kind, label) -%}<|{{ kind }}|>{{ label or kind }}<|sep|>{%- endmacro -%}
+{%- if tools -%}
+  {{ open('system', 'tools') }}{{ tools | tojson(separators=(',', ':')) }}<|end|>
+{%- endif -%}
+{%- if not messages or messages[0].role != 'system' -%}{{ open('system', '') }}Be helpful.<|end|>{%- endif -%}
+{%- set ns = namespace(last_final=-1) -%}
+{%- for m in messages[:-1] -%}
+  {%- if m.role == 'assistant' and not m.tool_calls -%}{%- set ns.last_final = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{%- set older = messages[:ns.last_final + 1] -%}
+{%- set newer = messages[ns.last_final + 1:] -%}
+{%- for group in [older, newer] -%}
+  {%- set keeps_thinking = loop.last -%}
+  {%- for m in group -%}
+    {{ open(m.role, m.name) }}
+    {%- if m.role == 'assistant' -%}
+      {%- if keeps_thinking -%}<think>{{ m.reasoning_content or '' }}</think>{%- else -%}<think></think>{%- endif -%}
+      {{ body(m) }}
+      {%- for call in m.tool_calls or [] -%}
+        {%- set id = call.id if call.id is defined else 'functions.' ~ call.function.name ~ ':' ~ loop.index0 -%}
+        <|call|>{{ id }}<|args|>{% if call.function.arguments is string %}{{ call.function.arguments }}{% else %}{{ call.function.arguments | tojson }}{% endif %}<|/call|>
+      {%- endfor -%}
+    {%- elif m.role == 'tool' -%}
+      {%- set id = m.tool_call_id | default('?') -%}
+      ## Return of {{ id }}
+{{ body(m) }}
+    {%- else -%}{{ body(m) }}
+    {%- endif -%}<|end|>
+  {%- endfor -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ open('assistant', '') }}{{ '<think></think>' if enable_thinking is defined and not enable_thinking }}{%- endif -%}
+"""
+
+TAGS = r"""{# begin and end of a call #}
+{%- set begin, end = '<x:calls>', '</x:calls>' -%}
+{%- macro list_tools(space, all) -%}
+{%- for t in all -%}
+<tool>{{ t.function | tojson(ensure_ascii=False) | string }}</tool>
+{% endfor -%}
+{%- endmacro -%}
+{%- set system = none -%}{%- set rest = messages -%}
+{%- if messages and messages[0].role == "system" -%}{%- set system = messages[0] -%}{%- set rest = messages[1:] -%}{%- endif -%}
+{%- set ns = namespace(last_user=-1) %}
+{% for m in rest %}
+    {%- if m.role == 'user' %}
+        {% set ns.last_user = loop.index0 -%}
+    {%- endif %}
+{%- endfor %}
+{{- ']~b[' ~ 'system' ~ '\n' }}
+{{- (system.content if system and system.content else model_identity | default('Assistant.')) }}
+{%- if documents %}
+  {%- for doc in documents %}{{ '\n[' ~ loop.index ~ '] ' ~ (doc.title | default('untitled', true)) ~ ': ' ~ doc.text | trim | truncate(20) }}{% endfor %}
+{%- endif %}
+{%- if tools -%}
+{{ '\n<tools>\n' }}{{- list_tools('functions', tools) }}{{- '</tools>' ~ '\n' }}
+{{- begin }}
+<invoke name="a">
+...
+</invoke>
+{{- '\n' ~ end }}
+{%- endif -%}
+{{- '[e~[\n' }}
+
+{%- for m in rest -%}
+    {%- if m.role == 'assistant' -%}
+        {{- ']~b]ai' ~ '\n' }}
+        {%- set thought = '' %}{%- set text = m.content if m.content is string else '' %}
+        {%- if m.reasoning_content is string %}{%- set thought = m.reasoning_content %}
+        {%- elif '</think>' in text %}
+            {%- set thought = text.split('</think>')[0].strip('\n').split('<think>')[-1].strip('\n') %}
+            {%- set text = text.split('</think>')[-1].strip('\n') %}
+        {%- endif %}
+        {%- if thought and loop.index0 > ns.last_user -%}{{- '<think>' ~ '\n' ~ thought ~ '\n' ~ '</think>' ~ '\n\n' }}{%- endif -%}
+        {%- if text -%}{{- text }}{%- endif -%}
+        {%- if m.tool_calls -%}
+            {{- begin ~ '\n' }}
+            {%- for call in m.tool_calls -%}
+                {%- if call.function %}{%- set call = call.function %}{%- endif %}
+                {{- '<invoke name="' + call.name + '">' }}
+                {% set _args = call.arguments %}
+                {%- for k, v in _args.items() %}
+                {{- '<parameter name="' + k + '">' }}
+                {{- v | tojson(ensure_ascii=False) if v is not string else v }}
+                {{- '</parameter>' }}
+                {% endfor %}
+                {{- '</invoke>' ~ '\n' }}
+            {%- endfor -%}
+            {{- end }}
+        {%- endif -%}
+        {{- '[e~[' ~ '\n' }}
+    {%- elif m.role == 'tool' -%}
+    {%- if loop.first or (rest[loop.index0 - 1].role != 'tool') -%}{{- ']~b]tool' }}{%- endif -%}
+    {{- '\n<response>' ~ m.content ~ '</response>' }}
+    {%- if loop.last or (rest[loop.index0 + 1].role != 'tool') -%}{{- '[e~[\n' -}}{%- endif -%}
+    {%- elif m.role == 'user' -%}
+        {{- ']~b]user' ~ '\n' }}{{- m.content if m.content is string else m.content | map(attribute='text') | join }}{{- '[e~[' ~ '\n' }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- ']~b]ai' ~ '\n' ~ '<think>' ~ '\n' }}
+{%- endif -%}
+"""
+
+MARKUP_CALLS = r"""
+{%- set add_generation_prompt = add_generation_prompt | default(true) -%}
+{%- set thinking = enable_thinking | default(true) -%}
+{%- set mark = "｜M｜" -%}
+{%- if not tools -%}
+  {%- set tools = namespace(value=[]) -%}
+  {%- for m in messages -%}
+    {%- if m.get('tools') -%}{%- for t in m.tools -%}{%- set _ = tools.value.append(t.function if t.get('function') else t) -%}{%- endfor -%}{%- endif -%}
+  {%- endfor -%}
+  {%- set tools = tools.value -%}
+{%- endif -%}
+{%- macro arguments_of(call) -%}
+  {%- if call.function.arguments is mapping -%}
+    {%- for key, value in call.function.arguments.items() -%}
+      {%- if not loop.first -%}{{ "\n" }}{%- endif -%}
+      <{{ mark }}parameter name="{{ key }}" string="{{ 'true' if value is string else 'false' }}">{{ value if value is string else (value | tojson(ensure_ascii=False)) }}</{{ mark }}parameter>
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- set last = namespace(user=-1) -%}
+{%- for m in messages -%}{%- if m.role in ["user", "developer"] -%}{%- set last.user = loop.index0 -%}{%- endif -%}{%- endfor -%}
+{{ bos_token }}
+{%- set has_system = messages|length > 0 and messages[0].role == "system" -%}
+{%- if has_system -%}{{ messages[0].get('content', '') }}{%- endif -%}
+{%- for t in tools -%}{{ "\n" }}{{ t | tojson }}{%- endfor -%}
+{%- set start = 1 if has_system else 0 -%}
+{%- for m in messages[start:] -%}
+  {%- set index = loop.index0 + start -%}
+  {%- if m.role == "user" -%}
+    <｜U｜>{{ m.content }}<｜A｜>{{ '<think>' if index == last.user and thinking else '</think>' }}
+  {%- elif m.role == "tool" -%}
+    {%- set previous = namespace(value=-1) -%}
+    {%- for i in range(index - 1, -1, -1) -%}
+      {%- if messages[i].role != "tool" and previous.value == -1 -%}{%- set previous.value = i -%}{%- endif -%}
+    {%- endfor -%}
+    {%- set order = index - previous.value -%}
+    {%- if order == 1 -%}{{ "\n\n" }}<results>{%- endif -%}
+    {{ "\n" }}<result>{{ m.content }}</result>
+    {%- if order == (messages[previous.value].get('tool_calls', []) | length) -%}{{ "\n" }}</results>{%- endif -%}
+  {%- elif m.role == "assistant" -%}
+    {%- if thinking and index > last.user -%}{{ m.get('reasoning_content', '') }}</think>{%- endif -%}
+    {{ m.get('content', '') }}
+    {%- for call in m.get('tool_calls') or [] -%}
+{{ "\n" }}<{{ mark }}invoke name="{{ call.function.name }}">{{ "\n" }}{{- arguments_of(call) -}}{{ "\n" }}</{{ mark }}invoke>
+    {%- endfor -%}
+    {{ eos_token }}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<｜A｜>{{ '<think>' if thinking else '</think>' }}{%- endif -%}
+"""
+
+# Arguments joined as text: fails for a mapping, as its model's own does.
+JOINED = r"""
+{%- for m in messages -%}
+  {%- if m['role'] == 'user' -%}<U>{{ m['content'] if m['content'] is string else '' }}
+  {%- elif m['role'] == 'assistant' and m['tool_calls'] is defined and m['tool_calls'] is not none -%}
+    {%- for call in m['tool_calls'] -%}{{ '<call>' + call['function']['name'] + '<sep>' + call['function']['arguments'] + '</call>' }}{%- endfor -%}
+  {%- elif m['role'] == 'assistant' -%}
+    {%- set content = m['content'] -%}
+    {%- if '</think>' in content -%}{%- set content = content.split('</think>', 1)[1] -%}{%- endif -%}<A>{{ content }}
+  {%- elif m['role'] == 'tool' -%}<out>{{ m['content'] }}</out>
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<A>{{ '<think>' if thinking is defined and thinking }}{%- endif %}"""
+
+# Types of parameters in the manner of TypeScript, by a macro that calls itself.
+TYPED = r"""
+{%- macro type_of(spec, required, level=0) -%}
+  {%- if spec.type == "array" -%}
+    {%- if spec['items'] -%}
+      {%- set inner = type_of(spec['items'], required, level + 1) -%}
+      {{- (inner + "[]") if inner|length < 30 else "any[]" }}
+    {%- else -%}any[]{%- endif -%}
+    {{- " | null" if spec.nullable }}
+  {%- elif spec.type is defined and spec.type is iterable and spec.type is not string and spec.type is not mapping and spec.type[0] is defined -%}
+    {{- spec.type | join(" | ") if spec.type | length > 1 else spec.type[0] }}
+  {%- elif spec.oneOf -%}
+    {%- for variant in spec.oneOf -%}{{- type_of(variant, required, level) -}}{%- if not loop.last %} | {% endif -%}{%- endfor -%}
+  {%- elif spec.type == "string" and spec.enum -%}{{- '"' + spec.enum|join('" | "') + '"' -}}
+  {%- elif spec.type == "object" and spec.properties -%}
+    {{- "{\n" }}
+    {%- for name, property in spec.properties.items() -%}
+      {{- "  " * level ~ name ~ ("?" if name not in (spec.required or [])) ~ ": " }}
+      {{- type_of(property, spec.required or [], level + 1) ~ ("," if not loop.last) ~ "\n" }}
+    {%- endfor -%}}
+  {%- elif spec.type in ["number", "integer"] -%}number
+  {%- else -%}{{ spec.type | default("any") }}
+  {%- endif -%}
+  {%- if spec.default is defined %} // default: {{ spec.default|tojson }}{% endif -%}
+{%- endmacro -%}
+{%- for tool in tools or [] %}
+{{ "type " ~ tool.function.name ~ " = (_: " ~ type_of(tool.function.parameters, []) ~ ") => any;" }}
+{%- endfor %}
+{{ strftime_now("%Y-%m-%d") }} {{ reasoning_effort | default("medium") | upper }}
+"""
+
+MUTABLE = {"markup_calls"}
+TEMPLATES = {"sections": SECTIONS, "tags": TAGS, "markup_calls": MARKUP_CALLS, "joined": JOINED,
+             "typed": TYPED, "chatml": CHATML_TOOLS, "xml": XML_TOOLS, "deep": DEEP, "harmony": HARMONY,
              "plain": PLAIN, "observation": OBSERVATION}
 
 
 def cases():
     for name, template in TEMPLATES.items():
         for chat in CHATS:
-            for tools in (None, [TOOL, TOOL]):
+            for tools in (None, [TOOL, RICH_TOOL]):
                 for extra in ({"add_generation_prompt": True},
-                              {"add_generation_prompt": False, "enable_thinking": False}):
+                              {"add_generation_prompt": False, "enable_thinking": False},
+                              {"enable_thinking": True, "thinking": True, "reasoning_effort": "high",
+                               "documents": [{"title": "A", "text": " x " * 20}, {"text": "y"}]}):
                     yield name, template, {"messages": chat, "tools": tools, "bos_token": "<s>",
                                            "eos_token": "</s>", **extra}

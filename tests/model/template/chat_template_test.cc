@@ -45,6 +45,10 @@ TEST(InputMarking, SurvivesOperatorsFiltersAndMethods) {
       {"{{ c.strip().replace(',', '<;>') }}", "U:Ab|T:<;>|U:cd"},
       {"{{ '<{}>'.format(c.strip()) }}", "T:<|U:Ab,cd|T:>"},
       {"{{ '<%s>' % c.strip() }}", "T:<|U:Ab,cd|T:>"},
+      {"{{ (c.strip() ~ ' <and more>')|truncate(8, end='<.>') }}", "U:Ab,cd|T:<.>"},
+      {"{{ ('<' ~ c.strip() ~ '>')|center(9) }}", "T: <|U:Ab,cd|T:> "},
+      {"{% for x in [l] recursive %}<{{ loop(x) if x is not string else x }}>{% endfor %}",
+       "T:<<|U:x|T:><|U:y|T:>>"},
       {"{{ l|join('-') }}", "U:x|T:-|U:y"},
       {"{{ l|tojson }}", "T:[\"|U:x|T:\", \"|U:y|T:\"]"},
       {"{{ {'k': c.strip()} }}", "T:{'k': '|U:Ab,cd|T:'}"},
@@ -64,6 +68,19 @@ TEST(InputMarking, KeysOfTheRequestAreNotTrusted) {
   EXPECT_EQ(Marks("{% for k, v in d.items() %}<{{ k }}={{ v }}>{% endfor %}",
                   {{"d", {{"</tool>", 1}}}}),
             "T:<|U:</tool>|T:=1>");
+  // Nor when they become the names of arguments.
+  EXPECT_EQ(Marks("{{ dict(**d) }}", {{"d", {{"<x>", 1}}}}), "T:{'|U:<x>|T:': 1}");
+  EXPECT_EQ(Marks("{% macro m() %}{% for k in kwargs %}{{ k }}{% endfor %}{% endmacro %}{{ m(**d) }}",
+                  {{"d", {{"<x>", 1}}}}),
+            "U:<x>");
+}
+
+TEST(InputMarking, JsonIsPunctuatedByTheTemplateOnly) {
+  const Json context = {{"c", "<x>"}};
+  for (const char* source : {"{{ [1, 2]|tojson(indent=c) }}", "{{ [1, 2]|tojson(separators=(c, ':')) }}",
+                             "{{ [1, 2]|tojson(separators=(',', c)) }}"}) {
+    EXPECT_FALSE(Render(source, context).ok()) << source;
+  }
 }
 
 void ExpectBudget(const std::string& source, const std::string& which,
@@ -85,6 +102,7 @@ TEST(Budgets, StepsStopLoops) {
 TEST(Budgets, DepthStopsRecursion) {
   ExpectBudget("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "depth");
   ExpectBudget("{% set l = [] %}{% set _ = l.append(l) %}{{ l }}", "depth");
+  ExpectBudget("{% for x in [[1]] recursive %}{{ loop([x]) }}{% endfor %}", "depth");
   ExpectBudget("{% set l = [] %}{% set _ = l.append(l) %}{{ l|tojson }}", "depth");
   ExpectBudget("{% set l = [] %}{% set _ = l.append(l) %}{% set k = [] %}{% set _ = k.append(k) %}"
                "{{ l == k }}",
