@@ -52,6 +52,22 @@ TEST_F(ImportPlanTest, AcceptsBothConfigDialects) {
   EXPECT_TRUE(Plan().ok());
 }
 
+TEST_F(ImportPlanTest, TiktokenIsKeptWhereTokenizerJsonIsMissing) {
+  const auto kept = [&](const char* name) {
+    const auto checkpoint = OpenSafetensors(directory_);
+    CHECK(checkpoint.ok(), checkpoint.status().message());
+    const auto plan = MakeImportPlan(**checkpoint, {});
+    CHECK(plan.ok(), plan.status().message());
+    const auto& files = (*plan)->manifest().files;
+    return files.contains(name) ? files.at(name) : std::string("none");
+  };
+  std::ofstream(directory_ + "/tiktoken.model") << "QQ== 0\n";
+  std::filesystem::remove(directory_ + "/tokenizer.json");
+  EXPECT_EQ(kept("tiktoken.model"), "QQ== 0\n");
+  std::ofstream(directory_ + "/tokenizer.json") << "{}";
+  EXPECT_EQ(kept("tiktoken.model"), "none");
+}
+
 TEST_F(ImportPlanTest, ListsMissingUnknownAndMisshapenTensors) {
   EditConfig([](auto& config) {
     config["num_hidden_layers"] = 3;
