@@ -263,6 +263,45 @@ void MinimaxM2(Conversion& c) {
   c.config["use_routing_bias"] = true;
 }
 
+// DeepSeek-V2, V3, R1 and Kimi-K2, which differ in how experts are scored. Since keys and values of
+// the latent are absorbed, the plain lengths are those of the latent, and heads' own have keys of
+// their own.
+void Deepseek2(Conversion& c) {
+  c.Require("expert_gating_func", {kSoftmax, kSigmoid, 0});
+  const json* gating = c.keys.Find(c.Key("expert_gating_func"));
+  const bool v3 = gating != nullptr && *gating == kSigmoid;
+  c.ReadCommon(v3 ? "deepseek_v3" : "deepseek_v2");
+  const bool absorbed = c.keys.Has(c.Key("attention.key_length_mla"));
+  const char* key_length = absorbed ? "attention.key_length_mla" : "attention.key_length";
+  const uint32_t rope_dim = c.Count("rope.dimension_count"), key_dim = c.Count(key_length);
+  if (key_dim <= rope_dim) c.keys.Fail(c.Key(key_length), "more than rope.dimension_count");
+  c.config["num_key_value_heads"] = c.heads;
+  if (c.keys.Has(c.Key("attention.q_lora_rank"))) {
+    c.config["q_lora_rank"] = c.Count("attention.q_lora_rank");
+  }
+  c.config["kv_lora_rank"] = c.Count("attention.kv_lora_rank");
+  c.config["qk_rope_head_dim"] = rope_dim;
+  c.config["qk_nope_head_dim"] = key_dim - std::min(rope_dim, key_dim);
+  c.config["v_head_dim"] =
+      c.Count(absorbed ? "attention.value_length_mla" : "attention.value_length");
+  // The converter writes a tenth of it.
+  const double mscale = 10 * c.Real("rope.scaling.yarn_log_multiplier", 0.0);
+  c.ReadYarn(mscale > 0 ? json{{"mscale", mscale}, {"mscale_all_dim", mscale}} : json::object());
+  const uint32_t groups = std::max(1u, c.Count("expert_group_count", 1));
+  c.config["n_group"] = groups;
+  c.config["topk_group"] = std::max(1u, c.Count("expert_group_used_count", 1));
+  c.config["topk_method"] =
+      v3 ? "noaux_tc" : (groups > 1 ? "group_limited_greedy" : "greedy");
+  c.config["scoring_func"] = v3 ? "sigmoid" : "softmax";
+  c.config["norm_topk_prob"] = c.keys.Flag(c.Key("expert_weights_norm"), false);
+  c.config["routed_scaling_factor"] = c.Real("expert_weights_scale", 1.0);
+  c.config["n_routed_experts"] = c.Count("expert_count");
+  c.config["n_shared_experts"] = c.Count("expert_shared_count", 0);
+  c.config["first_k_dense_replace"] = c.Count("leading_dense_block_count", 0);
+  c.config["intermediate_size"] = c.Count("feed_forward_length");
+  c.config["moe_intermediate_size"] = c.Count("expert_feed_forward_length");
+}
+
 struct Architecture {
   const char* name;  // general.architecture
   void (*read)(Conversion& conversion);
@@ -271,7 +310,8 @@ constexpr Architecture kArchitectures[] = {{"qwen3moe", Qwen3Moe},
                                            {"olmoe", Olmoe},
                                            {"glm4moe", Glm4Moe},
                                            {"gpt-oss", GptOss},
-                                           {"minimax-m2", MinimaxM2}};
+                                           {"minimax-m2", MinimaxM2},
+                                           {"deepseek2", Deepseek2}};
 
 }  // namespace
 

@@ -136,6 +136,31 @@ TEST(GgufConfig, OtherArchitectures) {
           {"rope_scaling",
            {{"rope_type", "yarn"}, {"factor", 32.0}, {"original_max_position_embeddings", 4096},
             {"beta_fast", 32.0}, {"beta_slow", 1.0}, {"truncate", false}}}});
+  const json latent = {
+      {"attention.q_lora_rank", 1536}, {"attention.kv_lora_rank", 512},
+      {"attention.head_count_kv", 1}, {"attention.key_length", 576},
+      {"attention.value_length", 512}, {"attention.key_length_mla", 192},
+      {"attention.value_length_mla", 128}, {"rope.dimension_count", 64},
+      {"rope.scaling.type", "yarn"}, {"rope.scaling.factor", 40.0},
+      {"rope.scaling.original_context_length", 4096},
+      {"rope.scaling.yarn_log_multiplier", 0.1}, {"leading_dense_block_count", 3},
+      {"expert_shared_count", 1}, {"expert_weights_scale", 2.5}, {"expert_weights_norm", true},
+      {"expert_gating_func", 2}, {"expert_group_count", 8}, {"expert_group_used_count", 4}};
+  expect("deepseek2", latent, {"output.weight"},
+         {{"model_type", "deepseek_v3"}, {"q_lora_rank", 1536}, {"kv_lora_rank", 512},
+          {"qk_rope_head_dim", 64}, {"qk_nope_head_dim", 128}, {"v_head_dim", 128},
+          {"num_key_value_heads", 32}, {"n_group", 8}, {"topk_group", 4},
+          {"topk_method", "noaux_tc"}, {"first_k_dense_replace", 3},
+          {"rope_scaling",
+           {{"rope_type", "yarn"}, {"factor", 40.0}, {"original_max_position_embeddings", 4096},
+            {"beta_fast", 32.0}, {"beta_slow", 1.0}, {"mscale", 1.0}, {"mscale_all_dim", 1.0}}}});
+  // Before the split of keys and values, without a rank of the queries.
+  expect("deepseek2",
+         {{"attention.kv_lora_rank", 512}, {"attention.key_length", 192},
+          {"attention.value_length", 128}, {"rope.dimension_count", 64}},
+         {},
+         {{"model_type", "deepseek_v2"}, {"qk_nope_head_dim", 128}, {"v_head_dim", 128},
+          {"topk_method", "greedy"}, {"norm_topk_prob", false}});
   expect("minimax-m2", {{"rope.dimension_count", 64}, {"expert_gating_func", 2}}, {"output.weight"},
          {{"model_type", "minimax_m2"}, {"rotary_dim", 64}, {"head_dim", 128},
           {"num_local_experts", 128}, {"intermediate_size", 768}, {"tie_word_embeddings", false}});
