@@ -2,6 +2,7 @@
 
 Usage: gguf_test.py MORAINE CHECKOUT MAKE_GGUF
 """
+import array
 import json
 import os
 import pathlib
@@ -10,13 +11,15 @@ import sys
 import tempfile
 import unittest
 
+import gguf_types
 import gguf_writer
-from gguf_writer import ARRAY, BF16, F16, F32, Q4_0, Q8_0, STRING, U32
+from gguf_types import BF16, F16, F32, IQ4_NL, MXFP4, Q4_0, Q5_0, Q8_0
+from gguf_writer import ARRAY, STRING, U32
 from moraine_command import DEMO, FAILED, GOLDEN, OK, moraine
 
 MAKE_GGUF = sys.argv.pop(1)
-PAGE, TILE = 4096, {"q4": 576, "q8": 1088}
-ENCODING = {Q4_0: "q4", Q8_0: "q8"}
+PAGE, TILE = 4096, {"q4": 576, "q8": 1088, "iq4_nl": 576, "mxfp4": 576}
+ENCODING = {Q4_0: "q4", Q8_0: "q8", IQ4_NL: "iq4_nl", MXFP4: "mxfp4"}
 
 
 def pages(size):
@@ -28,7 +31,7 @@ def blocks_of_tiles(encoding, tiles, rows, cols, first=0, stride=None):
 
     Tile (panel, t) begins at first + (panel * tiles a panel + t) * stride."""
     stride, per_panel = stride or TILE[encoding], -(-cols // 64)
-    words = 4 if encoding == "q4" else 8
+    words = 8 if encoding == "q8" else 4
     blocks = []
     for row in range(rows):
         panel, r = divmod(row, 16)
@@ -37,9 +40,19 @@ def blocks_of_tiles(encoding, tiles, rows, cols, first=0, stride=None):
             at = first + (panel * per_panel + t) * stride
             scale = at + half * 32 + r * 2
             word = at + 64 + half * words * 64 + r * 4
-            blocks.append(tiles[scale:scale + 2])
+            blocks.append(scale_of_tile(encoding, tiles[scale:scale + 2]))
             blocks += [tiles[word + j * 64:word + j * 64 + 4] for j in range(words)]
     return b"".join(blocks)
+
+
+def scale_of_tile(encoding, two):
+    """MXFP4's exponent from half of the scale as bf16, where it is a power of two."""
+    if encoding != "mxfp4":
+        return two
+    bits = int.from_bytes(two, "little")
+    exponent = bits >> 7
+    assert bits in (0x20, 0x40) if exponent == 0 else bits & 127 == 0, hex(bits)
+    return bytes([bits.bit_length() - 6 if exponent == 0 else exponent + 1])
 
 
 def q8_of_q4(blocks):
@@ -174,6 +187,64 @@ class GgufTest(unittest.TestCase):
                          r"sample: attention \S+ %")
         self.assertEqual(moraine("verify", store).returncode, OK)
         self.assertEqual(moraine("run", store, "Hi", "--max-tokens", "4").returncode, OK)
+
+    def check_carried(self, kind, encoding):
+        def kind_of(name):
+            return kind if "exps" in name or name == "token_embd" else BF16
+        gguf = gguf_writer.gguf_of(self.checkpoint, kind_of, layers=1)
+        store, summary = self.import_file(gguf)
+        self.check_experts(gguf, store, 1, encoding, encoding)
+        self.check_embedding(gguf, store)
+        name = {IQ4_NL: "IQ4_NL", MXFP4: "MXFP4"}[kind]
+        self.assertEqual(summary["notes"], [f"{what} are {encoding}, exactly the checkpoint's {name}"
+                                            for what in ("experts", "dense matrices")])
+        self.assertEqual(moraine("run", store, "Hi", "--max-tokens", "4").returncode, OK)
+
+    def test_mxfp4_is_carried_bit_for_bit(self):
+        self.check_carried(MXFP4, "mxfp4")
+
+    def test_iq4_nl_is_carried_bit_for_bit(self):
+        self.check_carried(IQ4_NL, "iq4_nl")
+
+    def test_other_types_are_the_floats_that_they_stand_for(self):
+        """As q8 a file of any type gives the packs of a float32 file of its decoded values."""
+        down = gguf_types.quantise(Q5_0, self.floats("down"))
+        for name in ("Q4_1", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"):
+            kind = getattr(gguf_types, name)
+            small = gguf_writer.gguf_of(self.checkpoint, lambda _: BF16, layers=1)
+            plain = gguf_writer.gguf_of(self.checkpoint, lambda _: BF16, layers=1)
+            for i, (tensor, shape, _, data) in enumerate(small.tensors):
+                if "ffn_down_exps" in tensor:
+                    # Rows of 64 are no super-blocks: llama.cpp takes Q5_0 or the like, too.
+                    small.tensors[i] = plain.tensors[i] = (tensor, shape, Q5_0, down)
+                elif "_exps" in tensor or tensor == "token_embd.weight":
+                    part = gguf_writer.floats_of_bf16(data[:len(data) // 32]).tolist()
+                    blocks = gguf_types.quantise(kind, part) * 32
+                    floats = array.array("f", gguf_types.decode(kind, blocks))
+                    small.tensors[i] = (tensor, shape, kind, blocks)
+                    plain.tensors[i] = (tensor, shape, F32, floats.tobytes())
+            with self.subTest(name):
+                stores = []
+                for gguf, options in ((small, ()), (plain, ("--experts", "q8", "--dense", "q8"))):
+                    if gguf is small:
+                        options = ("--dense", "q8")
+                    store, summary = self.import_file(gguf, *options)
+                    stores.append(self.packs(store))
+                    if gguf is small:
+                        self.assertIn("experts are q8, exactly the checkpoint's Q5_0",
+                                      summary["notes"])
+                        self.assertRegex("\n".join(summary["notes"]),
+                                         f"experts are q8, made from {name}: lossy; relative RMS "
+                                         r"error of a sample: gate and up 0\.\d+ %")
+                        self.assertEqual(
+                            moraine("run", store, "Hi", "--max-tokens", "4").returncode, OK)
+                    subprocess.run(["rm", "-r", store], check=True)
+                self.assertTrue(stores[0] == stores[1])
+
+    def floats(self, matrix):
+        config = self.checkpoint.config
+        return [x for e in range(config["num_experts"]) for x in gguf_writer.floats_of_bf16(
+            self.checkpoint.tensors[f"model.layers.0.mlp.experts.{e}.{matrix}_proj.weight"][1])]
 
     def test_a_file_in_parts_is_one_model(self):
         whole = gguf_writer.gguf_of(self.checkpoint, lambda _: Q8_0, layers=1)

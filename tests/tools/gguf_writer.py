@@ -1,18 +1,16 @@
 """Writes GGUF files from the demo model's safetensors: independent of what Moraine reads them with.
 
-Only the standard library. Quantises as ggml's reference does: Q4_0 maps the extreme value of 32 to
-code 0 (that is, -8), Q8_0 the largest magnitude to 127; the scale is rounded to f16 afterwards.
+Only the standard library. Number formats: gguf_types.py.
 """
 import array
 import json
-import math
 import os
 import pathlib
 import struct
 
-F32, F16, Q4_0, Q8_0, BF16 = 0, 1, 2, 8, 30
+from gguf_types import BF16, F16, F32, Q8_0, quantise
+
 U8, I8, U16, I16, U32, I32, FLOAT32, BOOL, STRING, ARRAY, U64, I64, FLOAT64 = range(13)
-BLOCK = {F32: (1, 4), F16: (1, 2), Q4_0: (32, 18), Q8_0: (32, 34), BF16: (1, 2)}
 PACKED = {U8: "<B", I8: "<b", U16: "<H", I16: "<h", U32: "<I", I32: "<i", FLOAT32: "<f", BOOL: "<?",
           U64: "<Q", I64: "<q", FLOAT64: "<d"}
 
@@ -46,22 +44,6 @@ def floats_of_bf16(data):
     return array.array("f", wide.tobytes())
 
 
-def quantise_q4_0(block):
-    extreme = max(block, key=abs)
-    scale = extreme / -8
-    inverse = 1 / scale if scale else 0.0
-    codes = [min(15, int(x * inverse + 8.5)) for x in block]
-    return struct.pack("<e", scale) + bytes(
-        codes[i] | codes[16 + i] << 4 for i in range(16))
-
-
-def quantise_q8_0(block):
-    scale = max(map(abs, block)) / 127
-    inverse = 1 / scale if scale else 0.0
-    codes = [int(math.copysign(math.floor(abs(x * inverse) + 0.5), x)) for x in block]
-    return struct.pack("<e32b", scale, *codes)
-
-
 def encode(kind, data):
     """bf16 bytes as a tensor of another type."""
     if kind == BF16:
@@ -71,8 +53,7 @@ def encode(kind, data):
         return floats.tobytes()
     if kind == F16:
         return struct.pack(f"<{len(floats)}e", *floats)
-    quantise = quantise_q4_0 if kind == Q4_0 else quantise_q8_0
-    return b"".join(quantise(floats[at:at + 32]) for at in range(0, len(floats), 32))
+    return quantise(kind, floats.tolist())
 
 
 def pack_string(text):
