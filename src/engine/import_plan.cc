@@ -211,12 +211,14 @@ class EncodingNotes {
       }
       std::string losses;
       for (const auto& [role, samples] : choice.samples_of_role) {
-        ASSIGN_OR_RETURN(const double loss, MeasureLoss(checkpoint, samples, encoding));
-        losses += fmt::format("{}{} {:.2g} %", losses.empty() ? "" : ", ", role, 100 * loss);
+        const Result<double> loss = MeasureLoss(checkpoint, samples, encoding);
+        // A synthetic model has nothing that could be lost.
+        if (loss.status().code() == StatusCode::kUnsupported) continue;
+        RETURN_IF_ERROR(loss.status());
+        losses += fmt::format("{}{} {:.2g} %", losses.empty() ? "" : ", ", role, 100 * *loss);
       }
-      notes->push_back(
-          fmt::format("{} are {}, made from {}: lossy; relative RMS error of a sample: {}", what_,
-                      name, source, losses));
+      if (!losses.empty()) losses.insert(0, "; relative RMS error of a sample: ");
+      notes->push_back(fmt::format("{} are {}, made from {}: lossy{}", what_, name, source, losses));
     }
     return OkStatus();
   }
@@ -338,7 +340,9 @@ class DecoderImportPlan final : public ImportPlan {
     if (role.kind == DenseRole::Kind::kVector) {
       const std::span<float> values(reinterpret_cast<float*>(bytes.data()), role.cols);
       RETURN_IF_ERROR(checkpoint.ReadFloats(tensor, 0, values));
-      for (float& value : values) value += role.add;
+      for (float& value : values) {
+        value = role.log_of_negative ? std::log(-value) : value + role.add;
+      }
       return OkStatus();
     }
     const uint32_t step = StripRows(role.cols), first = strip * step;
@@ -405,9 +409,10 @@ class DecoderImportPlan final : public ImportPlan {
                                     ? Encoding::kF32
                                     : options.dense.value_or(wanted);
       // Sampled as the tensor has it, whichever rows of it the role is.
+      const uint64_t cols = role.source_shape.back();
       dense_notes_.Add(PartOf(role.name), {&source}, encoding,
-                       static_cast<uint32_t>(role.source_shape[0]),
-                       static_cast<uint32_t>(role.source_shape[1]));
+                       static_cast<uint32_t>(source.element_count() / cols),
+                       static_cast<uint32_t>(cols));
       tensor.encoding = EncodingName(encoding);
       tensor.bytes = MatrixBytes(encoding, role.rows, role.cols);
     }
@@ -446,7 +451,7 @@ class TensorAudit {
       missing_.push_back(name);
       return;
     }
-    if (tensor->shape != shape) {
+    if (Squeezed(tensor->shape) != Squeezed(shape)) {
       misshapen_.push_back(fmt::format("{}: tensor '{}' has shape {}, expected [{}]",
                                        checkpoint_.FileOf(*tensor), name, tensor->ShapeText(),
                                        fmt::join(shape, ", ")));
@@ -467,6 +472,11 @@ class TensorAudit {
   }
 
  private:
+  // Dimensions of 1 say nothing, and llama.cpp's converter leaves them out.
+  static std::vector<uint64_t> Squeezed(std::vector<uint64_t> shape) {
+    std::erase(shape, 1u);
+    return shape;
+  }
   static std::string List(const char* title, const std::vector<std::string>& names) {
     if (names.empty()) return "";
     const size_t shown = std::min<size_t>(names.size(), 10);
@@ -551,11 +561,9 @@ Result<std::unique_ptr<ImportPlan>> MakeImportPlan(const Checkpoint& checkpoint,
   ASSIGN_OR_RETURN(const ModelConfig config,
                    ParseModelConfig(model.config_json,
                                     checkpoint.identity().description + "/config.json"));
+  const auto has_tensor = [&](const std::string& name) { return checkpoint.Find(name) != nullptr; };
   const TensorNaming naming =
-      model.gguf ? TensorNaming::Gguf(config)
-                 : TensorNaming(config, [&](const std::string& name) {
-                     return checkpoint.Find(name) != nullptr;
-                   });
+      model.gguf ? TensorNaming::Gguf(config, has_tensor) : TensorNaming(config, has_tensor);
   RETURN_IF_ERROR(CheckTensors(checkpoint, config, naming));
 
   Manifest manifest;

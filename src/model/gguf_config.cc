@@ -302,6 +302,33 @@ void Deepseek2(Conversion& c) {
   c.config["moe_intermediate_size"] = c.Count("expert_feed_forward_length");
 }
 
+// Of four layers three are Gated DeltaNet. Experts' shared width has a key of its own.
+void Qwen3Next(Conversion& c) {
+  c.ReadCommon("qwen3_next");
+  const uint32_t rotary_dim = c.Count("rope.dimension_count");
+  c.ReadGqa(rotary_dim);
+  c.RequirePlainRope();
+  c.RequireRouter(kSoftmax, true);
+  c.Require("expert_weights_scale", {1.0, 0.0});
+  c.config["partial_rotary_factor"] =
+      static_cast<double>(rotary_dim) / std::max(1u, c.head_dim);
+  const uint32_t value_heads = c.Count("ssm.time_step_rank"), inner = c.Count("ssm.inner_size");
+  if (value_heads == 0 || inner % value_heads != 0) {
+    c.keys.Fail(c.Key("ssm.inner_size"), "a multiple of ssm.time_step_rank");
+  }
+  c.config["linear_num_key_heads"] = c.Count("ssm.group_count");
+  c.config["linear_num_value_heads"] = value_heads;
+  c.config["linear_key_head_dim"] = c.Count("ssm.state_size");
+  c.config["linear_value_head_dim"] = inner / std::max(1u, value_heads);
+  c.config["linear_conv_kernel_dim"] = c.Count("ssm.conv_kernel");
+  c.config["full_attention_interval"] = c.Count("full_attention_interval", 4);
+  c.config["num_experts"] = c.Count("expert_count");
+  c.config["moe_intermediate_size"] = c.Count("expert_feed_forward_length");
+  c.config["shared_expert_intermediate_size"] = c.Count("expert_shared_feed_forward_length");
+  c.config["norm_topk_prob"] = true;
+  c.config["attention_bias"] = false;
+}
+
 struct Architecture {
   const char* name;  // general.architecture
   void (*read)(Conversion& conversion);
@@ -311,7 +338,8 @@ constexpr Architecture kArchitectures[] = {{"qwen3moe", Qwen3Moe},
                                            {"glm4moe", Glm4Moe},
                                            {"gpt-oss", GptOss},
                                            {"minimax-m2", MinimaxM2},
-                                           {"deepseek2", Deepseek2}};
+                                           {"deepseek2", Deepseek2},
+                                           {"qwen3next", Qwen3Next}};
 
 }  // namespace
 

@@ -64,6 +64,28 @@ constexpr TensorName kGgufNames[] = {
     {"mlp.shared.gate", "ffn_gate_shexp.weight"},
     {"mlp.shared.up", "ffn_up_shexp.weight"},
     {"mlp.shared.down", "ffn_down_shexp.weight"},
+    {"attention.q_a", "attn_q_a.weight"},
+    {"attention.q_a_norm", "attn_q_a_norm.weight"},
+    {"attention.q_b", "attn_q_b.weight"},
+    {"attention.kv_a", "attn_kv_a_mqa.weight"},
+    {"attention.kv_a_norm", "attn_kv_a_norm.weight"},
+    {"attention.kv_b", "attn_kv_b.weight"},
+    {"attention.delta_qkv", "attn_qkv.weight"},
+    {"attention.delta_z", "attn_gate.weight"},
+    {"attention.delta_ba", "ssm_ba.weight"},
+    {"attention.delta_conv", "ssm_conv1d.weight"},
+    {"attention.delta_decay_log", "ssm_a"},
+    {"attention.delta_decay_bias", "ssm_dt.bias"},
+    {"attention.delta_norm", "ssm_norm.weight"},
+    {"attention.delta_o", "ssm_out.weight"},
+    {"mlp.shared.router", "ffn_gate_inp_shexp.weight"},
+};
+// Names that a file has or has not, whatever its architecture; a role of its own goes before the tensor
+// that it would be a part of.
+constexpr TensorName kGgufAlternatives[] = {
+    {"mlp.norm", "post_attention_norm.weight"},
+    {"attention.k_up", "attn_k_b.weight"},
+    {"attention.v_up", "attn_v_b.weight"},
 };
 
 constexpr ExpertForm kForms[] = {
@@ -134,14 +156,20 @@ TensorNaming::TensorNaming(const ModelConfig& config, const HasTensor& has_tenso
   }
 }
 
-TensorNaming TensorNaming::Gguf(const ModelConfig& config) {
+TensorNaming TensorNaming::Gguf(const ModelConfig& config, const HasTensor& has_tensor) {
   TensorNaming naming(config);
   naming.names_ = {};
   naming.norm_offset_ = 0;  // llama.cpp's converter adds it
+  naming.negates_decays_ = true;
   naming.common_names_ = kGgufNames;
   naming.root_ = {"", ""};
   naming.layer_prefix_ = "blk.{}.";
   naming.form_ = kGgufForm;
+  for (const TensorName& name : kGgufAlternatives) {
+    if (has_tensor(naming.LayerPrefix(0) + std::string(name.source))) {
+      naming.found_names_.push_back(name);
+    }
+  }
   return naming;
 }
 
@@ -153,7 +181,8 @@ std::string TensorNaming::NameOf(std::string_view role) const {
   uint32_t layer = 0;
   std::string_view rest = role;
   const bool of_layer = SplitLayerRole(role, &layer, &rest);
-  std::string_view name = Lookup(names_, rest);
+  std::string_view name = Lookup(found_names_, rest);
+  if (name.empty()) name = Lookup(names_, rest);
   if (name.empty()) name = Lookup(common_names_, rest);
   if (name.empty()) return "";
   const std::string prefix = of_layer             ? LayerPrefix(layer)
@@ -194,7 +223,8 @@ bool TensorNaming::Ignores(std::string_view name) const {
   if (name.ends_with("rotary_emb.inv_freq")) return true;
   // Qwen3-Next keeps its predictor of further tokens apart.
   if (name.starts_with("mtp.")) return true;
-  const std::string layers = std::string(root_.model) + "layers.";
+  const std::string layers = std::string(root_.model) +
+                             std::string(layer_prefix_.substr(0, layer_prefix_.find('{')));
   if (name.starts_with(layers)) {
     // DeepSeek-V3, Kimi-K2, GLM-4.5: it follows the layers.
     const std::string number(name.substr(layers.size(), name.find('.', layers.size()) -

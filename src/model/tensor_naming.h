@@ -62,12 +62,15 @@ class TensorNaming {
   explicit TensorNaming(const ModelConfig& config);
   // The spelling that a checkpoint has: where its language model is, and which form its experts have.
   TensorNaming(const ModelConfig& config, const HasTensor& has_tensor);
-  static TensorNaming Gguf(const ModelConfig& config);
+  // Of a GGUF; some names differ from architecture to architecture and from converter to converter.
+  static TensorNaming Gguf(const ModelConfig& config, const HasTensor& has_tensor);
 
   // "layers.3.attention.q" -> "model.layers.3.self_attn.q_proj.weight"; "" if it has no name.
   std::string NameOf(std::string_view role) const;
   // What RmsNorms multiply by is this much more than the checkpoint's weights.
   float norm_offset() const { return norm_offset_; }
+  // Whether decays are -exp of what the model calls their logarithms.
+  bool negates_decays() const { return negates_decays_; }
   ExpertSources SourcesOf(const ModelConfig& config, ExpertKey key) const;
   // Tensors that published checkpoints carry and the forward pass does not need: RoPE tables, layers
   // that predict further tokens, other modalities.
@@ -81,11 +84,13 @@ class TensorNaming {
   std::string LayerPrefix(uint32_t layer) const;
 
   std::span<const TensorName> names_, common_names_;
+  std::vector<TensorName> found_names_;  // before the others
   Root root_;
   std::string_view layer_prefix_;  // "{}": the layer's number
   ExpertForm form_;
   uint32_t layer_count_ = 0;
   float norm_offset_ = 0;
+  bool negates_decays_ = false;
 };
 
 }  // namespace moraine

@@ -36,6 +36,10 @@ void RoleList::Norm(const char* role, uint32_t size) {
   Add(role, DenseRole::Kind::kVector, 1, size, {}).add = naming_.norm_offset();
 }
 
+void RoleList::DecayLog(const char* role, uint32_t size) {
+  Add(role, DenseRole::Kind::kVector, 1, size, {}).log_of_negative = naming_.negates_decays();
+}
+
 void RoleList::Rows(const char* role, uint32_t rows, uint32_t cols, uint32_t part_rows,
                     const RoleSource& source) {
   DenseRole& added = Add(role, DenseRole::Kind::kMatrix, rows, cols, source);
@@ -51,7 +55,11 @@ void RoleList::ExactRows(const char* role, uint32_t rows, uint32_t cols, uint32_
 void RoleList::Stack(const char* role, uint32_t count, uint32_t rows, uint32_t cols,
                      const RoleSource& source) {
   const uint32_t padded = PanelCount(rows) * kTileRows;
-  DenseRole& added = Add(role, DenseRole::Kind::kMatrix, count * padded, cols, source);
+  // A checkpoint that has a name for the role has the matrices as they are.
+  const bool alone = HasName(role);
+  const RoleSource own = {.shape = {count, rows, cols}, .period = rows};
+  DenseRole& added =
+      Add(role, DenseRole::Kind::kMatrix, count * padded, cols, alone ? own : source);
   added.part_rows = rows;
   added.padded_rows = padded;
 }

@@ -53,6 +53,7 @@ struct DenseRole {
   uint32_t period = 0, offset = 0;  // RoleSource
   bool transposed = false;
   float add = 0;  // to each value of a vector
+  bool log_of_negative = false;  // of a vector whose source has -exp of the values
 };
 
 // Collects roles; a block's names follow the prefix that is set.
@@ -67,6 +68,10 @@ class RoleList {
   }
   // The weight of an RmsNorm; what the family's checkpoints leave out of it is added.
   void Norm(const char* role, uint32_t size);
+  // The logarithms of decays, which some checkpoints have exponentiated and negated.
+  void DecayLog(const char* role, uint32_t size);
+  // Whether the checkpoint's spelling knows a tensor.
+  bool HasName(const char* tensor) const { return !naming_.NameOf(prefix_ + tensor).empty(); }
   void Matrix(const char* role, uint32_t rows, uint32_t cols) {
     Add(role, DenseRole::Kind::kMatrix, rows, cols, {});
   }

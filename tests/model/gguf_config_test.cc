@@ -154,6 +154,15 @@ TEST(GgufConfig, OtherArchitectures) {
           {"rope_scaling",
            {{"rope_type", "yarn"}, {"factor", 40.0}, {"original_max_position_embeddings", 4096},
             {"beta_fast", 32.0}, {"beta_slow", 1.0}, {"mscale", 1.0}, {"mscale_all_dim", 1.0}}}});
+  expect("qwen3next",
+         {{"rope.dimension_count", 32}, {"ssm.conv_kernel", 4}, {"ssm.state_size", 128},
+          {"ssm.group_count", 16}, {"ssm.time_step_rank", 32}, {"ssm.inner_size", 4096},
+          {"full_attention_interval", 4}, {"expert_shared_feed_forward_length", 512}},
+         {"output.weight"},
+         {{"model_type", "qwen3_next"}, {"partial_rotary_factor", 0.25},
+          {"linear_num_key_heads", 16}, {"linear_num_value_heads", 32},
+          {"linear_key_head_dim", 128}, {"linear_value_head_dim", 128},
+          {"linear_conv_kernel_dim", 4}, {"shared_expert_intermediate_size", 512}});
   // Before the split of keys and values, without a rank of the queries.
   expect("deepseek2",
          {{"attention.kv_lora_rank", 512}, {"attention.key_length", 192},

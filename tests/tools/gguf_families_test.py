@@ -4,6 +4,7 @@ imported, they give the logits of transformers.
 Usage: gguf_families_test.py MORAINE CHECKOUT
 """
 import json
+import math
 import os
 import pathlib
 import struct
@@ -28,10 +29,15 @@ NAMES = {
     "mlp.router": "ffn_gate_inp", "block_sparse_moe.gate": "ffn_gate_inp",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
-    "mlp.shared_experts.down_proj": "ffn_down_shexp"}
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "linear_attn.in_proj_ba": "ssm_ba", "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out"}
 WHOLE_NAMES = {"self_attn.sinks": "attn_sinks.weight",
                "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
-               "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias"}
+               "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias",
+               "linear_attn.dt_bias": "ssm_dt.bias"}
 MODEL_NAMES = {"model.embed_tokens.weight": "token_embd.weight",
                "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
 EXPERTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down",
@@ -47,6 +53,13 @@ KEYS = {
                 "expert_weights_norm": "norm_topk_prob"},
     "gpt-oss": {"expert_count": "num_local_experts", "attention.sliding_window": "sliding_window",
                 "expert_feed_forward_length": "intermediate_size"},
+    "qwen3next": {"feed_forward_length": "intermediate_size", "expert_count": "num_experts",
+                  "expert_feed_forward_length": "moe_intermediate_size",
+                  "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+                  "ssm.conv_kernel": "linear_conv_kernel_dim",
+                  "ssm.state_size": "linear_key_head_dim",
+                  "ssm.group_count": "linear_num_key_heads",
+                  "ssm.time_step_rank": "linear_num_value_heads"},
     "minimax-m2": {"expert_count": "num_local_experts",
                    "feed_forward_length": "intermediate_size",
                    "expert_feed_forward_length": "intermediate_size"},
@@ -103,6 +116,12 @@ def metadata_of(config, architecture):
     if architecture == "minimax-m2":
         # The fixture rotates whole heads (docs/families.md).
         values.update({"expert_gating_func": 2, "rope.dimension_count": head_dim})
+    if architecture == "qwen3next":
+        factor = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 0.25))
+        values.update({"rope.dimension_count": int(head_dim * factor), "ssm.inner_size":
+                       config["linear_num_value_heads"] * config["linear_value_head_dim"]})
+        full = [i for i, kind in enumerate(config["layer_types"]) if kind == "full_attention"]
+        values["full_attention_interval"] = full[0] + 1
     if architecture == "deepseek2":
         rank, rope_dim = config["kv_lora_rank"], config["qk_rope_head_dim"]
         values.update({
@@ -180,20 +199,47 @@ def split_kv_b(config, data):
             "attn_v_b": ([heads, value, rank], b"".join(v_b))}
 
 
+def split_qkvz(config, data):
+    """All of q, all of k, all of v; and all of z."""
+    heads = config["linear_num_key_heads"]
+    values = config["linear_num_value_heads"] // heads * config["linear_value_head_dim"]
+    widths = [config["linear_key_head_dim"]] * 2 + [values] * 2
+    parts = [[], [], [], []]
+    for head in rows_of(data, heads):
+        rows = rows_of(head, sum(widths))
+        for part, width in zip(parts, widths):
+            part += rows[:width]
+            rows = rows[width:]
+    q, k, v, z = parts
+    hidden = config["hidden_size"]
+    return {"attn_qkv": ([len(q + k + v), hidden], b"".join(q + k + v)),
+            "attn_gate": ([len(z), hidden], b"".join(z))}
+
+
+def mapped(data, function):
+    return struct.pack(f"<{len(data) // 2}f", *map(function, floats_of_bf16(data)))
+
+
 def gguf_of(fixture, architecture, splits_kv_b=True):
     config, tensors = fixture.config, []
 
     def add(name, shape, data, matrix):
-        # The converter keeps vectors and routers in float32.
-        kind = BF16 if matrix else F32
-        tensors.append((name, shape, kind, data if matrix else floats_of_bf16(data).tobytes()))
+        # The converter keeps vectors and routers in float32; it leaves dimensions of 1 out.
+        if not matrix:
+            data = floats_of_bf16(data).tobytes()
+            # Norms of Qwen3-Next are what is added to 1.
+            if architecture == "qwen3next" and "norm" in name and "ssm" not in name:
+                data = struct.pack(f"<{len(data) // 4}f",
+                                   *(x + 1 for x in struct.unpack(f"<{len(data) // 4}f", data)))
+        tensors.append((name, [n for n in shape if n != 1], BF16 if matrix else F32, data))
 
     def add_dense(name, shape, data):
         if name == "attn_kv_b" and splits_kv_b:
             for part, (part_shape, part_data) in split_kv_b(config, data).items():
                 add(f"{blk}{part}.weight", part_shape, part_data, True)
             return
-        add(f"{blk}{name}.weight", shape, data, len(shape) > 1 and "ffn_gate_inp" not in name)
+        is_vector = len(shape) == 1 or "ffn_gate_inp" in name or name in ("ssm_ba", "ssm_conv1d")
+        add(f"{blk}{name}.weight", shape, data, not is_vector)
 
     for name, (shape, data) in fixture.tensors.items():
         if name in MODEL_NAMES:
@@ -211,9 +257,17 @@ def gguf_of(fixture, architecture, splits_kv_b=True):
             if rest in WHOLE_NAMES:
                 add(blk + WHOLE_NAMES[rest], shape, data, False)
                 continue
+            if rest == "linear_attn.A_log":
+                tensors.append((blk + "ssm_a", shape, F32, mapped(data, lambda x: -math.exp(x))))
+                continue
+            if rest == "linear_attn.in_proj_qkvz.weight":
+                for part, (part_shape, part_data) in split_qkvz(config, data).items():
+                    add(f"{blk}{part}.weight", part_shape, part_data, True)
+                continue
             stem, suffix = rest.rsplit(".", 1)
             ours = NAMES[stem]
-            if stem == "post_attention_layernorm" and architecture in ("glm4moe", "gpt-oss"):
+            if stem == "post_attention_layernorm" and architecture in (
+                    "glm4moe", "gpt-oss", "qwen3next"):
                 ours = "post_attention_norm"
             if suffix == "bias":
                 add(f"{blk}{ours}.bias", shape, data, False)
@@ -228,6 +282,8 @@ def expert_count_of(config):
 
 class GgufFamiliesTest(unittest.TestCase):
     def check(self, name, architecture, **options):
+        if not os.path.isdir(os.path.join(FIXTURES, name)):
+            self.skipTest("no such fixture")
         fixture = Fixture(name)
         with tempfile.TemporaryDirectory() as scratch:
             path, store = os.path.join(scratch, "a.gguf"), os.path.join(scratch, "store")
@@ -264,6 +320,9 @@ class GgufFamiliesTest(unittest.TestCase):
     def test_deepseek_v3_of_an_older_converter(self):
         """Keys and values of the latent in one matrix."""
         self.check("deepseek_v3", "deepseek2", splits_kv_b=False)
+
+    def test_qwen3_next(self):
+        self.check("qwen3_next", "qwen3next")
 
     def test_kimi_k2(self):
         self.check("kimi_k2", "deepseek2")

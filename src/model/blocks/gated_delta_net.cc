@@ -32,8 +32,9 @@ void GatedDeltaNet::AppendRoles(const GatedDeltaConfig& c, uint32_t hidden, Role
   const uint32_t keys = KeyRows(c), values = ValueRows(c), heads = c.value_heads;
   const uint32_t group = heads / c.key_heads, key_dim = c.key_dim;
   const uint32_t group_values = group * c.value_dim;
-  if (c.by_key_head) {
-    // For each key head: its q, k, and the v and z of its value heads; the same with b and a.
+  // For each key head: its q, k, and the v and z of its value heads; the same with b and a. GGUF files
+  // of such models have only b and a that way.
+  if (c.by_key_head && roles->HasName("delta_qkvz")) {
     const uint32_t period = 2 * key_dim + 2 * group_values;
     const RoleSource all = {.tensor = "delta_qkvz",
                             .shape = {uint64_t{period} * c.key_heads, hidden},
@@ -42,21 +43,24 @@ void GatedDeltaNet::AppendRoles(const GatedDeltaConfig& c, uint32_t hidden, Role
     roles->Rows("delta_k", keys, hidden, key_dim, all.At(key_dim));
     roles->Rows("delta_v", values, hidden, group_values, all.At(2 * key_dim));
     roles->Rows("delta_z", values, hidden, group_values, all.At(2 * key_dim + group_values));
-    const RoleSource gates = {
-        .tensor = "delta_ba", .shape = {uint64_t{2} * heads, hidden}, .period = 2 * group};
-    roles->ExactRows("delta_b", heads, hidden, group, gates.At(0));
-    roles->ExactRows("delta_a", heads, hidden, group, gates.At(group));
   } else {
     const RoleSource all = {.tensor = "delta_qkv", .shape = {Channels(c), hidden}};
     roles->Rows("delta_q", keys, hidden, keys, all.At(0));
     roles->Rows("delta_k", keys, hidden, keys, all.At(keys));
     roles->Rows("delta_v", values, hidden, values, all.At(2 * keys));
     roles->Matrix("delta_z", values, hidden);
+  }
+  if (c.by_key_head) {
+    const RoleSource gates = {
+        .tensor = "delta_ba", .shape = {uint64_t{2} * heads, hidden}, .period = 2 * group};
+    roles->ExactRows("delta_b", heads, hidden, group, gates.At(0));
+    roles->ExactRows("delta_a", heads, hidden, group, gates.At(group));
+  } else {
     roles->ExactMatrix("delta_b", heads, hidden);
     roles->ExactMatrix("delta_a", heads, hidden);
   }
   roles->Vector("delta_conv", Channels(c) * c.taps, {Channels(c), 1, c.taps});
-  roles->Vector("delta_decay_log", heads);
+  roles->DecayLog("delta_decay_log", heads);
   roles->Vector("delta_decay_bias", heads);
   roles->Vector("delta_norm", c.value_dim);
   roles->Matrix("delta_o", hidden, values);
