@@ -2,6 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "model/template/typescript_tools.h"
+
 namespace moraine {
 namespace {
 
@@ -57,7 +59,11 @@ Result<std::vector<int32_t>> TextModel::EncodeChat(nlohmann::ordered_json contex
   const Template& chat_template =
       has_tools && tool_use_template_.has_value() ? *tool_use_template_ : *chat_template_;
   ConvertArguments(chat_template.arguments_form, context);
-  if (has_tools && tokenizer_.config().tokenizer_class == "TikTokenTokenizer") SortToolKeys(context);
+  if (has_tools && tokenizer_.config().tokenizer_class == "TikTokenTokenizer") {
+    SortToolKeys(context);
+    const auto declared = TypeScriptOfTools(context["tools"]);
+    if (declared.has_value()) context["tools_ts_str"] = *declared;
+  }
   ASSIGN_OR_RETURN(const RenderedPrompt prompt, chat_template.parsed.Render(context));
   return tokenizer_.EncodeSegments(prompt.segments);
 }

@@ -26,7 +26,9 @@ class TextModel {
   // `context`: messages, add_generation_prompt and whatever else the template takes (tools, documents,
   // enable_thinking and all other chat_template_kwargs, as members of their own); bos_token and
   // eos_token are added. The arguments of tool calls may be strings or objects: they are put into the
-  // form that the template takes. With tools the template called "tool_use" is used, if there is one.
+  // form that the template takes. With tools the template called "tool_use" is used, if there is one;
+  // Kimi's get their keys sorted and are declared as TypeScript too (tools_ts_str), as its remote code
+  // does.
   // chat_template_status() if there is none: a broken template does not keep the model from continuing
   // plain text.
   Result<std::vector<int32_t>> EncodeChat(nlohmann::ordered_json context) const;

@@ -72,6 +72,10 @@ TEST(TextModel, KimisToolsAreSortedOthersAreNot) {
   EXPECT_EQ(Prompt(ManifestWith(config), context), R"([{"type": "f", "a": {"z": 1, "y": 2}}])");
   config["tokenizer_class"] = "TikTokenTokenizer";
   EXPECT_EQ(Prompt(ManifestWith(config), context), R"([{"a": {"y": 2, "z": 1}, "type": "f"}])");
+  config["chat_template"] = "{{ tools_ts_str }}";
+  EXPECT_EQ(Prompt(ManifestWith(config),
+                   ordered_json::parse(R"({"tools": [{"type": "function", "function": {"name": "f"}}]})")),
+            "# Tools\n\n## functions\nnamespace functions {\ntype f = (_: {}) => any;\n}\n");
 }
 
 TEST(TextModel, WithoutTokenizerJsonTiktokenIsRead) {
