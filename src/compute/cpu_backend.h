@@ -38,6 +38,8 @@ struct AttentionShape {
   // values the same memory, is MLA's compressed cache: a position is one latent followed by one
   // rotated key, both shared by all heads, and the latent is the value.
   uint32_t value_dim = 0;
+  // One score a query head that takes part in every softmax and has no value; null: none (gpt-oss).
+  const float* sinks = nullptr;
 };
 
 // Keys and values of one layer.

@@ -32,6 +32,11 @@ ExpertView ViewExpert(const ExpertLayout& layout, const std::byte* record) {
   view.up.data = record + tile;
   view.down = MatrixView::Plain(record + layout.down_offset(), layout.down, layout.hidden,
                                 layout.intermediate);
+  if (layout.biases) {
+    view.gate_bias = reinterpret_cast<const float*>(record + layout.bias_offset());
+    view.up_bias = view.gate_bias + ExpertLayout::PaddedBias(layout.intermediate);
+    view.down_bias = view.up_bias + ExpertLayout::PaddedBias(layout.intermediate);
+  }
   return view;
 }
 

@@ -133,24 +133,36 @@ struct MatrixView {
 
 // One routed expert's record: for each panel of 16 intermediate rows the tiles of gate and up take
 // turns (gate tile 0, up tile 0, gate tile 1, ...), so that one pass over the activations feeds
-// both; then down, plain. Padded with zeros to 4 KiB.
+// both; then down, plain; then, of models that have them, the biases of gate, up and down as float32,
+// each padded with zeros to a whole number of tile columns. Padded with zeros to 4 KiB.
 struct ExpertLayout {
   Encoding gate_up = Encoding::kBf16;
   Encoding down = Encoding::kBf16;
   uint32_t hidden = 0;        // columns of gate and up, rows of down
   uint32_t intermediate = 0;  // rows of gate and up, columns of down
+  bool biases = false;
 
   constexpr uint64_t down_offset() const {
     return 2 * MatrixBytes(gate_up, intermediate, hidden);
   }
-  constexpr uint64_t payload_bytes() const {
+  constexpr uint64_t bias_offset() const {
     return down_offset() + MatrixBytes(down, hidden, intermediate);
   }
+  constexpr uint64_t payload_bytes() const {
+    if (!biases) return bias_offset();
+    return bias_offset() + (2 * PaddedBias(intermediate) + PaddedBias(hidden)) * sizeof(float);
+  }
+  // Floats that a bias takes.
+  static constexpr uint64_t PaddedBias(uint32_t rows) { return AlignUp(uint64_t{rows}, kTileCols); }
   constexpr uint64_t record_bytes() const { return AlignUp(payload_bytes(), 4096); }
 };
 
 struct ExpertView {
   MatrixView gate, up, down;
+  // Null without biases; readable as far as they are padded.
+  const float* gate_bias = nullptr;
+  const float* up_bias = nullptr;
+  const float* down_bias = nullptr;
 };
 ExpertView ViewExpert(const ExpertLayout& layout, const std::byte* record);
 

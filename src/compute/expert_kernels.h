@@ -12,13 +12,25 @@
 
 namespace moraine {
 
+enum class ActivationKind : uint8_t {
+  kSwiGlu,         // silu(gate) * up
+  kClampedSwiGlu,  // gpt-oss: g * sigmoid(1.702 g) * (clamp(up, -limit, limit) + 1), g = min(gate, limit)
+};
+struct ExpertActivation {
+  ActivationKind kind = ActivationKind::kSwiGlu;
+  float limit = 0;
+  bool operator==(const ExpertActivation&) const = default;
+};
+
 // One routed (or shared) expert's work on some tokens of a batch:
-// output[i] = down(silu(gate(x[t_i])) * up(x[t_i])), t_i = token_rows[i].
+// output[i] = down(activation(gate(x[t_i]), up(x[t_i]))), t_i = token_rows[i], each with its bias if there
+// is one.
 struct ExpertTask {
   ExpertView weights;
   const uint32_t* token_rows = nullptr;  // rows of the input, token_count of them
   uint32_t token_count = 0;
   float* output = nullptr;               // token_count x hidden floats, row-major, overwritten
+  ExpertActivation activation = {};
 };
 
 // out[t] = sum over rank j, in order, of weights[t][j] * outputs[row[t][j]].

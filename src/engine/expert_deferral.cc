@@ -6,7 +6,10 @@
 namespace moraine {
 
 ExpertDeferral::ExpertDeferral(const ModelConfig& config, ResidencyManager& residency)
-    : hidden_(config.hidden), most_(config.top_k - 1), residency_(residency) {
+    : hidden_(config.hidden),
+      most_(config.top_k - 1),
+      activation_(config.activation),
+      residency_(residency) {
   for (uint32_t i = 0; i < config.layers.size(); ++i) {
     if (config.layers[i].feed_forward == FeedForwardKind::kMoe) last_layer_ = i;
   }
@@ -73,7 +76,7 @@ Status ExpertDeferral::Finish(const std::vector<ExpertLayout>& layouts, ExpertKe
       while (late_.leases[i].state() == Lease::State::kPending) wait();
       if (late_.leases[i].state() == Lease::State::kFailed) return late_.leases[i].failure();
       tasks_.push_back({ViewExpert(layout, late_.leases[i].data()), kOnlyToken, 1,
-                        &outputs_[i * hidden_]});
+                        &outputs_[i * hidden_], activation_});
     }
     kernels.SetExpertInput(late_.input.data(), hidden_, 1, hidden_, layout.gate_up);
     kernels.RunExperts(tasks_);

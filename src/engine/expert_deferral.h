@@ -54,6 +54,7 @@ class ExpertDeferral {
   };
 
   const uint32_t hidden_, most_;  // most_: that limit_ can be
+  const ExpertActivation activation_;
   uint32_t limit_ = 0, last_layer_ = 0;
   ResidencyManager& residency_;
   uint64_t total_ = 0;

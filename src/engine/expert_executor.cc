@@ -300,7 +300,7 @@ Status ExpertExecutor::ComputeReady(LayerId layer, size_t acquired, size_t* done
     const uint32_t expert = experts_[i].value();
     tasks_.push_back({ViewExpert(layouts_[layer.value()], leases_[i].data()),
                       &token_rows_[first_row_[expert]], row_count_[expert],
-                      &outputs_[size_t{first_row_[expert]} * hidden_]});
+                      &outputs_[size_t{first_row_[expert]} * hidden_], config_.activation});
     task_expert_.push_back(static_cast<uint32_t>(i));
   }
   if (tasks_.empty()) return OkStatus();

@@ -314,9 +314,8 @@ class DecoderImportPlan final : public ImportPlan {
     RETURN_IF_ERROR(encode(sources.gate, view.gate));
     RETURN_IF_ERROR(encode(sources.up, view.up));
     RETURN_IF_ERROR(encode(sources.down, view.down));
-    std::memset(record.data() + layout.payload_bytes(), 0,
-                record.size() - layout.payload_bytes());
-    return OkStatus();
+    std::memset(record.data() + layout.bias_offset(), 0, record.size() - layout.bias_offset());
+    return config_.expert_bias ? CopyBiases(checkpoint, key, sources, view) : OkStatus();
   }
 
   uint32_t DenseStripCount(size_t index) const override {
@@ -354,6 +353,21 @@ class DecoderImportPlan final : public ImportPlan {
   }
 
  private:
+  Status CopyBiases(const Checkpoint& checkpoint, ExpertKey key, const ExpertSources& sources,
+                    const ExpertView& view) const {
+    const auto copy = [&](const ExpertSource& source, const float* bias, uint32_t count) -> Status {
+      const SourceTensor& tensor = MustFind(checkpoint, source.tensor);
+      std::vector<float> values;
+      const SourceMatrix column = MatrixOf(tensor, source, key.expert);
+      RETURN_IF_ERROR(ReadRows(checkpoint, column, 0, count, 1, &values));
+      std::ranges::copy(values, const_cast<float*>(bias));  // of the record that is being filled
+      return OkStatus();
+    };
+    RETURN_IF_ERROR(copy(sources.gate_bias, view.gate_bias, view.gate.rows));
+    RETURN_IF_ERROR(copy(sources.up_bias, view.up_bias, view.up.rows));
+    return copy(sources.down_bias, view.down_bias, view.down.rows);
+  }
+
   void AddLayer(const Checkpoint& checkpoint, LayerId id, const ImportPlanOptions& options) {
     const LayerConfig& layer = config_.layers[id.value()];
     if (layer.feed_forward != FeedForwardKind::kMoe) {
@@ -362,7 +376,8 @@ class DecoderImportPlan final : public ImportPlan {
       return;
     }
     // All experts of a layer have one layout, gate and up one encoding: that which holds them all.
-    ExpertLayout layout = {.hidden = config_.hidden, .intermediate = layer.intermediate};
+    ExpertLayout layout = {.hidden = config_.hidden, .intermediate = layer.intermediate,
+                           .biases = config_.expert_bias};
     const auto wanted = [&](const ExpertSource& source) {
       return options.experts.value_or(NaturalEncoding(MustFind(checkpoint, source.tensor).type));
     };
@@ -502,8 +517,10 @@ Status CheckTensors(const Checkpoint& checkpoint, const ModelConfig& config,
   for (uint32_t i = 0; i < experts.size(); ++i) {
     for (uint32_t e = 0; e < experts[i]; ++e) {
       const ExpertSources sources = naming.SourcesOf(config, {LayerId(i), ExpertId(e)});
-      for (const ExpertSource* source : {&sources.gate, &sources.up, &sources.down}) {
-        audit.Expect(source->tensor, source->shape);
+      for (const ExpertSource* source :
+           {&sources.gate, &sources.up, &sources.down, &sources.gate_bias, &sources.up_bias,
+            &sources.down_bias}) {
+        if (!source->tensor.empty()) audit.Expect(source->tensor, source->shape);
       }
       if (sources.gate.stacked) break;
     }

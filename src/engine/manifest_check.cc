@@ -31,7 +31,8 @@ Result<ExpertLayout> ReadLayout(const LayerManifest& layer, uint32_t index,
   if (layer.intermediate != intermediate) {
     return mismatch("intermediate", layer.intermediate, intermediate);
   }
-  const ExpertLayout layout{*gate_up, *down, layer.hidden, layer.intermediate};
+  const ExpertLayout layout{*gate_up, *down, layer.hidden, layer.intermediate,
+                            config.expert_bias};
   if (layout.record_bytes() != layer.record_bytes) {
     return mismatch("record_bytes", layer.record_bytes, layout.record_bytes());
   }

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "model/families/family.h"
@@ -24,7 +23,7 @@ void ReadCommon(ConfigReader& fields, ModelConfig* config) {
   config->vocab_size = fields.Count({"vocab_size"}, 1, kMaxVocabulary);
   config->rms_norm_epsilon = fields.Real({"rms_norm_eps"}, 1e-6f);
   config->max_position = fields.Count({"max_position_embeddings"}, 1,
-                                      std::numeric_limits<int32_t>::max(), 2048);
+                                      kMaxPosition, 2048);
   config->tied_embeddings = fields.Flag("tie_word_embeddings", false);
   config->eos_tokens = fields.TokenList("eos_token_id");
   fields.RequireText("hidden_act", "silu");

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "compute/expert_kernels.h"
 
 namespace moraine {
 
@@ -30,8 +31,11 @@ float YarnMscale(float factor, float mscale);
 struct RopeConfig {
   float theta = 10000.0f;
   uint32_t rotary_dim = 0;   // the first dimensions of a head, even
+  // What the frequencies' exponents are fractions of; 0: rotary_dim. One less where a factor of the head
+  // gives an odd number: that many frequencies, rounded up, turn a pair each.
+  uint32_t frequency_dim = 0;
   bool interleaved = false;  // pairs are (2i, 2i + 1), not (i, i + rotary_dim / 2)
-  std::optional<YarnConfig> yarn;
+  std::optional<YarnConfig> yarn = std::nullopt;
   bool operator==(const RopeConfig&) const = default;
 };
 
@@ -40,10 +44,11 @@ enum class QkNorm : uint8_t { kNone, kPerHead, kWholeRow };  // kWholeRow: one n
 // Grouped-query attention. blocks/gqa_attention.h.
 struct GqaConfig {
   uint32_t query_heads = 0, kv_heads = 0, head_dim = 0;
-  RopeConfig rope;
+  RopeConfig rope = {};
   QkNorm qk_norm = QkNorm::kNone;
   bool qkv_bias = false, output_bias = false;
   uint32_t sliding_window = 0;  // positions that a token sees, its own among them; 0: all before
+  bool sinks = false;           // a score a head that has no value
   // What was attended to is weighed by the sigmoid of one more projection (Qwen3-Next), whose rows
   // follow each head's in the query's.
   bool output_gate = false;
@@ -97,7 +102,7 @@ enum class FeedForwardKind : uint8_t { kDense, kMoe };
 struct LayerConfig {
   FeedForwardKind feed_forward = FeedForwardKind::kMoe;
   uint32_t intermediate = 0;  // of the dense block or of one expert
-  MixerConfig mixer;
+  MixerConfig mixer = {};
 };
 
 // An expert that every token of a MoE layer runs through, resident. blocks/shared_expert.h.
@@ -114,6 +119,8 @@ struct ModelConfig {
   bool tied_embeddings = false;
   // Of all MoE layers.
   uint32_t expert_count = 0, top_k = 0;
+  ExpertActivation activation;
+  bool expert_bias = false;
   RouterConfig router;
   SharedExpertConfig shared_expert;
   std::vector<LayerConfig> layers;

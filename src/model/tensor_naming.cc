@@ -27,6 +27,7 @@ constexpr TensorName kCommonNames[] = {
     {"attention.o_bias", "self_attn.o_proj.bias"},
     {"attention.q_norm", "self_attn.q_norm.weight"},
     {"attention.k_norm", "self_attn.k_norm.weight"},
+    {"attention.sinks", "self_attn.sinks"},
     {"mlp.norm", "post_attention_layernorm.weight"},
     {"mlp.router", "mlp.gate.weight"},
     {"mlp.correction_bias", "mlp.gate.e_score_correction_bias"},
@@ -56,7 +57,9 @@ constexpr TensorName kGgufNames[] = {
     {"attention.q_norm", "attn_q_norm.weight"},
     {"attention.k_norm", "attn_k_norm.weight"},
     {"mlp.norm", "ffn_norm.weight"},
+    {"attention.sinks", "attn_sinks.weight"},
     {"mlp.router", "ffn_gate_inp.weight"},
+    {"mlp.router_bias", "ffn_gate_inp.bias"},
     {"mlp.correction_bias", "exp_probs_b.bias"},
     {"mlp.gate", "ffn_gate.weight"},
     {"mlp.up", "ffn_up.weight"},
@@ -96,7 +99,10 @@ constexpr ExpertForm kForms[] = {
 };
 
 constexpr ExpertForm kGgufForm = {.gate = "ffn_gate_exps.weight", .up = "ffn_up_exps.weight",
-                                  .down = "ffn_down_exps.weight", .stacked = true};
+                                  .down = "ffn_down_exps.weight", .stacked = true,
+                                  .gate_bias = "ffn_gate_exps.bias",
+                                  .up_bias = "ffn_up_exps.bias",
+                                  .down_bias = "ffn_down_exps.bias"};
 
 std::string_view Lookup(std::span<const TensorName> names, std::string_view role) {
   const auto found = std::ranges::find(names, role, &TensorName::role);
@@ -191,31 +197,43 @@ std::string TensorNaming::NameOf(std::string_view role) const {
   return prefix + std::string(name);
 }
 
+// cols: 0 for a bias.
+ExpertSource TensorNaming::SourceOf(const ModelConfig& config, ExpertKey key,
+                                    std::string_view name, uint32_t rows, uint32_t cols) const {
+  ExpertSource source;
+  source.tensor = LayerPrefix(key.layer.value()) + Numbered(name, key.expert.value());
+  source.stacked = form_.stacked;
+  source.transposed = form_.transposed && cols > 0;
+  source.tensor_rows = rows;
+  if (form_.stacked) source.shape.push_back(config.expert_count);
+  if (source.transposed) source.shape.push_back(cols);
+  source.shape.push_back(rows);
+  if (cols > 0 && !source.transposed) source.shape.push_back(cols);
+  return source;
+}
+
 ExpertSources TensorNaming::SourcesOf(const ModelConfig& config, ExpertKey key) const {
   const uint32_t intermediate = config.layers[key.layer.value()].intermediate;
-  const std::string prefix = LayerPrefix(key.layer.value());
-  const auto source = [&](std::string_view name, uint32_t rows, uint32_t cols) {
-    ExpertSource result;
-    result.tensor = prefix + Numbered(name, key.expert.value());
-    result.stacked = form_.stacked;
-    result.transposed = form_.transposed;
-    result.tensor_rows = rows;
-    if (form_.stacked) result.shape.push_back(config.expert_count);
-    result.shape.push_back(form_.transposed ? cols : rows);
-    result.shape.push_back(form_.transposed ? rows : cols);
-    return result;
-  };
+  const uint32_t hidden = config.hidden;
   ExpertSources sources;
-  sources.down = source(form_.down, config.hidden, intermediate);
-  if (form_.gate_up == GateUpOrder::kApart) {
-    sources.gate = source(form_.gate, intermediate, config.hidden);
-    sources.up = source(form_.up, intermediate, config.hidden);
-    return sources;
-  }
-  sources.gate = sources.up = source(form_.gate, 2 * intermediate, config.hidden);
-  const bool halves = form_.gate_up == GateUpOrder::kHalves;
-  sources.up.first_row = halves ? intermediate : 1;
-  sources.gate.row_step = sources.up.row_step = halves ? 1 : 2;
+  // Gate and up in one tensor, or each in its own.
+  const auto find_both = [&](std::string_view gate_name, std::string_view up_name, uint32_t cols,
+                             ExpertSource* gate, ExpertSource* up) {
+    if (form_.gate_up == GateUpOrder::kApart) {
+      *gate = SourceOf(config, key, gate_name, intermediate, cols);
+      *up = SourceOf(config, key, up_name, intermediate, cols);
+      return;
+    }
+    *gate = *up = SourceOf(config, key, gate_name, 2 * intermediate, cols);
+    const bool halves = form_.gate_up == GateUpOrder::kHalves;
+    up->first_row = halves ? intermediate : 1;
+    gate->row_step = up->row_step = halves ? 1 : 2;
+  };
+  find_both(form_.gate, form_.up, hidden, &sources.gate, &sources.up);
+  sources.down = SourceOf(config, key, form_.down, hidden, intermediate);
+  if (!config.expert_bias) return sources;
+  find_both(form_.gate_bias, form_.up_bias, 0, &sources.gate_bias, &sources.up_bias);
+  sources.down_bias = SourceOf(config, key, form_.down_bias, hidden, 0);
   return sources;
 }
 

@@ -35,6 +35,8 @@ struct ExpertForm {
   bool stacked = false;     // one tensor holds all experts of the layer, in order
   GateUpOrder gate_up = GateUpOrder::kApart;
   bool transposed = false;  // [columns, rows]: y = x W, not W x
+  // Of models with biases; those of gate and up lie as their matrices do.
+  std::string_view gate_bias = {}, up_bias = {}, down_bias = {};
 };
 
 // gate_proj, up_proj, down_proj of each expert (all families in transformers 4); gate_up_proj and
@@ -52,6 +54,7 @@ struct ExpertSource {
 };
 struct ExpertSources {
   ExpertSource gate, up, down;
+  ExpertSource gate_bias, up_bias, down_bias;  // of one column; no tensor if the model has none
 };
 
 class TensorNaming {
@@ -82,6 +85,8 @@ class TensorNaming {
   };
 
   std::string LayerPrefix(uint32_t layer) const;
+  ExpertSource SourceOf(const ModelConfig& config, ExpertKey key, std::string_view name,
+                        uint32_t rows, uint32_t cols) const;
 
   std::span<const TensorName> names_, common_names_;
   std::vector<TensorName> found_names_;  // before the others

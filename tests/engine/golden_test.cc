@@ -137,9 +137,9 @@ TEST_P(FixtureTest, QuantisedStoresRunAndAgreeWithThemselves) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, FixtureTest,
-                         testing::Values("deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2",
-                                         "olmoe", "qwen3_5_moe", "qwen3_moe", "qwen3_moe_mixed",
-                                         "qwen3_next"),
+                         testing::Values("deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "glm4_moe",
+                                         "gpt_oss", "kimi_k2", "minimax_m2", "olmoe", "qwen3_5_moe",
+                                         "qwen3_moe", "qwen3_moe_mixed", "qwen3_next"),
                          [](const auto& fixture) { return std::string(fixture.param); });
 
 }  // namespace

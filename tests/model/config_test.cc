@@ -29,8 +29,8 @@ std::string ReadSourceFile(const std::string& path) {
 }
 
 json DemoJson() { return json::parse(ReadSourceFile("models/demo/config.json")); }
-json FixtureJson() {
-  return json::parse(ReadSourceFile("tests/golden/fixtures/qwen3_moe/config.json"));
+json FixtureJson(const std::string& name = "qwen3_moe") {
+  return json::parse(ReadSourceFile("tests/golden/fixtures/" + name + "/config.json"));
 }
 
 ModelConfig ParseValid(const json& value) {
@@ -106,6 +106,121 @@ TEST(ModelConfigTest, MixedFixture) {
   EXPECT_EQ(c.layers[0].intermediate, 256u);
   EXPECT_EQ(c.layers[1].intermediate, 64u);
   EXPECT_THAT(c.experts_per_layer(), ElementsAre(0, 8, 0, 0));
+}
+
+TEST(ModelConfigTest, Glm4Moe) {
+  const ModelConfig c = ParseValid(FixtureJson("glm4_moe"));
+  const GqaConfig& a = Attention(c);
+  EXPECT_EQ(a.qk_norm, QkNorm::kPerHead);
+  EXPECT_TRUE(a.qkv_bias);
+  EXPECT_FALSE(a.output_bias);
+  EXPECT_EQ(a.rope.rotary_dim, 16u);
+  EXPECT_FALSE(a.rope.interleaved);
+  EXPECT_EQ(LayerPattern(c), "DMMM");
+  EXPECT_EQ(c.layers[0].intermediate, 256u);
+  EXPECT_EQ(c.layers[1].intermediate, 64u);
+  EXPECT_EQ(c.shared_expert.intermediate, 64u);
+  EXPECT_FALSE(c.shared_expert.gated);
+  EXPECT_EQ(c.router.scoring, Scoring::kSigmoid);
+  EXPECT_TRUE(c.router.correction_bias);
+  EXPECT_TRUE(c.router.normalize);
+  EXPECT_EQ(c.router.scale, 2.5f);
+  json odd = FixtureJson("glm4_moe");
+  odd["head_dim"] = 22;
+  EXPECT_EQ(Attention(ParseValid(odd)).rope.rotary_dim, 12u);
+  EXPECT_EQ(Attention(ParseValid(odd)).rope.frequency_dim, 11u);
+  odd["rope_parameters"]["partial_rotary_factor"] = 0.01;
+  EXPECT_THAT(ParseModelConfig(odd.dump(), "f").status().message(),
+              HasSubstr("'partial_rotary_factor' is 0.01"));
+  json groups = FixtureJson("glm4_moe");
+  groups["n_group"] = 4;
+  groups["topk_group"] = 2;
+  EXPECT_EQ(ParseValid(groups).router.chosen_groups, 2u);
+  groups["n_group"] = 3;
+  EXPECT_THAT(ParseModelConfig(groups.dump(), "f").status().message(),
+              HasSubstr("field 'n_group' is 3, expected a divisor of the 8 experts"));
+  groups["n_group"] = 8;
+  groups["topk_group"] = 1;
+  EXPECT_THAT(ParseModelConfig(groups.dump(), "f").status().message(),
+              HasSubstr("field 'topk_group' is 1"));
+}
+
+TEST(ModelConfigTest, MiniMaxM2RotatesWhatItsDialectSays) {
+  json value = FixtureJson("minimax_m2");
+  const ModelConfig c = ParseValid(value);
+  EXPECT_EQ(Attention(c).qk_norm, QkNorm::kWholeRow);
+  EXPECT_EQ(c.router.scoring, Scoring::kSigmoid);
+  EXPECT_TRUE(c.router.correction_bias);
+  EXPECT_EQ(Attention(c).rope.rotary_dim, 32u) << "as transformers 5, which ignores rotary_dim";
+  value["rope_parameters"]["partial_rotary_factor"] = 0.5;
+  EXPECT_EQ(Attention(ParseValid(value)).rope.rotary_dim, 16u);
+  value.erase("rope_parameters");
+  value["rope_theta"] = 5000000;
+  const GqaConfig published = Attention(ParseValid(value));
+  EXPECT_EQ(published.rope.rotary_dim, 16u);
+  EXPECT_EQ(published.rope.theta, 5e6f);
+  value["rotary_dim"] = 15;
+  EXPECT_THAT(ParseModelConfig(value.dump(), "f").status().message(),
+              HasSubstr("field 'rotary_dim' is 15, expected an even number"));
+  value["rotary_dim"] = 16;
+  value["attn_type_list"] = {1, 0, 1, 1};
+  EXPECT_EQ(ParseModelConfig(value.dump(), "f").status().code(), StatusCode::kUnsupported);
+}
+
+TEST(ModelConfigTest, GptOssInBothDialects) {
+  json value = FixtureJson("gpt_oss");
+  const ModelConfig c = ParseValid(value);
+  const auto windows = [](const ModelConfig& config) {
+    std::vector<uint32_t> result;
+    for (const LayerConfig& layer : config.layers) {
+      result.push_back(std::get<GqaConfig>(layer.mixer).sliding_window);
+    }
+    return result;
+  };
+  EXPECT_THAT(windows(c), ElementsAre(16, 0, 16, 0));
+  EXPECT_TRUE(Attention(c).sinks);
+  EXPECT_TRUE(Attention(c).output_bias);
+  EXPECT_EQ(Attention(c).qk_norm, QkNorm::kNone);
+  EXPECT_TRUE(c.expert_bias);
+  EXPECT_TRUE(c.router.bias);
+  EXPECT_EQ(c.router.scoring, Scoring::kSoftmaxOfChosen);
+  EXPECT_EQ(c.activation, (ExpertActivation{ActivationKind::kClampedSwiGlu, 7.0f}));
+  ASSERT_TRUE(Attention(c).rope.yarn);
+  EXPECT_EQ(Attention(c).rope.yarn->factor, 32);
+  EXPECT_FALSE(Attention(c).rope.yarn->truncate);
+  EXPECT_FLOAT_EQ(Attention(c).rope.yarn->attention_factor, 0.1f * std::log(32.0f) + 1);
+
+  json old_dialect = value;
+  json rope = old_dialect["rope_parameters"];
+  old_dialect.erase("rope_parameters");
+  old_dialect["rope_theta"] = rope["rope_theta"];
+  rope.erase("rope_theta");
+  old_dialect["rope_scaling"] = rope;
+  old_dialect.erase("layer_types");  // the default alternates in the same way
+  old_dialect["num_experts"] = old_dialect["num_local_experts"];
+  old_dialect.erase("num_local_experts");
+  EXPECT_EQ(Attention(ParseValid(old_dialect)).rope, Attention(c).rope);
+  EXPECT_EQ(windows(ParseValid(old_dialect)), windows(c));
+
+  value["layer_types"] = {"full_attention", "full_attention", "sliding_attention", "x"};
+  EXPECT_THAT(ParseModelConfig(value.dump(), "f").status().message(),
+              HasSubstr("field 'layer_types' holds \"x\", expected \"sliding_attention\""));
+  value["layer_types"] = {"full_attention"};
+  EXPECT_THAT(ParseModelConfig(value.dump(), "f").status().message(),
+              HasSubstr("field 'layer_types' is a list of 1, expected a list of 4"));
+}
+
+// A model of several modalities keeps the language model's config inside.
+TEST(ModelConfigTest, ATextConfigInsideAnother) {
+  json value = {{"model_type", "something_vl"}, {"vision_config", {{"hidden_size", 9}}},
+                {"text_config", FixtureJson()}, {"tie_word_embeddings", true},
+                {"hidden_size", 5}};
+  value["text_config"].erase("tie_word_embeddings");
+  const ModelConfig c = ParseValid(value);
+  EXPECT_EQ(c.model_type, "qwen3_moe");
+  EXPECT_EQ(c.hidden, 128u);
+  EXPECT_TRUE(c.tied_embeddings) << "of the whole";
+  EXPECT_THAT(c.eos_tokens, ElementsAre(2));
 }
 
 TEST(ModelConfigTest, BothDialectsMeanTheSame) {
@@ -370,10 +485,11 @@ TEST(ModelConfigTest, ArbitraryFieldsNeitherThrowNorGiveAnUnusableConfig) {
   constexpr uint64_t kSeed = 4711;
   SCOPED_TRACE(testing::Message() << "seed " << kSeed);
   Random random(kSeed);
-  const json bases[] = {DemoJson(), FixtureJson()};
+  const json bases[] = {DemoJson(), FixtureJson(), FixtureJson("glm4_moe"),
+                        FixtureJson("gpt_oss"), FixtureJson("minimax_m2"), FixtureJson("olmoe")};
   int accepted = 0, refused = 0;
   for (int round = 0; round < 5000; ++round) {
-    json value = bases[random.Below(2)];
+    json value = bases[random.Below(std::size(bases))];
     std::vector<std::string> keys;
     for (const auto& [key, ignored] : value.items()) keys.push_back(key);
     const uint64_t changes = 1 + random.Below(3);

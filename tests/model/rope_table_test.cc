@@ -12,16 +12,25 @@ namespace moraine {
 namespace {
 
 RopeConfig Yarn(uint32_t dim, float theta, YarnConfig yarn) {
-  RopeConfig config{.theta = theta, .rotary_dim = dim, .yarn = {}};
+  RopeConfig config{.theta = theta, .rotary_dim = dim};
   config.yarn = yarn;
   return config;
 }
 
 TEST(RopeTable, PlainFrequencies) {
-  const std::vector<float> f = InverseFrequencies({.theta = 100, .rotary_dim = 4, .yarn = {}});
+  const std::vector<float> f = InverseFrequencies({.theta = 100, .rotary_dim = 4});
   ASSERT_EQ(f.size(), 2u);
   EXPECT_FLOAT_EQ(f[0], 1);
   EXPECT_FLOAT_EQ(f[1], 0.1f);
+}
+
+// A quarter of 20 dimensions is 5: three frequencies, of fifths.
+TEST(RopeTable, AnOddNumberOfDimensions) {
+  const std::vector<float> f =
+      InverseFrequencies({.theta = 100, .rotary_dim = 6, .frequency_dim = 5});
+  ASSERT_EQ(f.size(), 3u);
+  EXPECT_FLOAT_EQ(f[1], std::pow(100.0f, -0.4f));
+  EXPECT_FLOAT_EQ(f[2], std::pow(100.0f, -0.8f));
 }
 
 // Dimensions that turn more than beta_fast times over the original positions stay, those that turn less
@@ -30,7 +39,7 @@ TEST(RopeTable, YarnLeavesFastDimensionsAndInterpolatesSlowOnes) {
   const YarnConfig yarn{.factor = 8, .beta_fast = 32, .beta_slow = 1, .original_positions = 4096};
   const RopeConfig config = Yarn(64, 150000, yarn);
   const std::vector<float> scaled = InverseFrequencies(config);
-  const std::vector<float> plain = InverseFrequencies({.theta = 150000, .rotary_dim = 64, .yarn = {}});
+  const std::vector<float> plain = InverseFrequencies({.theta = 150000, .rotary_dim = 64});
   int kept = 0, divided = 0, between = 0;
   for (size_t i = 0; i < plain.size(); ++i) {
     const double turns = plain[i] * 4096 / (2 * std::numbers::pi);
@@ -73,7 +82,7 @@ TEST(RopeTable, InterleavedIsHalvesPermuted) {
   constexpr size_t kStride = kHeads * kHeadDim + 2;
   ThreadPool pool(Topology::Detect(), {.thread_count = 2, .pin = false});
   CpuBackend backend(*ChooseIsa(), pool, 8, 64);
-  RopeConfig config{.theta = 500, .rotary_dim = kRotary, .yarn = {}};
+  RopeConfig config{.theta = 500, .rotary_dim = kRotary};
   config.yarn = YarnConfig{.factor = 2, .original_positions = 16, .attention_factor = 1.25f};
   RopeTable halves(config, kTokens);
   config.interleaved = true;

@@ -74,7 +74,9 @@ TEST_P(CheckpointTest, EveryTensorIsWantedOnceWithItsShape) {
   for (uint32_t layer = 0; layer < experts.size(); ++layer) {
     for (uint32_t e = 0; e < experts[layer]; ++e) {
       const ExpertSources expert = naming.SourcesOf(*config, {LayerId(layer), ExpertId(e)});
-      for (const ExpertSource* source : {&expert.gate, &expert.up, &expert.down}) {
+      for (const ExpertSource* source : {&expert.gate, &expert.up, &expert.down, &expert.gate_bias,
+                                         &expert.up_bias, &expert.down_bias}) {
+        if (source->tensor.empty()) continue;
         if (source->stacked && !stacked.insert(source->tensor).second) continue;
         take(source->tensor, source->shape);
       }
@@ -89,6 +91,9 @@ INSTANTIATE_TEST_SUITE_P(
     Checkpoints, CheckpointTest,
     testing::Values(Checkpoint{"tests/golden/fixtures/qwen3_moe", {"model.safetensors"}},
                     Checkpoint{"tests/golden/fixtures/qwen3_moe_mixed", {"model.safetensors"}},
+                    Checkpoint{"tests/golden/fixtures/glm4_moe", {"model.safetensors"}},
+                    Checkpoint{"tests/golden/fixtures/gpt_oss", {"model.safetensors"}},
+                    Checkpoint{"tests/golden/fixtures/minimax_m2", {"model.safetensors"}},
                     Checkpoint{"tests/golden/fixtures/olmoe", {"model.safetensors"}},
                     Checkpoint{"tests/golden/fixtures/deepseek_v2", {"model.safetensors"}},
                     Checkpoint{"tests/golden/fixtures/deepseek_v2_lite", {"model.safetensors"}},

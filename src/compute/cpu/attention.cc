@@ -1,7 +1,9 @@
 #include "compute/cpu/attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numbers>
 
 #include "base/check.h"
 
@@ -122,9 +124,10 @@ class AttentionUnits {
     return arguments;
   }
 
-  void Finish(const KernelTable& kernels, const Unit& unit, const float* state) const {
+  void Finish(const KernelTable& kernels, const Unit& unit, float* state) const {
     const uint32_t dim = ValueDim(call_.shape);
     for (uint32_t t = 0; t < unit.token_count; ++t) {
+      if (call_.shape.sinks != nullptr) AddSinks(unit, state);
       kernels.finish(state, unit.head_count, dim,
                      call_.out + (unit.token + t) * call_.out_stride + size_t{unit.head} * dim);
       state += size_t{unit.head_count} * AttentionStateStride(dim);
@@ -132,6 +135,16 @@ class AttentionUnits {
   }
 
  private:
+  // A sink is one more score, of a position whose value is zero: it only adds to the sum of weights, which
+  // are powers of two below the state's maximum. One far above it makes the sum infinite, the output zero.
+  void AddSinks(const Unit& unit, float* state) const {
+    for (uint32_t head = 0; head < unit.head_count; ++head) {
+      const float sink = call_.shape.sinks[unit.head + head] * std::numbers::log2e_v<float>;
+      state[1] += std::exp2(sink - state[0]);
+      state += AttentionStateStride(ValueDim(call_.shape));
+    }
+  }
+
   const AttentionCall& call_;
   uint32_t slices_, heads_;        // of a KV head; query heads of a slice
   uint32_t tokens_, token_tiles_;  // of a unit; of the call

@@ -40,6 +40,18 @@ PanelArguments ArgumentsForPair(const ExpertView& w, uint32_t pair, float* gate,
 
 uint32_t CeilDivide(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
+// x[t][i] += bias[i]; nothing for none.
+void AddBias(const float* bias, uint32_t rows, uint32_t cols, uint32_t stride, float* x) {
+  if (bias == nullptr) return;
+  for (uint32_t t = 0; t < rows; ++t) {
+    for (uint32_t i = 0; i < cols; ++i) x[size_t{t} * stride + i] += bias[i];
+  }
+}
+
+const float* BiasAt(const float* bias, uint32_t row) {
+  return bias == nullptr ? nullptr : bias + row;
+}
+
 }  // namespace
 
 ExpertRunner::ExpertRunner(const KernelTable& kernels, ThreadPool& pool, uint32_t max_tokens,
@@ -167,8 +179,20 @@ void ExpertRunner::RunPair(const Place& place, uint32_t pair, uint32_t thread) {
       arguments.y_stride = kPairRows;
       kernel(arguments);
     }
-    kernels_.silu_mul(gate, up, size_t{count} * kPairRows, gate);
+    AddBias(BiasAt(task.weights.gate_bias, pair * kPairRows), count, kPairRows, kPairRows, gate);
+    AddBias(BiasAt(task.weights.up_bias, pair * kPairRows), count, kPairRows, kPairRows, up);
+    Activate(task.activation, gate, up, size_t{count} * kPairRows);
     for (uint32_t t = 0; t < count; ++t) FinishRow(place, pair, begin + t, gate + t * kPairRows);
+  }
+}
+
+void ExpertRunner::Activate(const ExpertActivation& activation, float* gate, const float* up,
+                            size_t count) const {
+  switch (activation.kind) {
+    case ActivationKind::kSwiGlu: kernels_.silu_mul(gate, up, count, gate); break;
+    case ActivationKind::kClampedSwiGlu:
+      kernels_.clamped_swiglu(gate, up, count, activation.limit, gate);
+      break;
   }
 }
 
@@ -230,9 +254,11 @@ void ExpertRunner::RunDown(const Place& place, const PanelSplit::Part& part, uin
   arguments.token_count = count;
   arguments.y_stride = direct ? w.rows : kStride;
   PanelKernel(kernels_, w.encoding)(arguments);
-  if (direct) return;
   const uint32_t rows = std::min(kStride, w.rows - part.panel_begin * kTileRows);
   const uint32_t width = std::min(rows, (part.panel_end - part.panel_begin) * kTileRows);
+  AddBias(BiasAt(task.weights.down_bias, part.panel_begin * kTileRows), count, width,
+          direct ? w.rows : kStride, direct ? output : scratch);
+  if (direct) return;
   for (uint32_t t = 0; t < count; ++t) {
     std::memcpy(output + size_t{t} * w.rows, scratch + t * kStride, width * sizeof(float));
   }

@@ -51,6 +51,8 @@ class ExpertRunner {
   void PackInput(uint32_t block);
   void RunGateUnit(uint32_t unit, uint32_t thread);
   void RunPair(const Place& place, uint32_t pair, uint32_t thread);
+  void Activate(const ExpertActivation& activation, float* gate, const float* up,
+                size_t count) const;
   void FinishRow(const Place& place, uint32_t pair, uint32_t token, const float* values);
   void RunDownUnit(uint32_t unit, uint32_t thread);
   void RunDown(const Place& place, const PanelSplit::Part& part, uint32_t thread);

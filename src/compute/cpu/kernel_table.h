@@ -165,6 +165,8 @@ struct KernelTable {
   void (*rope)(float* head, uint32_t half, const float* cos, const float* sin);
   void (*add)(float* x, const float* y, size_t count);
   void (*silu_mul)(const float* gate, const float* up, size_t count, float* out);
+  // ActivationKind::kClampedSwiGlu (expert_kernels.h).
+  void (*clamped_swiglu)(const float* gate, const float* up, size_t count, float limit, float* out);
   // x <- x * sigmoid(gate).
   void (*sigmoid_mul)(const float* gate, size_t count, float* x);
   // out = silu(sum over tap i, in order, of weights[i * weight_stride] * rows[i]), elementwise.

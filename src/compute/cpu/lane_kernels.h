@@ -113,6 +113,19 @@ struct LaneKernels {
     }
   }
 
+  // A NaN stays: it is always the new value of min and max.
+  static void ClampedSwiGlu(const float* gate, const float* up, size_t count, float limit,
+                            float* out) {
+    const V one = L::set1(1.0f), high = L::set1(limit), low = L::set1(-limit);
+    for (size_t i = 0; i < count; i += kLaneCount) {
+      const size_t left = count - i;
+      const V g = L::min(high, LoadTail(gate + i, left));
+      const V u = L::max(low, L::min(high, LoadTail(up + i, left)));
+      const V glu = L::div(g, L::add(one, Exp(L::mul(g, L::set1(-1.702f)))));
+      StoreTail(out + i, L::mul(glu, L::add(u, one)), left);
+    }
+  }
+
   // For given codes n the best scale is s = sum(x n) / sum(n^2), and the squared error is then
   // sum(x^2) - sum(x n)^2 / sum(n^2): so a candidate costs one pass and no division by element. The
   // candidates are independent until the last loop: a branch on each would be mispredicted often.
@@ -164,8 +177,9 @@ struct LaneKernels {
 // and AttentionKernels<L> (attention_kernels.h), in the order of KernelTable.
 #define MORAINE_LANE_KERNELS(L)                                                                   \
   LaneKernels<L>::Quantise, LaneKernels<L>::RmsNorm, LaneKernels<L>::Rope, LaneKernels<L>::Add,   \
-      LaneKernels<L>::SiluMul, RecurrentKernels<L>::SigmoidMul, RecurrentKernels<L>::ConvSilu,    \
-      RecurrentKernels<L>::DeltaRule, LaneKernels<L>::SearchGroup, AttentionKernels<L>::Attend,   \
-      AttentionKernels<L>::Merge, AttentionKernels<L>::Finish
+      LaneKernels<L>::SiluMul, LaneKernels<L>::ClampedSwiGlu, RecurrentKernels<L>::SigmoidMul,    \
+      RecurrentKernels<L>::ConvSilu, RecurrentKernels<L>::DeltaRule,                              \
+      LaneKernels<L>::SearchGroup, AttentionKernels<L>::Attend, AttentionKernels<L>::Merge,       \
+      AttentionKernels<L>::Finish
 
 }  // namespace moraine

@@ -31,6 +31,7 @@ void GqaAttention::AppendRoles(const GqaConfig& c, uint32_t hidden, RoleList* ro
     roles->Vector("v_bias", kv);
   }
   if (c.output_bias) roles->Vector("o_bias", hidden);
+  if (c.sinks) roles->Vector("sinks", c.query_heads);
 }
 
 LayerStateShape GqaAttention::StateShape(const GqaConfig& c, KvFormat format) {
@@ -61,6 +62,7 @@ GqaAttention::GqaAttention(const GqaConfig& config, const MixerContext& context,
   }
   if (config.output_gate) gate_ = weights.Matrix(prefix + "gate");
   if (config.output_bias) o_bias_ = weights.Vector(prefix + "o_bias");
+  if (config.sinks) sinks_ = weights.Vector(prefix + "sinks");
 }
 
 // A head is a row: token rows are contiguous, so heads are too.
@@ -103,7 +105,8 @@ void GqaAttention::Run(const MixerInput& input, float* out) {
                              .kv_heads = config_.kv_heads,
                              .head_dim = head_dim,
                              .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
-                             .sliding_window = config_.sliding_window};
+                             .sliding_window = config_.sliding_window,
+                             .sinks = config_.sinks ? sinks_.data() : nullptr};
   backend.Attention(shape, q, q_stride, planes.view(), state.length(), count, attended, q_stride);
   if (gate != nullptr) backend.SigmoidMul(gate, attended, count * q_stride);
   backend.MatMul(o_, attended, q_stride, count, out, hidden);

@@ -1,7 +1,8 @@
 // GqaAttention: causal attention in which several query heads share a head of keys and values.
 //
 // projections (+ biases) -> norm of queries and keys, per head or over all heads -> RoPE on all or
-// the first dimensions -> attention over the whole past or a window -> output projection (+ bias).
+// the first dimensions -> attention over the whole past or a window, perhaps with a sink a head ->
+// output projection (+ bias).
 // Source of the formulas: Ainslie et al. 2023 (arXiv 2305.13245); transformers, modeling_qwen3_moe.py,
 // modeling_olmoe.py.
 #pragma once
@@ -35,7 +36,7 @@ class GqaAttention {
   GqaConfig config_;
   MixerContext context_;
   MatrixView q_, k_, v_, o_, gate_;
-  std::span<const float> q_norm_, k_norm_, q_bias_, k_bias_, v_bias_, o_bias_;
+  std::span<const float> q_norm_, k_norm_, q_bias_, k_bias_, v_bias_, o_bias_, sinks_;
 };
 
 }  // namespace moraine

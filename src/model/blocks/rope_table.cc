@@ -9,10 +9,14 @@
 namespace moraine {
 namespace {
 
+uint32_t FrequencyDim(const RopeConfig& config) {
+  return config.frequency_dim > 0 ? config.frequency_dim : config.rotary_dim;
+}
+
 // The dimension that turns `rotations` times over the original positions.
 double CorrectionDim(const RopeConfig& config, double rotations) {
   const double ratio = config.yarn->original_positions / (rotations * 2 * std::numbers::pi);
-  return config.rotary_dim * std::log(ratio) / (2 * std::log(static_cast<double>(config.theta)));
+  return FrequencyDim(config) * std::log(ratio) / (2 * std::log(static_cast<double>(config.theta)));
 }
 
 }  // namespace
@@ -20,7 +24,7 @@ double CorrectionDim(const RopeConfig& config, double rotations) {
 std::vector<float> InverseFrequencies(const RopeConfig& config) {
   std::vector<float> frequencies;
   for (uint32_t i = 0; i < config.rotary_dim / 2; ++i) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(config.rotary_dim);
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(FrequencyDim(config));
     frequencies.push_back(1.0f / std::pow(config.theta, exponent));
   }
   if (!config.yarn) return frequencies;
@@ -31,7 +35,7 @@ std::vector<float> InverseFrequencies(const RopeConfig& config) {
     high = std::ceil(high);
   }
   low = std::max(low, 0.0);
-  high = std::min(high, config.rotary_dim - 1.0);
+  high = std::min(high, FrequencyDim(config) - 1.0);
   if (low == high) high += 0.001;
   for (uint32_t i = 0; i < frequencies.size(); ++i) {
     const float ramp = std::clamp(static_cast<float>((i - low) / (high - low)), 0.0f, 1.0f);

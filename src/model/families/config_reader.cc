@@ -153,9 +153,8 @@ YarnConfig ReadYarn(ConfigReader& rope, uint32_t max_position) {
   yarn.factor = rope.Real({"factor"}, 1);
   yarn.beta_fast = rope.Real({"beta_fast"}, 32);
   yarn.beta_slow = rope.Real({"beta_slow"}, 1);
-  yarn.original_positions =
-      rope.Count({"original_max_position_embeddings"}, 1, std::numeric_limits<int32_t>::max(),
-                 std::max(1u, max_position));
+  yarn.original_positions = rope.Count({"original_max_position_embeddings"}, 1, kMaxPosition,
+                                       std::max(1u, max_position));
   yarn.truncate = rope.Flag("truncate", true);
   // A scale of 0 is as good as none.
   const auto scale = [&](const char* name) {
@@ -208,13 +207,14 @@ RopeConfig ReadRope(ConfigReader& fields, uint32_t rotated_dim, uint32_t max_pos
     fields.Fail(fmt::format("field 'partial_rotary_factor' is {}, expected at most 1", partial));
     partial = 1;
   }
-  result.rotary_dim = static_cast<uint32_t>(static_cast<float>(rotated_dim) * partial);
-  if (result.rotary_dim < 2 || result.rotary_dim % 2 != 0) {
+  result.frequency_dim = static_cast<uint32_t>(static_cast<float>(rotated_dim) * partial);
+  result.rotary_dim = result.frequency_dim + result.frequency_dim % 2;
+  if (result.rotary_dim < 2 || result.rotary_dim > rotated_dim) {
     fields.Fail(partial == 1
                     ? fmt::format("field 'head_dim' is {}, expected an even number", rotated_dim)
-                    : fmt::format("field 'partial_rotary_factor' is {}: {} of a head's {} "
-                                  "dimensions rotate, expected an even number",
-                                  partial, result.rotary_dim, rotated_dim));
+                    : fmt::format("field 'partial_rotary_factor' is {}, expected at least one pair "
+                                  "of a head's {} dimensions", partial, rotated_dim));
+    result.rotary_dim = result.frequency_dim = 2;
   }
   return result;
 }
@@ -241,6 +241,12 @@ void ReadExpertCounts(ConfigReader& fields, ConfigReader::Names count_names, Mod
     fields.Fail(fmt::format("field 'num_experts_per_tok' is {}, expected at most '{}' ({})",
                             config->top_k, *count_names.begin(), config->expert_count));
   }
+}
+
+void RequireExperts(ConfigReader& fields, const char* count_name, const ModelConfig& config) {
+  if (config.expert_count > 0) return;
+  fields.Fail(fmt::format("field '{}' is 0, expected an integer from 1 to {}", count_name,
+                          kMaxExperts));
 }
 
 void AddLayers(uint32_t layer_count, uint32_t dense_count, uint32_t dense_intermediate,

@@ -20,6 +20,7 @@ inline constexpr uint32_t kMaxDimension = 1u << 20;
 inline constexpr uint32_t kMaxVocabulary = 1u << 24;
 inline constexpr uint32_t kMaxHeads = 65536, kMaxLayers = 65536, kMaxExperts = 65536;
 inline constexpr uint32_t kMaxHeadDim = 4096;
+inline constexpr uint32_t kMaxPosition = 0x7fffffff;
 
 // A value as error messages show it: short, valid UTF-8, however deep or long it is.
 std::string ShowJson(const nlohmann::json& value);
@@ -73,6 +74,9 @@ GqaConfig ReadGqa(ConfigReader& fields, const ModelConfig& config,
 
 // The counts of experts and how many a token uses.
 void ReadExpertCounts(ConfigReader& fields, ConfigReader::Names count_names, ModelConfig* config);
+
+// Of families that have no other feed forward.
+void RequireExperts(ConfigReader& fields, const char* count_name, const ModelConfig& config);
 
 // Layers with `mixer`, of which the first `dense_count` are dense.
 void AddLayers(uint32_t layer_count, uint32_t dense_count, uint32_t dense_intermediate,

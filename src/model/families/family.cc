@@ -5,7 +5,8 @@
 namespace moraine {
 namespace {
 
-const Family* const kFamilies[] = {&kDeepseek, &kOlmoe, &kQwen3Moe, &kQwen3Next};
+const Family* const kFamilies[] = {&kDeepseek, &kGlm4Moe, &kGptOss,   &kMiniMaxM2,
+                                   &kOlmoe,    &kQwen3Moe, &kQwen3Next};
 
 }  // namespace
 

@@ -29,6 +29,6 @@ const Family* FindFamily(std::string_view model_type);
 // "'olmoe', 'qwen3_moe'", for messages.
 std::string SupportedModelTypes();
 
-extern const Family kDeepseek, kOlmoe, kQwen3Moe, kQwen3Next;
+extern const Family kDeepseek, kGlm4Moe, kGptOss, kMiniMaxM2, kOlmoe, kQwen3Moe, kQwen3Next;
 
 }  // namespace moraine

@@ -14,9 +14,7 @@ void Describe(ConfigReader& fields, ModelConfig* config) {
   config->router.normalize = fields.Flag("norm_topk_prob", false);
   const uint32_t layer_count = ReadLayerCount(fields);
   const uint32_t intermediate = fields.Count({"intermediate_size"}, 1, kMaxDimension);
-  if (config->expert_count == 0) {
-    fields.Fail("field 'num_experts' is 0, expected an integer from 1 to 65536");
-  }
+  RequireExperts(fields, "num_experts", *config);
   if (!fields.status().ok()) return;
   AddLayers(layer_count, 0, intermediate, intermediate, attention, config);
 }
