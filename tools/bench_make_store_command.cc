@@ -9,6 +9,7 @@
 #include "commands.h"
 #include "common_options.h"
 #include "drive_options.h"
+#include "engine/published_models.h"
 #include "engine/synthetic_model.h"
 #include "progress_display.h"
 #include "store/importer.h"
@@ -21,16 +22,44 @@ struct MakeStoreArguments {
   std::string experts = "q4", dense;
   uint32_t layers = 0;
   double skew = SyntheticModelOptions().skew;
+  bool exact = false;
   uint64_t seed = 1;
   DriveArguments drives;
   int threads = 0;
   bool quiet = false, json = false;
 };
 
+// Those of either table.
 std::vector<std::string> ShapeNames() {
   std::vector<std::string> names;
   for (const PublishedShape& shape : PublishedShapes()) names.push_back(shape.name);
+  for (const PublishedModel& model : PublishedModels()) {
+    if (FindPublishedShape(model.name) == nullptr) names.push_back(model.name);
+  }
   return names;
+}
+
+// The shape, or the model itself.
+Status ChooseModel(const MakeStoreArguments& a, SyntheticModelOptions* options) {
+  if (a.exact) {
+    const PublishedModel* model = FindPublishedModel(a.shape);
+    if (model == nullptr) {
+      return Unsupported(fmt::format("--exact: the architecture of {} is not there", a.shape));
+    }
+    options->name = model->name;
+    options->config = PublishedConfig(*model, a.layers);
+    return OkStatus();
+  }
+  const PublishedShape* shape = FindPublishedShape(a.shape);
+  if (shape == nullptr) {
+    return Unsupported(fmt::format("--shape {}: only with --exact", a.shape));
+  }
+  options->shape = *shape;
+  if (a.layers == 0) return OkStatus();
+  options->shape.layers = a.layers;
+  if (a.layers > shape->dense_layers) return OkStatus();
+  return InvalidArgument(fmt::format("--layers {}: the first {} layers of {} have no experts; "
+                                     "expected more", a.layers, shape->dense_layers, a.shape));
 }
 
 void PrintSummary(const MakeStoreArguments& a, const Manifest& manifest,
@@ -62,15 +91,7 @@ void PrintSummary(const MakeStoreArguments& a, const Manifest& manifest,
 
 Status MakeStore(const MakeStoreArguments& a) {
   SyntheticModelOptions model_options;
-  model_options.shape = *FindPublishedShape(a.shape);  // the option's check has seen it
-  if (a.layers > 0) {
-    model_options.shape.layers = a.layers;
-    if (a.layers <= model_options.shape.dense_layers) {
-      return InvalidArgument(fmt::format("--layers {}: the first {} layers of {} have no experts; "
-                                         "expected more", a.layers,
-                                         model_options.shape.dense_layers, a.shape));
-    }
-  }
+  RETURN_IF_ERROR(ChooseModel(a, &model_options));
   model_options.experts = ParseEncoding(a.experts).value();
   if (!a.dense.empty()) model_options.dense = ParseEncoding(a.dense).value();
   model_options.skew = a.skew;
@@ -116,6 +137,8 @@ void RegisterBenchMakeStoreCommand(CLI::App& bench, int* exit_code) {
       ->check(CLI::IsMember(ShapeNames()));
   command->add_option("--layers", a->layers, "only the first so many layers (default: all)")
       ->check(CLI::Range(1, 1024));
+  command->add_flag("--exact", a->exact,
+                    "the model's own architecture with all its dimensions; all experts alike");
   command->add_option("--experts", a->experts, "encoding of the experts")
       ->check(CLI::IsMember({"bf16", "q8", "q4", "q4_bf16", "mxfp4", "iq4_nl"}))
       ->capture_default_str();

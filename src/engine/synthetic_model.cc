@@ -96,6 +96,7 @@ class Formula {
       : options_(options), config_(std::move(config)) {}
 
   const ModelConfig& config() const { return config_; }
+  bool skewed() const { return options_.config.empty(); }
   uint64_t seed() const { return options_.seed; }
 
   // Deviation of one element of the residual stream's random part before layer `layer`.
@@ -115,14 +116,20 @@ class Formula {
     const double width = static_cast<double>(attention.query_heads) * attention.head_dim;
     return static_cast<float>(AttentionOutput(layer) / (kAveragedValues * std::sqrt(width)));
   }
+  float ExpertDownDeviation(uint32_t layer) const {
+    if (skewed()) return DownDeviation(layer);
+    return 1 / std::sqrt(static_cast<float>(config_.layers[layer].intermediate));
+  }
   float DownDeviation(uint32_t layer) const {
     const LayerConfig& l = config_.layers[layer];
     const double mixed = l.feed_forward == FeedForwardKind::kMoe ? kMixedExperts : 1.0;
     return static_cast<float>(ExpertOutput(layer) /
                               (mixed * kActivation * std::sqrt(static_cast<double>(l.intermediate))));
   }
-  float MatrixDeviation(const std::string& role, uint32_t layer) const {
+  float MatrixDeviation(const DenseRole& dense, uint32_t layer) const {
+    const std::string& role = dense.name;
     if (role == "embedding") return 1;
+    if (!skewed()) return 1 / std::sqrt(static_cast<float>(dense.cols));
     if (role.ends_with("attention.o")) return AttentionOutputDeviation(layer);
     if (role.ends_with("mlp.down")) return DownDeviation(layer);
     return ProjectionDeviation();
@@ -132,6 +139,11 @@ class Formula {
   float Sign(uint32_t i) const { return Random(options_.seed ^ i).Next() & 1 ? 1.0f : -1.0f; }
 
   void FillVector(const std::string& role, uint32_t layer, std::span<float> values) const {
+    if (!skewed()) {
+      const bool norm = role.ends_with("norm"), convolution = role.ends_with("conv");
+      std::fill(values.begin(), values.end(), norm ? 1.0f : convolution ? 0.5f : 0.0f);
+      return;
+    }
     double value = 1;  // norms
     if (role.ends_with("v_bias")) value = 0;
     if (role.ends_with("q_bias") || role.ends_with("k_bias")) value = kAttentionBias;
@@ -153,6 +165,12 @@ class Formula {
 
   void FillRouter(uint32_t layer, uint32_t first_row, std::span<float> values) const {
     const uint32_t hidden = config_.hidden, experts = config_.expert_count;
+    if (!skewed()) {
+      Random random(Mix(options_.seed, kRouterStream, layer, first_row));
+      const float deviation = 1 / std::sqrt(static_cast<float>(hidden));
+      for (float& value : values) value = deviation * random.Normal();
+      return;
+    }
     const double exponent = options_.skew * layer / (layer + 2.0);
     const std::vector<double> popularity = Popularities(experts, config_.top_k, exponent);
     std::vector<uint32_t> rank(experts);
@@ -192,22 +210,19 @@ class SyntheticCheckpoint final : public Checkpoint {
   SyntheticCheckpoint(const SyntheticModelOptions& options, std::string config_json,
                       std::shared_ptr<const Formula> formula)
       : formula_(std::move(formula)), roles_(DenseRoles(formula_->config())) {
-    const PublishedShape& s = options.shape;
     files_["config.json"] = std::move(config_json);
-    files_["tokenizer.json"] = SyntheticTokenizerJson(s.vocab);
+    files_["tokenizer.json"] = SyntheticTokenizerJson(formula_->config().vocab_size);
     files_["tokenizer_config.json"] =
         R"({"eos_token":"<|end|>","tokenizer_class":"Qwen2Tokenizer","chat_template":)"
         R"("{%- for message in messages %}{{- message['content'] + '\\n' }}{%- endfor %}"})";
     identity_.format = "synthetic";
-    identity_.description = s.name;
+    identity_.description = formula_->skewed() ? options.shape.name : options.name;
     const std::string text =
         fmt::format("{} {} {}", files_["config.json"], options.seed, options.skew);
     identity_.fingerprint = XXH3_64bits(text.data(), text.size());
-    for (size_t i = 0; i < roles_.size(); ++i) {
-      const DenseRole& role = roles_[i];
-      Add(role.source, role.kind == DenseRole::Kind::kVector
-                           ? std::vector<uint64_t>{role.cols}
-                           : std::vector<uint64_t>{role.rows, role.cols});
+    for (const DenseRole& role : roles_) {
+      Add(role.source, role.source_shape);
+      role_of_tensor_.resize(tensors_.size(), &role);
     }
     const ModelConfig& config = formula_->config();
     const TensorNaming naming(config);
@@ -215,12 +230,13 @@ class SyntheticCheckpoint final : public Checkpoint {
     for (uint32_t layer = 0; layer < experts.size(); ++layer) {
       for (uint32_t e = 0; e < experts[layer]; ++e) {
         const ExpertSources sources = naming.SourcesOf(config, {LayerId(layer), ExpertId(e)});
-        Add(sources.gate.tensor, sources.gate.shape);
-        Add(sources.up.tensor, sources.up.shape);
-        Add(sources.down.tensor, sources.down.shape);
+        for (const ExpertSource* source :
+             {&sources.gate, &sources.up, &sources.down, &sources.gate_bias, &sources.up_bias,
+              &sources.down_bias}) {
+          if (!source->tensor.empty()) Add(source->tensor, source->shape);
+        }
       }
     }
-    for (size_t i = 0; i < tensors_.size(); ++i) by_name_.emplace(tensors_[i].name, i);
   }
 
   const SourceIdentity& identity() const override { return identity_; }
@@ -240,13 +256,15 @@ class SyntheticCheckpoint final : public Checkpoint {
   Status ReadFloats(const SourceTensor& tensor, uint64_t first,
                     std::span<float> destination) const override {
     const size_t index = static_cast<size_t>(&tensor - tensors_.data());
-    if (index >= roles_.size() || roles_[index].kind == DenseRole::Kind::kMatrix) {
+    if (index >= role_of_tensor_.size() ||
+        role_of_tensor_[index]->kind == DenseRole::Kind::kMatrix) {
       return NoBytes(tensor);
     }
-    const DenseRole& role = roles_[index];
+    const DenseRole& role = *role_of_tensor_[index];
     const uint32_t layer = LayerOfRole(role.name);
     if (role.kind == DenseRole::Kind::kVector) {
       formula_->FillVector(role.name, layer, destination);
+      for (float& value : destination) value -= role.add;
     } else {
       formula_->FillRouter(layer, static_cast<uint32_t>(first / role.cols), destination);
     }
@@ -260,7 +278,9 @@ class SyntheticCheckpoint final : public Checkpoint {
   Status NoBytes(const SourceTensor& tensor) const {
     return Unsupported(identity_.description + ": tensor '" + tensor.name + "' has no bytes");
   }
+  // Roles that are parts of a tensor name it each, stacked experts too.
   void Add(std::string name, std::vector<uint64_t> shape) {
+    if (!by_name_.emplace(name, tensors_.size()).second) return;
     SourceTensor tensor;
     tensor.name = std::move(name);
     tensor.shape = std::move(shape);
@@ -269,7 +289,8 @@ class SyntheticCheckpoint final : public Checkpoint {
   }
 
   const std::shared_ptr<const Formula> formula_;
-  const std::vector<DenseRole> roles_;  // in the order of the first tensors
+  const std::vector<DenseRole> roles_;
+  std::vector<const DenseRole*> role_of_tensor_;  // of the first tensors: one of their roles
   SourceIdentity identity_;
   std::map<std::string, std::string> files_;
   std::vector<SourceTensor> tensors_;
@@ -280,14 +301,12 @@ class SyntheticCheckpoint final : public Checkpoint {
 class SyntheticPlan final : public ImportPlan {
  public:
   SyntheticPlan(std::unique_ptr<ImportPlan> plan, std::shared_ptr<const Formula> formula,
-                const PublishedShape& shape)
+                const std::string& what)
       : plan_(std::move(plan)),
         formula_(std::move(formula)),
         roles_(DenseRoles(formula_->config())),
         manifest_(plan_->manifest()) {
-    manifest_.notes.push_back(
-        fmt::format("synthetic: random weights, {} of {}", shape.whole_model ? "dimensions" :
-                    "Qwen3-MoE architecture with the expert geometry", shape.name));
+    manifest_.notes.push_back("synthetic: random weights, " + what);
   }
 
   const Manifest& manifest() const override { return manifest_; }
@@ -302,14 +321,14 @@ class SyntheticPlan final : public ImportPlan {
     const LayerManifest& entry = manifest_.layers[layer];
     const ExpertLayout layout = {*ParseEncoding(entry.gate_up_encoding),
                                  *ParseEncoding(entry.down_encoding), entry.hidden,
-                                 entry.intermediate};
+                                 entry.intermediate, formula_->config().expert_bias};
     const uint64_t seed = Mix(formula_->seed(), kExpertStream, layer, key.expert.value());
     FillRandomTiles(layout.gate_up, formula_->ProjectionDeviation(), seed,
                     record.first(layout.down_offset()));
-    FillRandomTiles(layout.down, formula_->DownDeviation(layer), seed + 1,
+    FillRandomTiles(layout.down, formula_->ExpertDownDeviation(layer), seed + 1,
                     record.subspan(layout.down_offset(),
-                                   layout.payload_bytes() - layout.down_offset()));
-    const std::span<std::byte> padding = record.subspan(layout.payload_bytes());
+                                   layout.bias_offset() - layout.down_offset()));
+    const std::span<std::byte> padding = record.subspan(layout.bias_offset());  // biases are zero
     std::fill(padding.begin(), padding.end(), std::byte{0});
     return OkStatus();
   }
@@ -321,7 +340,7 @@ class SyntheticPlan final : public ImportPlan {
       return plan_->EncodeDenseStrip(checkpoint, index, strip, bytes);
     }
     FillRandomTiles(*ParseEncoding(manifest_.dense[index].encoding),
-                    formula_->MatrixDeviation(role.name, LayerOfRole(role.name)),
+                    formula_->MatrixDeviation(role, LayerOfRole(role.name)),
                     Mix(formula_->seed(), kDenseStream, index, strip), bytes);
     return OkStatus();
   }
@@ -385,8 +404,11 @@ std::string SyntheticTokenizerJson(uint32_t vocab) {
 }
 
 Result<SyntheticModel> MakeSyntheticModel(const SyntheticModelOptions& options) {
-  std::string config_json = ConfigJson(options.shape);
-  ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(config_json, options.shape.name));
+  const bool of_shape = options.config.empty();
+  const PublishedShape& shape = options.shape;
+  std::string config_json = of_shape ? ConfigJson(shape) : options.config;
+  ASSIGN_OR_RETURN(ModelConfig config,
+                   ParseModelConfig(config_json, of_shape ? shape.name : options.name));
   RETURN_IF_ERROR(CheckWholeTiles(config));
   const auto formula = std::make_shared<const Formula>(options, std::move(config));
   SyntheticModel model;
@@ -394,7 +416,13 @@ Result<SyntheticModel> MakeSyntheticModel(const SyntheticModelOptions& options) 
       std::make_unique<SyntheticCheckpoint>(options, std::move(config_json), formula);
   ASSIGN_OR_RETURN(std::unique_ptr<ImportPlan> plan,
                    MakeImportPlan(*model.checkpoint, {options.experts, options.dense}));
-  model.plan = std::make_unique<SyntheticPlan>(std::move(plan), formula, options.shape);
+  const std::string what =
+      !of_shape ? "architecture and dimensions of " + options.name
+                : fmt::format("{} of {}",
+                              shape.whole_model ? "dimensions"
+                                                : "Qwen3-MoE architecture with the expert geometry",
+                              shape.name);
+  model.plan = std::make_unique<SyntheticPlan>(std::move(plan), formula, what);
   return model;
 }
 

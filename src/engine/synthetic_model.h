@@ -34,6 +34,10 @@ namespace moraine {
 
 struct SyntheticModelOptions {
   PublishedShape shape{};
+  // Not empty: the model of this config.json (published_models.h) instead of the shape, whatever its
+  // blocks. Routing is then as random weights have it: all experts alike, and `skew` is not used.
+  std::string config;
+  std::string name;               // of such a model
   Encoding experts = Encoding::kQ4;
   std::optional<Encoding> dense;  // default: as for an import
   double skew = 1.2;              // of the deepest layers; 0: all experts alike
