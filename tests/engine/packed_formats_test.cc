@@ -344,6 +344,118 @@ TEST_P(PackedFormatsTest, Runs) {
   EXPECT_EQ(digests[0], digests[1]);
 }
 
+// gpt-oss as published: rows of outputs in MXFP4, gate and up in turns, under names of their own.
+class GptOssInMxfp4 {
+ public:
+  GptOssInMxfp4() : directory_(MakeScratchDirectory("mxfp4")) {
+    const auto source = OpenCheckpoint(Directory());
+    CHECK(source.ok(), source.status().message());
+    TensorFile file;
+    for (const SourceTensor& tensor : (*source)->tensors()) {
+      std::vector<float> values(tensor.element_count());
+      const Status status = (*source)->ReadFloats(tensor, 0, values);
+      CHECK(status.ok(), status.message());
+      if (tensor.name.ends_with("_proj") && tensor.shape.size() == 3) {
+        AddBlocks(tensor, values, file);
+      } else {
+        file.Add(tensor.name, "F32", tensor.shape, values);
+      }
+    }
+    file.Write(directory_ + "/model.safetensors");
+    std::filesystem::copy(Directory() + "/config.json", directory_ + "/config.json");
+  }
+  ~GptOssInMxfp4() { std::filesystem::remove_all(directory_); }
+
+  static std::string Directory() { return GoldenPath("fixtures/gpt_oss"); }
+  const std::string& directory() const { return directory_; }
+  // experts x outputs x inputs.
+  const std::vector<float>& values(const std::string& name) const { return values_.at(name); }
+
+ private:
+  // values: [experts, inputs, outputs].
+  void AddBlocks(const SourceTensor& tensor, const std::vector<float>& values, TensorFile& file) {
+    constexpr float kE2M1[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    const uint64_t experts = tensor.shape[0], inputs = tensor.shape[1], outputs = tensor.shape[2];
+    std::vector<uint8_t> blocks, scales;
+    std::vector<float>& packed = values_[tensor.name];
+    for (uint64_t row = 0; row < experts * outputs; ++row) {
+      const uint64_t expert = row / outputs, output = row % outputs;
+      for (uint64_t begin = 0; begin < inputs; begin += 32) {
+        float block[32], largest = 0;
+        for (uint64_t i = 0; i < 32; ++i) {
+          block[i] = values[(expert * inputs + begin + i) * outputs + output];
+          largest = std::max(largest, std::fabs(block[i]));
+        }
+        const int exponent = std::ilogb(largest) - 2;
+        scales.push_back(static_cast<uint8_t>(exponent + 127));
+        uint8_t codes[32];
+        for (uint64_t i = 0; i < 32; ++i) {
+          const float wanted = std::ldexp(std::fabs(block[i]), -exponent);
+          uint8_t best = 0;
+          for (uint8_t k = 1; k < 8; ++k) {
+            if (std::fabs(kE2M1[k] - wanted) < std::fabs(kE2M1[best] - wanted)) best = k;
+          }
+          const float value = std::ldexp(kE2M1[best], exponent);
+          packed.push_back(block[i] < 0 ? -value : value);
+          codes[i] = static_cast<uint8_t>(block[i] < 0 ? best + 8 : best);
+        }
+        for (uint64_t i = 0; i < 32; i += 2) {
+          blocks.push_back(static_cast<uint8_t>(codes[i] | codes[i + 1] << 4));
+        }
+      }
+    }
+    file.Add(tensor.name + "_blocks", "U8", {experts, outputs, inputs / 32, 16}, blocks);
+    file.Add(tensor.name + "_scales", "U8", {experts, outputs, inputs / 32}, scales);
+  }
+
+  const std::string directory_;
+  std::map<std::string, std::vector<float>> values_;
+};
+
+TEST(PackedGptOss, ExpertsAreCarriedBitForBitAndRun) {
+  const GptOssInMxfp4 fixture;
+  const auto checkpoint = OpenCheckpoint(fixture.directory());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status().ToString();
+  const auto plan = MakeImportPlan(**checkpoint, {});
+  ASSERT_TRUE(plan.ok()) << plan.status().ToString();
+  const LayerManifest& entry = (*plan)->manifest().layers[1];
+  EXPECT_EQ(entry.gate_up_encoding, "mxfp4");
+  EXPECT_EQ(entry.down_encoding, "mxfp4");
+  EXPECT_THAT((*plan)->manifest().notes,
+              testing::Contains("experts are mxfp4, exactly the checkpoint's MXFP4"));
+  ExpertLayout layout = {Encoding::kMxfp4, Encoding::kMxfp4, entry.hidden, entry.intermediate};
+  const uint32_t expert = 5;
+  std::vector<std::byte> record(entry.record_bytes);
+  const Status status = (*plan)->EncodeExpert(**checkpoint, {LayerId(1), ExpertId(expert)}, record);
+  ASSERT_TRUE(status.ok()) << status.ToString();
+  const ExpertView view = ViewExpert(layout, record.data());
+  const auto expect = [&](const MatrixView& matrix, const char* name, uint32_t rows_of_expert,
+                          uint32_t first, uint32_t step) {
+    const std::vector<float>& values =
+        fixture.values(std::string("model.layers.1.mlp.experts.") + name);
+    std::vector<float> row(matrix.cols);
+    for (uint32_t r = 0; r < matrix.rows; ++r) {
+      DecodeRow(matrix, r, row.data());
+      const size_t from = size_t{expert} * rows_of_expert + first + size_t{r} * step;
+      for (uint32_t c = 0; c < matrix.cols; ++c) {
+        ASSERT_EQ(row[c], values[from * matrix.cols + c]) << name << " " << r << " " << c;
+      }
+    }
+  };
+  expect(view.gate, "gate_up_proj", 2 * entry.intermediate, 0, 2);
+  expect(view.up, "gate_up_proj", 2 * entry.intermediate, 1, 2);
+  expect(view.down, "down_proj", entry.hidden, 0, 1);
+
+  const TestStore store(fixture.directory(), std::nullopt);
+  const auto runner = Runner::Open(TestRunnerOptions(store, "30%"));
+  ASSERT_TRUE(runner.ok()) << runner.status().ToString();
+  const auto evaluation = Evaluation::Create(**runner);
+  ASSERT_TRUE((*evaluation)->AddFixture(GptOssInMxfp4::Directory()).ok());
+  const EvaluationReport report = (*evaluation)->Finish();
+  EXPECT_EQ(report.greedy->total, 1u);
+  EXPECT_LT(*report.prefill_decode_max_abs_difference, 1e-4);
+}
+
 INSTANTIATE_TEST_SUITE_P(Forms, PackedFormatsTest, testing::ValuesIn(kForms),
                          [](const auto& form) { return std::string(form.param.name); });
 
