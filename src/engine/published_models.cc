@@ -116,6 +116,18 @@ constexpr PublishedModel kModels[] = {
                        "original_max_position_embeddings": 4096},
       "rms_norm_eps": 1e-06, "max_position_embeddings": 131072,
       "tie_word_embeddings": false, "hidden_act": "silu"})"},
+    {"qwen3.5-35b-a3b", "Qwen/Qwen3.5-35B-A3B", R"({
+      "model_type": "qwen3_5_moe_text", "hidden_size": 2048, "vocab_size": 248320,
+      "num_hidden_layers": 40, "num_attention_heads": 16, "num_key_value_heads": 2,
+      "head_dim": 256, "full_attention_interval": 4, "linear_num_key_heads": 16,
+      "linear_num_value_heads": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+      "linear_conv_kernel_dim": 4, "moe_intermediate_size": 512,
+      "shared_expert_intermediate_size": 512, "num_experts": 256, "num_experts_per_tok": 8,
+      "attn_output_gate": true, "attention_bias": false,
+      "rope_parameters": {"rope_type": "default", "rope_theta": 10000000,
+        "partial_rotary_factor": 0.25, "mrope_interleaved": true, "mrope_section": [11, 11, 10]},
+      "rms_norm_eps": 1e-06, "max_position_embeddings": 262144,
+      "tie_word_embeddings": false, "hidden_act": "silu"})"},
     {"glm-4.5", "zai-org/GLM-4.5", R"({
       "model_type": "glm4_moe", "hidden_size": 5120, "vocab_size": 151552,
       "num_hidden_layers": 92, "num_attention_heads": 96, "num_key_value_heads": 8,

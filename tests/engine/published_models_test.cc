@@ -53,6 +53,7 @@ TEST(PublishedModels, HaveTheWeightsTheyAreKnownFor) {
                          {"qwen3-next", 80, 3},        {"qwen3-coder-next", 80, 3},
                          {"deepseek-v2-lite", 15.7, 2.4}, {"deepseek-v2", 236, 21},
                          {"deepseek-v3", 671, 37},     {"kimi-k2", 1026, 32},
+                         {"qwen3.5-35b-a3b", 35, 3},
                          {"glm-4.5-air", 106, 12},     {"minimax-m2", 230, 10},
                          {"gpt-oss-20b", 20.9, 3.6},   {"gpt-oss-120b", 116.8, 5.1},
                          {"olmoe", 6.9, 1.3}};
