@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "base/bytes.h"
+#include "engine/slot_memory.h"
 #include "residency/residency_manager.h"
 
 namespace moraine {
@@ -55,7 +56,8 @@ Result<SlotPlan> PlanSlots(const Manifest& manifest, uint32_t top_k, const Fixed
     return plan;
   }
   const uint64_t minimum = MinimumSlots(top_k);
-  const uint64_t minimum_bytes = fixed.total() + minimum * plan.slot_bytes;
+  const uint64_t slot_memory = SlotMemory(plan.slot_bytes);
+  const uint64_t minimum_bytes = fixed.total() + minimum * slot_memory;
   uint64_t slots = 0;
   if (budget.kind == RamBudget::Kind::kExpertFraction) {
     // 1e-9: 25 % of 256 experts is 64 slots however the product rounds.
@@ -80,9 +82,9 @@ Result<SlotPlan> PlanSlots(const Manifest& manifest, uint32_t top_k, const Fixed
           automatic ? fmt::format(" (90 % of what {} leaves)", limit.source) : "",
           FormatByteSize(minimum_bytes), FormatByteSize(fixed.dense_bytes),
           FormatByteSize(fixed.kv_bytes), FormatByteSize(fixed.scratch_bytes),
-          FormatByteSize(fixed.process_bytes), FormatByteSize(minimum * plan.slot_bytes), minimum));
+          FormatByteSize(fixed.process_bytes), FormatByteSize(minimum * slot_memory), minimum));
     }
-    slots = (plan.budget_bytes - fixed.total()) / plan.slot_bytes;
+    slots = (plan.budget_bytes - fixed.total()) / slot_memory;
   }
   // All resident still needs the two ring slots through which a first prefill streams. 100 % means all
   // experts; a size means that many bytes and not a slot more.
@@ -107,7 +109,7 @@ uint32_t ChoosePrefillChunk(uint32_t max_context, uint64_t slots_bytes,
 }
 
 BudgetAdvice AdviseBudget(const Manifest& manifest, uint32_t top_k, const FixedMemory& fixed) {
-  const uint64_t slot = manifest.max_record_bytes(), experts = manifest.expert_count();
+  const uint64_t slot = SlotMemory(manifest.max_record_bytes()), experts = manifest.expert_count();
   BudgetAdvice advice;
   advice.minimum_bytes = fixed.total() + MinimumSlots(top_k) * slot;
   advice.everything_bytes = fixed.total() + (experts + 2) * slot;

@@ -12,6 +12,7 @@
 #include "engine/dense_weights.h"
 #include "engine/expert_executor.h"
 #include "engine/manifest_check.h"
+#include "engine/slot_memory.h"
 #include "engine/store_record_source.h"
 #include "io/mirrored_reader.h"
 #include "model/decoder_model.h"
@@ -417,7 +418,7 @@ Status Runner::Impl::SetRamBudget(const RamBudget& budget) {
           "RAM budget: {} experts would be resident; the maximum set at start is {} ({}); "
           "--ram-budget-max sets another",
           plan.slot_count, max_slots_,
-          FormatByteSize(fixed_.total() + max_slots_ * plan.slot_bytes)));
+          FormatByteSize(fixed_.total() + max_slots_ * SlotMemory(plan.slot_bytes))));
     }
     plan.slot_count = max_slots_;
   }
@@ -427,7 +428,8 @@ Status Runner::Impl::SetRamBudget(const RamBudget& budget) {
 }
 
 RamBudgetRange Runner::Impl::BudgetRange() const {
-  const auto bytes = [&](uint64_t slots) { return fixed_.total() + slots * plan_.slot_bytes; };
+  const uint64_t slot_memory = SlotMemory(plan_.slot_bytes);
+  const auto bytes = [&](uint64_t slots) { return fixed_.total() + slots * slot_memory; };
   return {bytes(MinimumSlots(config_.top_k)),
           bytes(wanted_slots_.load(std::memory_order_relaxed)), bytes(max_slots_)};
 }

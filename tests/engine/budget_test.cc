@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include "base/bytes.h"
+#include "engine/slot_memory.h"
+#include "residency/slot_segments.h"
 
 namespace moraine {
 namespace {
@@ -40,7 +42,23 @@ TEST(PlanSlots, ASizeBoundsTheWholeProcess) {
   const auto plan =
       PlanSlots(TestManifest(), 4, TestFixed(), *ParseRamBudget("163MiB"), TestLimit(0));
   ASSERT_TRUE(plan.ok());
-  EXPECT_EQ(plan->slot_count, 3 * kMiB / 98304);  // 160 MiB are not for slots
+  EXPECT_EQ(plan->slot_count, 3 * kMiB / SlotMemory(98304));  // 160 MiB are not for slots
+}
+
+// Segments waste up to 1/256 (SlotsPerSegment says how much) and page tables take 8 bytes for 4 KiB.
+TEST(PlanSlots, ASizeHoldsWhatSegmentsAndPageTablesTakeBesideTheSlots) {
+  Manifest manifest = TestManifest();
+  for (LayerManifest& layer : manifest.layers) layer.record_bytes = 2'654'208, layer.expert_count = 4096;
+  const uint64_t budget_bytes = 16 * kGiB, slot_bytes = manifest.max_record_bytes();
+  const RamBudget budget{.kind = RamBudget::Kind::kBytes, .bytes = budget_bytes, .fraction = 0};
+  const auto plan = PlanSlots(manifest, 4, {}, budget, TestLimit(0));
+  ASSERT_TRUE(plan.ok());
+  ASSERT_FALSE(plan->all_resident);
+  const uint64_t per_segment = SlotsPerSegment(slot_bytes, plan->slot_count);
+  const uint64_t whole = plan->slot_count / per_segment, rest = plan->slot_count % per_segment;
+  const uint64_t used = whole * AlignUp(per_segment * slot_bytes, 2 * kMiB) + rest * slot_bytes;
+  EXPECT_LE(used + used / 512, budget_bytes);
+  EXPECT_GT(used, budget_bytes - 2 * slot_bytes - budget_bytes / 128);
 }
 
 TEST(PlanSlots, NeverMoreSlotsThanExpertsAndTheRing) {
@@ -52,7 +70,7 @@ TEST(PlanSlots, NeverMoreSlotsThanExpertsAndTheRing) {
 }
 
 TEST(PlanSlots, ASizeThatHoldsAllExpertsButNoRingIsNotExceeded) {
-  const uint64_t bytes = 160 * kMiB + 257 * 98304;
+  const uint64_t bytes = 160 * kMiB + 257 * SlotMemory(98304);
   const RamBudget budget{.kind = RamBudget::Kind::kBytes, .bytes = bytes, .fraction = 0};
   const auto plan = PlanSlots(TestManifest(), 4, TestFixed(), budget, TestLimit(0));
   ASSERT_TRUE(plan.ok());
@@ -66,7 +84,7 @@ TEST(PlanSlots, AutomaticTakesNinetyPercentOfWhatIsFree) {
   const auto plan = PlanSlots(TestManifest(), 4, TestFixed(), RamBudget{}, TestLimit(200 * kMiB));
   ASSERT_TRUE(plan.ok());
   EXPECT_EQ(plan->budget_bytes, 180 * kMiB);
-  EXPECT_EQ(plan->slot_count, 20 * kMiB / 98304);
+  EXPECT_EQ(plan->slot_count, 20 * kMiB / SlotMemory(98304));
 }
 
 TEST(PlanSlots, TooSmallNamesTheMinimumInTheSameUnit) {
