@@ -29,6 +29,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "engine/slot_memory.h"
 #include "faulty_reader.h"
 #include "memory/topology.h"
 #include "soak_cases.h"
@@ -308,7 +309,7 @@ void Soak::ChangeBudget() {
   const bool refused = random_.Chance(0.05);
   if (refused) {
     budget = Bytes(random_.Chance(0.5) ? range.minimum_bytes - 1
-                                       : range.maximum_bytes + records_[0].bytes);
+                                       : range.maximum_bytes + SlotMemory(records_[0].bytes));
   }
   const Status status = engine_->SetRamBudget(budget);
   CHECK(status.ok() == !refused, fmt::format("budget of {} in [{}, {}]: {}", budget.bytes,
