@@ -1,10 +1,11 @@
 // The dimensions of published mixture-of-experts models, for synthetic stores.
 //
-// Only the Qwen3-MoE forward pass exists, so every other model is taken as its expert geometry under
-// that architecture: the routed experts (their number, their size, how many a token uses, in which
-// layers) are the model's own, because they decide what streams; attention is grouped-query attention
-// with the model's head counts or, where the model has another kind (MLA, linear attention), with head
-// counts that give about the same bytes; shared experts are left out.
+// For routing that is skewed as a trained model's, which the generator makes for the Qwen3-MoE architecture only
+// (synthetic_model.h); published_models.h has the models' own architectures, with routing that is not. So
+// every other model is taken as its expert geometry under that architecture: the routed experts (their number,
+// their size, how many a token uses, in which layers) are the model's own, because they decide what streams;
+// attention is grouped-query attention with the model's head counts or, where the model has another kind (MLA,
+// linear attention), with head counts that give about the same bytes; shared experts are left out.
 #pragma once
 
 #include <cstdint>
