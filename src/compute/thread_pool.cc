@@ -65,17 +65,20 @@ bool SpinUntil(bool may_spin, Ready ready) {
 class ThreadPool::Impl {
  public:
   Impl(const Topology& topology, const ThreadPoolOptions& options) {
-    std::vector<int> cpus;
+    std::vector<const NumaNode*> node_of_cpu;
     for (const NumaNode& node : topology.nodes) {
-      cpus.insert(cpus.end(), node.cpus.begin(), node.cpus.end());
+      node_of_cpu.insert(node_of_cpu.end(), node.cpus.size(), &node);
     }
-    CHECK(!cpus.empty(), "the topology has no CPU");
-    thread_count_ = options.thread_count > 0 ? options.thread_count : static_cast<int>(cpus.size());
+    CHECK(!node_of_cpu.empty(), "the topology has no CPU");
+    const size_t cpu_count = node_of_cpu.size();
+    thread_count_ = options.thread_count > 0 ? options.thread_count : static_cast<int>(cpu_count);
     // With more threads than CPUs a spinning thread takes the CPU from one that has work.
-    may_spin_ = thread_count_ <= static_cast<int>(cpus.size());
+    may_spin_ = thread_count_ <= static_cast<int>(cpu_count);
     for (int i = 1; i < thread_count_; ++i) {
-      const int cpu = options.pin ? cpus[static_cast<size_t>(i) % cpus.size()] : -1;
-      workers_.emplace_back([this, i, cpu] { Work(static_cast<uint32_t>(i), cpu); });
+      const auto& cpus = node_of_cpu[static_cast<size_t>(i) % cpu_count]->cpus;
+      workers_.emplace_back([this, i, cpus = options.pin ? cpus : std::vector<int>()] {
+        Work(static_cast<uint32_t>(i), cpus);
+      });
     }
   }
 
@@ -148,11 +151,11 @@ class ThreadPool::Impl {
     }
   }
 
-  void Work(uint32_t thread, int cpu) {
-    if (cpu >= 0) {
+  void Work(uint32_t thread, const std::vector<int>& cpus) {
+    if (!cpus.empty()) {
       cpu_set_t set;
       CPU_ZERO(&set);
-      CPU_SET(cpu, &set);
+      for (int cpu : cpus) CPU_SET(cpu, &set);
       // A refusal (the CPU was taken away since detection) costs speed only.
       pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
     }

@@ -5,6 +5,10 @@
 // thread works too. Work is claimed by an atomic counter in units of tasks: which thread runs which
 // task varies, what a task computes does not, so results are bit-identical for any thread count.
 //
+// A worker may run on any CPU of its NUMA node, not on one alone: the caller moves (a read's
+// completion wakes it where the interrupt was), and a worker tied to the CPU that the caller is on
+// waits for its time slice while another CPU idles. Seen: a third more time a token while reading.
+//
 // Threads: ParallelFor may be called by one thread at a time (the engine thread).
 #pragma once
 
@@ -18,7 +22,7 @@ namespace moraine {
 
 struct ThreadPoolOptions {
   int thread_count = 0;  // including the caller; 0: one per CPU of the topology
-  bool pin = true;       // workers to CPUs, node by node; the caller is not pinned
+  bool pin = true;       // workers to the CPUs of their NUMA node; the caller is not pinned
 };
 
 class ThreadPool {

@@ -1,6 +1,7 @@
 #include "compute/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <atomic>
 #include <thread>
@@ -67,6 +68,23 @@ INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, testing::Values(1, 2, 5));
 
 TEST(ThreadPool, DefaultsToOneThreadPerCpu) {
   EXPECT_EQ(ThreadPool(TopologyOf(3), {.pin = false}).thread_count(), 3);
+}
+
+TEST(ThreadPool, AWorkerMayRunOnAllCpusOfItsNode) {
+  const Topology topology = Topology::Detect();
+  ThreadPool pool(topology, {.thread_count = 2});
+  std::atomic<int> arrived{0}, cpus_of_worker{0};
+  pool.ParallelFor(2, [&](uint32_t, uint32_t thread) {
+    if (thread == 1) {
+      cpu_set_t set;
+      ASSERT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+      cpus_of_worker = CPU_COUNT(&set);
+    }
+    // Each thread takes one task: the first is not done before the second has begun.
+    for (++arrived; arrived < 2;) std::this_thread::yield();
+  });
+  const size_t worker_node = topology.nodes[0].cpus.size() > 1 ? 0 : 1 % topology.nodes.size();
+  EXPECT_EQ(static_cast<size_t>(cpus_of_worker), topology.nodes[worker_node].cpus.size());
 }
 
 TEST(ThreadPoolDeathTest, RefusesNestedRegions) {
