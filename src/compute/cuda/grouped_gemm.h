@@ -6,6 +6,7 @@
 //   GateUp         operand rows -> silu(W_gate x) * (W_up x), in operand order            bf16
 //   Down           GateUp's output -> W_down h, one row a (token, expert)                 bf16
 //   Combine        Down's rows -> their weighted sum over ranks, in router order          float32
+//   Dense          a dense matrix, as an expert that all tokens go to            bf16 or float32
 //
 // Why weights are the A operand of the tensor cores: a panel of 16 rows is what one warp
 // multiplies, and the words of a tile are, unpacked, a lane's fragment; so weights go from their
@@ -34,13 +35,10 @@
 #include <cstdint>
 
 #include "base/status.h"
+#include "compute/cuda/device_matrix.h"
 #include "compute/encoding.h"
 
-struct CUstream_st;
-
 namespace moraine::gpu {
-
-using Stream = CUstream_st*;
 
 // Operand order: of each 16 columns, column 4t + e lies at 2t + e (e = 0, 1) or 8 + 2t + e - 2 (e =
 // 2, 3), t = 0..3; what a lane's word of four codes holds is then what its fragment wants. An
@@ -80,6 +78,19 @@ struct RowCombination {
   const float* weights = nullptr;       // token_count x top_k
   uint32_t token_count = 0, top_k = 0, hidden = 0;
   float* out = nullptr;  // token_count x hidden, overwritten
+  bool add = false;      // or added to: the residual
+};
+
+// y = W x of a dense matrix for many tokens, by the same kernels as one expert's down.
+struct DenseProduct {
+  DeviceMatrix matrix;                // q4, q8 or bf16
+  const uint16_t* operand = nullptr;  // token_count x OperandStride(cols), operand order
+  uint32_t token_count = 0;
+  // Rows in natural order, `stride` elements apart, a multiple of 16 and at least RowStride(rows):
+  // padding up to the matrix' last panel is written as zeros (added, where sums are).
+  enum class Output : uint8_t { kBf16, kF32, kAddF32 } output = Output::kBf16;
+  void* y = nullptr;
+  uint32_t stride = 0;
 };
 
 enum class GemmPath { kBest, kMmaSync, kWgmma };
@@ -102,6 +113,7 @@ class GroupedGemm {
   Status Down(const RoutedExperts& experts, const uint16_t* operand, uint16_t* rows,
               Stream stream) const;
   Status Combine(const RowCombination& combination, Stream stream) const;
+  Status Dense(const DenseProduct& product, Stream stream) const;
 
  private:
   GroupedGemm(GemmPath path, uint32_t multiprocessors)

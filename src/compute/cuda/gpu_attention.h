@@ -1,0 +1,101 @@
+// Grouped-query attention on the device over a paged KV cache.
+//
+//   RunHeads             projections -> norm of each query and key head -> RoPE -> queries, and keys
+//                        and values into the cache
+//   RunPrefillAttention  many tokens of one sequence, causal over all that is in the cache
+//   RunDecodeAttention   one token of each of several sequences (or several tokens of one), the
+//                        past split over blocks
+//
+// The cache of one layer is a pool of pages of 64 positions, keys and values apart:
+//
+//   element (page, kv_head, position in page, dimension) at
+//   ((page * kv_heads + kv_head) * 64 + position % 64) * head_dim + dimension
+//
+// so that a head's part of a page is one run of bytes, which a bulk copy or a tensor copy takes
+// as a tile. Which pages a sequence has is its block table: entry p has positions 64 p .. 64 p +
+// 63. Layers of a model share block tables where each has a pool of its own of the same pages.
+//
+// Rounding: norms and RoPE in float32; keys and values bf16; prefill's queries bf16. Scores and
+// sums are float32, the weights of values bf16 before their product (decode: two bf16 each, as
+// queries are, so 16 bits). Prefill's output is bf16, decode's float32. The sum of weights is of
+// the unrounded ones. Two runs give the same bits. Softmax runs in powers of two.
+//
+// head_dim: 16, 32, 64, 96, 128 or 256; kUnsupported for others.
+// Units, pointers, threads, capture: as in gemv.h; bf16 is passed as its 16 bits.
+#pragma once
+
+#include <cstdint>
+
+#include "base/status.h"
+#include "compute/cuda/device_matrix.h"
+
+namespace moraine::gpu {
+
+inline constexpr uint32_t kKvPagePositions = 64;
+
+// Elements of one page of keys (or of values) of one layer.
+constexpr uint64_t KvPageElements(uint32_t kv_heads, uint32_t head_dim) {
+  return uint64_t{kKvPagePositions} * kv_heads * head_dim;
+}
+
+// One layer's cache, bf16. keys and values: 16-byte aligned pools.
+struct PagedKv {
+  uint16_t* keys = nullptr;
+  uint16_t* values = nullptr;
+  uint32_t kv_heads = 0, head_dim = 0;
+  // Token t's table begins at block_tables + t * table_stride; 0: all tokens are of one sequence.
+  const uint32_t* block_tables = nullptr;
+  uint32_t table_stride = 0;
+};
+
+// Rows of query_heads x head_dim queries, kv_heads x head_dim keys, as many values.
+struct HeadRows {
+  const uint16_t* bf16 = nullptr;  // one of the two: prefill's
+  const float* f32 = nullptr;      // and decode's
+  uint32_t stride = 0;
+  uint32_t token_count = 0, query_heads = 0;
+  const float* q_norm = nullptr;  // head_dim weights; null: no norm
+  const float* k_norm = nullptr;
+  float epsilon = 0;
+  // rotary_dim / 2 values a position: dimension i turns with i + rotary_dim / 2, or interleaved 2i
+  // with 2i + 1.
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  uint32_t rotary_dim = 0;
+  bool interleaved = false;
+  // Of each token, on the device; null: first_position + t.
+  const uint32_t* positions = nullptr;
+  uint32_t first_position = 0;
+  PagedKv kv;
+  // Rows of query_heads x head_dim, one of the two.
+  uint16_t* queries_bf16 = nullptr;
+  float* queries_f32 = nullptr;
+};
+Status RunHeads(const HeadRows& rows, Stream stream);
+
+struct PrefillAttention {
+  const uint16_t* queries = nullptr;  // token_count rows of query_heads x head_dim
+  uint32_t token_count = 0, query_heads = 0;
+  uint32_t first_position = 0;  // of the first token; the cache has all up to the last token's
+  PagedKv kv;                   // table_stride 0
+  float scale = 0;
+  uint16_t* operand = nullptr;  // rows of OperandStride(query_heads * head_dim), operand order
+};
+Status RunPrefillAttention(const PrefillAttention& attention, Stream stream);
+
+// Bytes of scratch for DecodeAttention, zeroed once before the first call with it; every call
+// leaves what it needs zero as such. Not shared by calls that may run at the same time.
+uint64_t DecodeAttentionScratchBytes(uint32_t max_tokens, uint32_t query_heads, uint32_t head_dim);
+
+struct DecodeAttention {
+  const float* queries = nullptr;  // token_count rows of query_heads x head_dim
+  uint32_t token_count = 0, query_heads = 0;
+  const uint32_t* positions = nullptr;  // of each token: it attends to 0 .. positions[t]
+  PagedKv kv;
+  float scale = 0;
+  void* scratch = nullptr;
+  float* out = nullptr;  // token_count rows of query_heads x head_dim
+};
+Status RunDecodeAttention(const DecodeAttention& attention, Stream stream);
+
+}  // namespace moraine::gpu

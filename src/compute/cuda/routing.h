@@ -1,0 +1,68 @@
+// The router on the device: logits, the choice of experts, and the order by expert that the
+// grouped GEMM reads. Nothing returns to the host.
+//
+//   RunRouter      logits = W n(x) (+ bias); per token the top_k experts and their weights
+//   SortByExpert   counts, offsets, token_rows (GatherOperand), positions (Combine)
+//
+// Logits are float32 products of float32 weights and float32 normalised rows: choices hang on
+// them. The choice is the CPU's (blocks/expert_choice.h): best first, the lower index first on a
+// tie, always distinct; a NaN is never better than anything.
+//
+// A token's logits depend on it and the kernel only; up to 8 tokens take another kernel than more,
+// whose sums run in another order. Two runs give the same bits.
+//
+// Units, pointers, threads, capture: as in gemv.h.
+#pragma once
+
+#include <cstdint>
+
+#include "base/status.h"
+#include "compute/cuda/device_matrix.h"
+#include "compute/cuda/gemv.h"
+
+namespace moraine::gpu {
+
+inline constexpr uint32_t kMaxRoutedExperts = 1024;
+inline constexpr uint32_t kMaxTopK = 32;
+
+enum class ExpertScoring : uint8_t {
+  kSoftmax,          // weights are the softmax over all experts
+  kSoftmaxOfChosen,  // over the chosen ones
+  kSigmoid,          // of each
+};
+
+// Groups of experts are not there.
+struct ExpertSelection {
+  ExpertScoring scoring = ExpertScoring::kSoftmax;
+  const float* correction = nullptr;  // expert_count, added to the scores for the choice only
+  bool normalize = false;             // weights sum to one before `scale`
+  float normalize_epsilon = 0;
+  float scale = 1;
+};
+
+struct Router {
+  DeviceMatrix matrix;  // f32, rows = experts <= kMaxRoutedExperts
+  const float* bias = nullptr;
+  GemvInput input;
+  uint32_t token_count = 0, top_k = 0;  // top_k <= min(kMaxTopK, experts)
+  ExpertSelection selection;
+  float* logits = nullptr;      // token_count x experts
+  uint32_t* experts = nullptr;  // token_count x top_k
+  float* weights = nullptr;     // token_count x top_k
+  // One counter, zero before the first call; every call leaves it zero. Not shared by calls that
+  // may run at the same time.
+  uint32_t* counter = nullptr;
+};
+Status RunRouter(const Router& router, Stream stream);
+
+struct ExpertOrder {
+  const uint32_t* experts = nullptr;  // token_count x top_k, each < expert_count
+  uint32_t token_count = 0, top_k = 0, expert_count = 0;
+  uint32_t* offsets = nullptr;     // expert_count + 1
+  uint32_t* token_rows = nullptr;  // token_count x top_k: the token of each sorted row
+  uint32_t* positions = nullptr;   // token_count x top_k: the sorted row of each (token, rank)
+};
+// Stable: an expert's rows are in the order of (token, rank).
+Status SortByExpert(const ExpertOrder& order, Stream stream);
+
+}  // namespace moraine::gpu
