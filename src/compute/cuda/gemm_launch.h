@@ -24,8 +24,11 @@ struct GemmArguments {
   const uint32_t* offsets;
   uint32_t row_count;
   const uint16_t* operand;  // row_count x k_tiles * 64
-  uint16_t* output;
-  uint32_t output_stride;  // a multiple of 16; columns beyond the panels are written as zeros
+  void* output;
+  // A multiple of 16. Gate and up's columns beyond the panels are written as zeros.
+  uint32_t output_stride;
+  DenseProduct::Output kind = DenseProduct::Output::kBf16;  // down's
+  const std::byte* dense = nullptr;  // one matrix for all rows: no records, no offsets
 };
 
 struct GemmKind {

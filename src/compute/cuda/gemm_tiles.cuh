@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "compute/cuda/gemm_launch.h"
+#include "compute/cuda/mma.cuh"
 
 namespace moraine::gpu {
 
@@ -39,8 +40,9 @@ class TileSchedule {
     offsets_ = table;
     starts_ = table + expert_count_ + 1;
     for (uint32_t e = threadIdx.x; e <= expert_count_; e += blockDim.x) {
-      offsets_[e] = arguments.offsets[e];
-      const uint32_t count = e == 0 ? 0 : arguments.offsets[e] - arguments.offsets[e - 1];
+      const uint32_t begin = e == 0 ? 0 : OffsetOf(arguments, e - 1);
+      offsets_[e] = OffsetOf(arguments, e);
+      const uint32_t count = e == 0 ? 0 : offsets_[e] - begin;
       starts_[e] = BlockCount(count) * row_blocks;
     }
     __syncthreads();
@@ -67,6 +69,9 @@ class TileSchedule {
   }
 
  private:
+  __device__ static uint32_t OffsetOf(const GemmArguments& arguments, uint32_t e) {
+    return arguments.dense != nullptr ? e * arguments.row_count : arguments.offsets[e];
+  }
   __device__ uint32_t BlockCount(uint32_t tokens) const {
     return (tokens + max_tokens_ - 1) / max_tokens_;
   }
@@ -89,6 +94,10 @@ class TileSchedule {
   uint32_t *offsets_, *starts_;
   uint32_t expert_count_, row_blocks_, max_tokens_;
 };
+
+__device__ inline const std::byte* RecordOf(const GemmArguments& arguments, uint32_t expert) {
+  return arguments.dense != nullptr ? arguments.dense : arguments.records[expert];
+}
 
 // Where the two tiles of compute warp `warp` begin in a record, for the first 64 columns.
 struct WarpTiles {
@@ -119,16 +128,6 @@ __host__ __device__ inline uint32_t RowBlocks(uint32_t panel_count) {
   return (panel_count + kPanels - 1) / kPanels;
 }
 
-__device__ inline uint32_t Bits(__nv_bfloat162 value) {
-  uint32_t bits;
-  memcpy(&bits, &value, 4);
-  return bits;
-}
-__device__ inline __nv_bfloat162 Pair(uint32_t bits) {
-  __nv_bfloat162 value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
 // An f16 scale as the sum of two bf16, each twice: 11 significant bits are 8 and 3.
 struct ScalePair {
   __nv_bfloat162 high, low;
@@ -246,9 +245,24 @@ struct LaneTile<Encoding::kBf16> {
 
 __device__ inline float Silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
+// Two sums of neighbouring columns of a row, as the output wants them.
+__device__ inline void StorePair(const GemmArguments& arguments, uint64_t at, float a, float b) {
+  if (arguments.kind == DenseProduct::Output::kBf16) {
+    *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(arguments.output) + at) = PackBf16(a, b);
+    return;
+  }
+  float2* const to = reinterpret_cast<float2*>(static_cast<float*>(arguments.output) + at);
+  if (arguments.kind == DenseProduct::Output::kAddF32) {
+    const float2 old = *to;
+    a += old.x;
+    b += old.y;
+  }
+  *to = make_float2(a, b);
+}
+
 // Stores a warp's sums of kTokens tokens. Element 4b + 2r + e of a lane's array: token 8b + 2t + e,
-// row 2g + r of the panel. Panels past the matrix are zeros up to the stride. Trading words with a
-// neighbour lane for 8-byte stores of down was 2 to 12 % slower (H200).
+// row 2g + r of the panel. Gate and up's panels past the matrix are zeros up to the stride. Trading
+// words with a neighbour lane for 8-byte stores of down was 2 to 12 % slower (H200).
 template <bool kGateUp, int kTokens>
 __device__ inline void StoreSums(const GemmArguments& arguments, const TokenBlock& block,
                                  const WarpTiles& tiles, const float (&first)[kTokens / 2],
@@ -260,21 +274,23 @@ __device__ inline void StoreSums(const GemmArguments& arguments, const TokenBloc
   const uint32_t column = tiles.panel[0] * 16 + (kGateUp ? 2 * (g / 2) + 8 * (g % 2) : 2 * g);
   if (kGateUp && tiles.panel[0] * 16 >= arguments.output_stride) return;
   const uint32_t stride = arguments.output_stride;
-  uint16_t* row = arguments.output + uint64_t{block.first_row + 2 * t} * stride + column;
+  uint64_t row = uint64_t{block.first_row + 2 * t} * stride + column;
   const int count = static_cast<int>(block.row_count) - static_cast<int>(2 * t);
 #pragma unroll
   for (int i = 0; i < kTokens / 8; ++i) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      uint32_t* const words = reinterpret_cast<uint32_t*>(row + e * stride);
+      const uint64_t at = row + e * stride;
       const float a[2] = {first[4 * i + e], first[4 * i + 2 + e]};
       const float b[2] = {second[4 * i + e], second[4 * i + 2 + e]};
+      if (8 * i + e >= count) continue;
       if (kGateUp) {
-        const uint32_t bits = Bits(__floats2bfloat162_rn(Silu(a[0]) * b[0], Silu(a[1]) * b[1]));
-        if (8 * i + e < count) words[0] = inside[0] ? bits : 0;
+        const uint32_t bits = PackBf16(Silu(a[0]) * b[0], Silu(a[1]) * b[1]);
+        *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(arguments.output) + at) =
+            inside[0] ? bits : 0;
       } else {
-        if (8 * i + e < count && inside[0]) words[0] = Bits(__floats2bfloat162_rn(a[0], a[1]));
-        if (8 * i + e < count && inside[1]) words[8] = Bits(__floats2bfloat162_rn(b[0], b[1]));
+        if (inside[0]) StorePair(arguments, at, a[0], a[1]);
+        if (inside[1]) StorePair(arguments, at + 16, b[0], b[1]);
       }
     }
     row += 8 * stride;

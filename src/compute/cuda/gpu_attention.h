@@ -27,7 +27,7 @@
 #include <cstdint>
 
 #include "base/status.h"
-#include "compute/cuda/device_matrix.h"
+#include "compute/cuda/grouped_gemm.h"
 
 namespace moraine::gpu {
 
@@ -80,6 +80,7 @@ struct PrefillAttention {
   PagedKv kv;                   // table_stride 0
   float scale = 0;
   uint16_t* operand = nullptr;  // rows of OperandStride(query_heads * head_dim), operand order
+  GemmPath path = GemmPath::kBest;  // wgmma: Hopper, head_dim 64 or 128
 };
 Status RunPrefillAttention(const PrefillAttention& attention, Stream stream);
 

@@ -5,23 +5,22 @@
 #include <string>
 
 #include "compute/cuda/gemm_launch.h"
+#include "compute/cuda/launch.h"
 
 namespace moraine::gpu {
 namespace {
 
-Status Checked(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return OkStatus();
-  const std::string message = std::string(what) + ": " + cudaGetErrorString(error);
-  return error == cudaErrorMemoryAllocation ? ResourceExhausted(message) : Internal(message);
+Status CheckEncoding(Encoding encoding) {
+  if (encoding == Encoding::kQ4 || encoding == Encoding::kQ8 || encoding == Encoding::kBf16) {
+    return OkStatus();
+  }
+  return Unsupported(std::string("grouped GEMM of ") + EncodingName(encoding) +
+                     " weights: expected q4, q8 or bf16");
 }
 
 Status CheckExperts(const RoutedExperts& experts) {
-  for (const Encoding encoding : {experts.layout.gate_up, experts.layout.down}) {
-    if (encoding != Encoding::kQ4 && encoding != Encoding::kQ8 && encoding != Encoding::kBf16) {
-      return Unsupported(std::string("grouped GEMM of ") + EncodingName(encoding) +
-                         " experts: expected q4, q8 or bf16");
-    }
-  }
+  RETURN_IF_ERROR(CheckEncoding(experts.layout.gate_up));
+  RETURN_IF_ERROR(CheckEncoding(experts.layout.down));
   if (experts.expert_count > kMaxGroupedExperts) {
     return InvalidArgument("grouped GEMM of " + std::to_string(experts.expert_count) +
                            " experts: at most " + std::to_string(kMaxGroupedExperts));
@@ -99,6 +98,31 @@ Status GroupedGemm::Down(const RoutedExperts& experts, const uint16_t* operand, 
   const auto launch = path_ == GemmPath::kWgmma ? LaunchWgmmaGemm : LaunchMmaSyncGemm;
   return Checked(launch({layout.down, false}, arguments, multiprocessors_, stream),
                  "down of routed experts");
+}
+
+Status GroupedGemm::Dense(const DenseProduct& product, Stream stream) const {
+  RETURN_IF_ERROR(CheckEncoding(product.matrix.encoding));
+  if (product.stride % kTileRows != 0 || product.stride < RowStride(product.matrix.rows)) {
+    return InvalidArgument("dense product of " + std::to_string(product.matrix.rows) +
+                           " rows: stride " + std::to_string(product.stride) +
+                           ", expected a multiple of 16 of at least that");
+  }
+  if (product.token_count == 0) return OkStatus();
+  GemmArguments arguments = {nullptr,
+                             0,
+                             1,
+                             PanelCount(product.matrix.rows),
+                             TileCount(product.matrix.cols),
+                             nullptr,
+                             product.token_count,
+                             product.operand,
+                             product.y,
+                             product.stride,
+                             product.output,
+                             product.matrix.data};
+  const auto launch = path_ == GemmPath::kWgmma ? LaunchWgmmaGemm : LaunchMmaSyncGemm;
+  return Checked(launch({product.matrix.encoding, false}, arguments, multiprocessors_, stream),
+                 "dense product");
 }
 
 Status GroupedGemm::Combine(const RowCombination& combination, Stream stream) const {

@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "compute/cuda/gemm_tiles.cuh"
+#include "compute/cuda/mma.cuh"
 
 namespace moraine::gpu {
 namespace {
@@ -24,31 +25,6 @@ constexpr uint32_t ScheduleOffset(Encoding encoding) {
   return Stages(encoding) * StageBytes(encoding);
 }
 
-__device__ uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-__device__ void CopyChunk(uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ void WaitCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-__device__ void LoadMatrices(uint32_t address, uint32_t (&words)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ void Mma(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7},"
-      " {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // What one warp copies of a stage: its own two weight tiles, and every 8th row of the activations.
 template <Encoding kEncoding, bool kGateUp, int kTokens>
 struct StageCopier {
@@ -63,7 +39,7 @@ struct StageCopier {
         last_row(block.row_count - 1),
         warp(warp_index),
         lane(lane_index) {
-    const auto* record = reinterpret_cast<const unsigned char*>(gemm.records[block.expert]);
+    const auto* record = reinterpret_cast<const unsigned char*>(RecordOf(gemm, block.expert));
     for (uint32_t i = 0; i < 2; ++i) {
       tiles[i] = record + place.offset[i];
       inside[i] = place.panel[i] < gemm.panel_count;

@@ -50,6 +50,9 @@ __global__ void CombineRows(const RowCombination combination, uint32_t groups) {
     }
   }
   float* out = combination.out + uint64_t{token} * combination.hidden + column;
+  if (combination.add) {
+    for (uint32_t i = 0; i < 8 && column + i < combination.hidden; ++i) sums[i] += out[i];
+  }
   if (combination.hidden % 8 == 0) {
     reinterpret_cast<float4*>(out)[0] = {sums[0], sums[1], sums[2], sums[3]};
     reinterpret_cast<float4*>(out)[1] = {sums[4], sums[5], sums[6], sums[7]};

@@ -101,6 +101,47 @@ __device__ inline void Wgmma(float (&d)[64], const uint32_t (&a)[4], uint64_t b)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+// What attention multiplies: d = A B or d += A B with A in shared memory as K-major as B is (queries by
+// keys), and d += A B with B stored as K rows of N values (weights by values).
+//
+// Of B stored as rows of K, in blocks of 64 columns of N (128 bytes, swizzled), `block_bytes` apart: 8
+// rows are 1024 bytes. Adding 128 moves on by 16 rows.
+__device__ inline uint64_t TransposedDescriptor(uint32_t shared_address, uint32_t block_bytes) {
+  return uint64_t{(shared_address & 0x3FFFFu) >> 4} | uint64_t{block_bytes >> 4} << 16 |
+         64ull << 32 | 1ull << 62;
+}
+__device__ inline void WgmmaShared(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %66, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+               "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+               "}, %64, %65, p, 1, 1, 0, 0; }"
+               : MORAINE_SUMS8(0), MORAINE_SUMS8(8), MORAINE_SUMS8(16), MORAINE_SUMS8(24),
+                 MORAINE_SUMS8(32), MORAINE_SUMS8(40), MORAINE_SUMS8(48), MORAINE_SUMS8(56)
+               : "l"(a), "l"(b), "r"(accumulate));
+}
+__device__ inline void WgmmaTransposed(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+               "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+               "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"
+               : MORAINE_SUMS8(0), MORAINE_SUMS8(8), MORAINE_SUMS8(16), MORAINE_SUMS8(24)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ inline void WgmmaTransposed(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+               "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+               "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 1;"
+               : MORAINE_SUMS8(0), MORAINE_SUMS8(8), MORAINE_SUMS8(16), MORAINE_SUMS8(24),
+                 MORAINE_SUMS8(32), MORAINE_SUMS8(40), MORAINE_SUMS8(48), MORAINE_SUMS8(56)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 #undef MORAINE_SUMS4
 #undef MORAINE_SUMS8
 

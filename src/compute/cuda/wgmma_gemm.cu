@@ -14,6 +14,8 @@
 #include <cuda_runtime.h>
 
 #include "compute/cuda/gemm_tiles.cuh"
+#include "compute/cuda/hopper.cuh"
+#include "compute/cuda/tensor_map.h"
 #include "compute/cuda/wgmma.cuh"
 
 namespace moraine::gpu {
@@ -54,48 +56,6 @@ struct Parameters {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-__device__ uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-__device__ void InitBarrier(uint32_t barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ void ExpectBytes(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-// By one lane, without a branch: products are under way.
-__device__ void ArriveIf(bool condition, uint32_t barrier) {
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %1, 0;"
-      " @p mbarrier.arrive.shared::cta.b64 _, [%0]; }" ::"r"(barrier),
-      "r"(static_cast<int>(condition))
-      : "memory");
-}
-__device__ void WaitPhase(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{ .reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again; }" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-__device__ void CopyBytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to),
-      "l"(from), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-__device__ void CopyBox(uint32_t to, const CUtensorMap* map, uint32_t column, uint32_t row,
-                        uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      " [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(barrier)
-      : "memory");
-}
-
 // The first warpgroup's one signal to the second.
 __device__ void SignalIf(bool condition) {
   asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p barrier.cta.arrive 1, %1; }" ::"r"(
@@ -106,10 +66,6 @@ __device__ void SignalIf(bool condition) {
 __device__ void WaitSignal() {
   asm volatile("barrier.cta.sync 1, %0;" ::"n"(kComputeWarps * 32) : "memory");
 }
-
-// Tells the compiler that a value is the same in all lanes: products in divergent code are
-// serialised.
-__device__ uint32_t Uniform(uint32_t value) { return __shfl_sync(~0u, value, 0); }
 
 // The ring as one thread sees it: which stage is next, and how often it has gone round.
 template <Encoding kEncoding>
@@ -151,7 +107,7 @@ __device__ void Produce(const Parameters& parameters, const TileSchedule& schedu
     const uint32_t copy_count = min(kCopies, gemm.panel_count - block.row_block * kCopies);
     const uint32_t size = (block.row_count + kTokenStep - 1) / kTokenStep;
     const uint32_t bytes = copy_count * kCopyBytes + size * kTokenStep * kTileCols * 2;
-    const std::byte* source = gemm.records[block.expert] + gemm.matrix_offset +
+    const std::byte* source = RecordOf(gemm, block.expert) + gemm.matrix_offset +
                               uint64_t{panel} * gemm.k_tiles * kCopyBytes;
     for (uint32_t k = 0; k < gemm.k_tiles; k += kDepth) {
       const uint32_t depth = min(kDepth, gemm.k_tiles - k);
@@ -294,27 +250,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-using EncodeMap = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
-                               const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                               const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                               CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-// Through the runtime, so that nothing links the driver's library, which a machine without a GPU
-// lacks.
-cudaError_t FindEncodeMap(EncodeMap* encode) {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
-                                                             12000, cudaEnableDefault, &found);
-  if (error != cudaSuccess) return error;
-  if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
-  *encode = reinterpret_cast<EncodeMap>(function);
-  return cudaSuccess;
-}
-
 cudaError_t FillMaps(Parameters* parameters) {
-  EncodeMap encode = nullptr;
-  if (const cudaError_t error = FindEncodeMap(&encode); error != cudaSuccess) return error;
+  EncodeTensorMap encode = nullptr;
+  if (const cudaError_t error = FindEncodeTensorMap(&encode); error != cudaSuccess) return error;
   const GemmArguments& gemm = parameters->gemm;
   const cuuint64_t sizes[2] = {uint64_t{gemm.k_tiles} * kTileCols, gemm.row_count};
   const cuuint64_t strides[1] = {sizes[0] * 2};

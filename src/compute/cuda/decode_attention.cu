@@ -1,0 +1,322 @@
+// Attention of one token, its past split over blocks (RunDecodeAttention).
+//
+// A block has 8 query heads of one KV head and a run of pages; each of its warps takes every 8th (or
+// 4th) unit of 16 positions through shared memory of its own, without a barrier. The 16 rows of
+// mma.sync are the 8 heads twice: bf16 of the queries (then of the weights), and what bf16 leaves.
+// Both come out in the same lane, so that the sum costs one addition.
+//
+// The last block of a head to finish adds the runs up, in order: one launch.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <string>
+
+#include "compute/cuda/gpu_attention.h"
+#include "compute/cuda/launch.h"
+#include "compute/cuda/mma.cuh"
+
+namespace moraine::gpu {
+namespace {
+
+// Runs of a past, at most: with 4 KV heads one wave of 132 multiprocessors.
+constexpr uint32_t kRuns = 32;
+constexpr uint32_t kHeads = 8;  // query heads of a block
+constexpr uint32_t kUnit = 16;  // positions
+
+// The state of one head over some positions: its largest score, the sum of 2^(score - that), and the
+// values weighed so.
+struct State {
+  float maximum, sum;
+};
+constexpr uint32_t StateFloats(uint32_t head_dim) { return head_dim + 2; }
+
+template <int kDim>
+struct Sizes {
+  static constexpr uint32_t kWarps = kDim > 128 ? 4 : 8;
+  static constexpr uint32_t kTileBytes = kUnit * kDim * 2;     // keys, or values, of a unit
+  static constexpr uint32_t kWarpBytes = 2 * 2 * kTileBytes;   // two stages of both
+  static constexpr uint32_t kStateBytes = kHeads * StateFloats(kDim) * 4;
+  static constexpr uint32_t kSharedBytes = kWarps * std::max(kWarpBytes, kStateBytes);
+  static constexpr uint32_t kChunks = kDim / 8;  // of 16 bytes in a row
+  static constexpr uint32_t kSwizzle = kChunks < 8 ? kChunks - 1 : 7;
+  // Byte of chunk `chunk` of a row in a tile. 96 dimensions are 12 chunks: XOR stays within 8.
+  __device__ static uint32_t At(uint32_t row, uint32_t chunk) {
+    const uint32_t low = chunk % 8, high = chunk - low;
+    const uint32_t mask = kChunks - high >= 8 ? 7 : kChunks % 8 >= 4 ? 3 : kSwizzle & 1;
+    return (row * kChunks + high + (low ^ (row & mask))) * 16;
+  }
+};
+
+// One warp's part.
+template <int kDim>
+struct Walker {
+  using Size = Sizes<kDim>;
+  float out[kDim / 8][4] = {};
+  uint32_t queries[kDim / 16][4];
+  // Of rows (heads) g only: the rest in rows g + 8 belongs to the same head.
+  float maximum = -INFINITY, sum = 0;
+  uint32_t lane;
+
+  // rows: query_heads x head_dim; those from head_count on are zero.
+  __device__ void LoadQueries(const float* rows, uint32_t head_count, float scale) {
+    const uint32_t g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int s = 0; s < kDim / 16; ++s) {
+      float2 first = {}, second = {};
+      if (g < head_count) {
+        const float* row = rows + g * kDim + s * 16 + 2 * t;
+        first = *reinterpret_cast<const float2*>(row);
+        second = *reinterpret_cast<const float2*>(row + 8);
+      }
+      queries[s][0] = PackBf16(first.x * scale, first.y * scale);
+      queries[s][1] = PackRest(first.x * scale, first.y * scale, queries[s][0]);
+      queries[s][2] = PackBf16(second.x * scale, second.y * scale);
+      queries[s][3] = PackRest(second.x * scale, second.y * scale, queries[s][2]);
+    }
+  }
+
+  __device__ void Copy(uint32_t stage, const uint16_t* keys, const uint16_t* values) const {
+    for (uint32_t i = lane; i < kUnit * Size::kChunks; i += 32) {
+      const uint32_t at = Size::At(i / Size::kChunks, i % Size::kChunks);
+      CopyChunk(stage + at, keys + i * 8);
+      CopyChunk(stage + Size::kTileBytes + at, values + i * 8);
+    }
+  }
+
+  // visible: how many of the unit's positions the token sees, at least one.
+  __device__ void Add(uint32_t stage, uint32_t visible) {
+    const uint32_t t = lane % 4;
+    float scores[2][4] = {};
+#pragma unroll
+    for (uint32_t s = 0; s < kDim / 16; ++s) {
+      uint32_t b[4];  // positions 0 .. 7: both halves of 16 dimensions; then 8 .. 15
+      LoadMatrices(stage + Size::At(lane / 16 * 8 + lane % 8, 2 * s + lane / 8 % 2), b);
+      Mma(scores[0], queries[s], b[0], b[1]);
+      Mma(scores[1], queries[s], b[2], b[3]);
+    }
+    if (visible < kUnit) ClearValues(stage, visible);
+    float p[4];
+    float highest = maximum;
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+      p[i] = scores[i / 2][i % 2] + scores[i / 2][i % 2 + 2];
+      if (i / 2 * 8 + 2 * t + i % 2 >= visible) p[i] = -INFINITY;
+      highest = fmaxf(highest, p[i]);
+    }
+    highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
+    highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
+    const float factor = Exp2(maximum - highest);
+    maximum = highest;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) p[i] = Exp2(p[i] - highest);
+    sum = sum * factor + ((p[0] + p[1]) + (p[2] + p[3]));
+    uint32_t a[4];
+    a[0] = PackBf16(p[0], p[1]);
+    a[1] = PackRest(p[0], p[1], a[0]);
+    a[2] = PackBf16(p[2], p[3]);
+    a[3] = PackRest(p[2], p[3], a[2]);
+#pragma unroll
+    for (uint32_t n = 0; n < kDim / 16; ++n) {
+      uint32_t b[4];  // dimensions 16 n .. + 7: both halves of 16 positions; then the next 8
+      LoadTransposed(
+          stage + Size::kTileBytes + Size::At(lane / 8 % 2 * 8 + lane % 8, 2 * n + lane / 16), b);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        out[2 * n][i] *= factor;
+        out[2 * n + 1][i] *= factor;
+      }
+      Mma(out[2 * n], a, b[0], b[1]);
+      Mma(out[2 * n + 1], a, b[2], b[3]);
+    }
+  }
+
+  // What a page has past the last position may be anything, NaN too, which a weight of 0 does not
+  // undo.
+  __device__ void ClearValues(uint32_t stage, uint32_t visible) const {
+    for (uint32_t i = visible * Size::kChunks + lane; i < kUnit * Size::kChunks; i += 32) {
+      const uint32_t at = Size::At(i / Size::kChunks, i % Size::kChunks);
+      asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(
+                       stage + Size::kTileBytes + at),
+                   "r"(0)
+                   : "memory");
+    }
+    __syncwarp();
+  }
+
+  // Into kHeads states; the sums of a row's four lanes are still apart.
+  __device__ void Store(float* states) {
+    const uint32_t g = lane / 4, t = lane % 4;
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    float* const state = states + g * StateFloats(kDim);
+    if (t == 0) {
+      state[0] = maximum;
+      state[1] = sum;
+    }
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      state[2 + n * 8 + 2 * t] = out[n][0] + out[n][2];
+      state[2 + n * 8 + 2 * t + 1] = out[n][1] + out[n][3];
+    }
+  }
+};
+
+// Adds up `count` states of one head, `stride` floats apart, and their values of dimension d. All but
+// the first may be empty (maximum -infinity, sum 0, values 0).
+template <bool kOfOtherBlocks>
+__device__ State Merge(const float* states, uint32_t stride, uint32_t count, uint32_t d,
+                       float* value) {
+  const auto at = [&](uint32_t i, uint32_t field) {
+    const float* from = states + i * stride + field;
+    return kOfOtherBlocks ? __ldcg(from) : *from;
+  };
+  State total = {-INFINITY, 0};
+  *value = 0;
+  for (uint32_t i = 0; i < count; ++i) total.maximum = fmaxf(total.maximum, at(i, 0));
+  for (uint32_t i = 0; i < count; ++i) {
+    const float factor = Exp2(at(i, 0) - total.maximum);
+    total.sum += at(i, 1) * factor;
+    *value += at(i, 2 + d) * factor;
+  }
+  return total;
+}
+
+template <int kDim>
+__global__ void __launch_bounds__(Sizes<kDim>::kWarps * 32)
+    AttendToRuns(const DecodeAttention attention, uint32_t* counters, float* run_states) {
+  using Size = Sizes<kDim>;
+  constexpr uint32_t kThreads = Size::kWarps * 32, kState = StateFloats(kDim);
+  extern __shared__ __align__(128) unsigned char shared[];
+  __shared__ bool last;
+  const uint32_t warp = threadIdx.x / 32, token = blockIdx.z, run = blockIdx.x;
+  const PagedKv& kv = attention.kv;
+  const uint32_t group = attention.query_heads / kv.kv_heads;
+  const uint32_t slices = (group + kHeads - 1) / kHeads;
+  const uint32_t kv_head = blockIdx.y / slices, slice = blockIdx.y % slices;
+  const uint32_t head = kv_head * group + slice * kHeads;
+  const uint32_t head_count = min(kHeads, group - slice * kHeads);
+
+  const uint32_t length = attention.positions[token] + 1;
+  const uint32_t pages = (length + kKvPagePositions - 1) / kKvPagePositions;
+  const uint32_t run_pages = (pages + kRuns - 1) / kRuns;
+  const uint32_t runs = (pages + run_pages - 1) / run_pages;
+  if (run >= runs) return;
+  const uint32_t begin = run * run_pages * (kKvPagePositions / kUnit);
+  const uint32_t end = min((run + 1) * run_pages * kKvPagePositions, length);  // position
+  const uint32_t units_end = (end + kUnit - 1) / kUnit;
+  const uint32_t* table = kv.block_tables + uint64_t{token} * kv.table_stride;
+
+  Walker<kDim> walker;
+  walker.lane = threadIdx.x % 32;
+  const uint32_t stages = SharedAddress(shared) + warp * Size::kWarpBytes;
+  const auto copy = [&](uint32_t unit, uint32_t stage) {
+    if (unit < units_end) {
+      const uint64_t page = table[unit / (kKvPagePositions / kUnit)];
+      const uint64_t at =
+          ((page * kv.kv_heads + kv_head) * kKvPagePositions + unit * kUnit % kKvPagePositions) *
+          kDim;
+      walker.Copy(stages + stage * 2 * Size::kTileBytes, kv.keys + at, kv.values + at);
+    }
+    CommitCopies();
+  };
+  copy(begin + warp, 0);
+  constexpr float kLog2e = 1.4426950408889634f;
+  walker.LoadQueries(
+      attention.queries + (uint64_t{token} * attention.query_heads + head) * kDim, head_count,
+      attention.scale * kLog2e);
+  uint32_t stage = 0;
+  for (uint32_t unit = begin + warp; unit < units_end; unit += Size::kWarps, stage ^= 1) {
+    copy(unit + Size::kWarps, stage ^ 1);
+    WaitCopies<1>();
+    __syncwarp();
+    walker.Add(stages + stage * 2 * Size::kTileBytes, min(end - unit * kUnit, kUnit));
+    __syncwarp();
+  }
+  WaitCopies<0>();
+  __syncthreads();  // states overlay all warps' stages
+  float* const states = reinterpret_cast<float*>(shared);
+  walker.Store(states + warp * kHeads * kState);
+  __syncthreads();
+
+  const uint64_t place = uint64_t{token} * attention.query_heads + head;
+  float* const out = attention.out + place * kDim;
+  for (uint32_t i = threadIdx.x; i < head_count * kDim; i += kThreads) {
+    const uint32_t h = i / kDim, d = i % kDim;
+    float value;
+    const State total =
+        Merge<false>(states + h * kState, kHeads * kState, Size::kWarps, d, &value);
+    if (runs == 1) {
+      out[i] = value / total.sum;
+      continue;
+    }
+    float* const state = run_states + ((place + h) * kRuns + run) * kState;
+    state[2 + d] = value;
+    if (d == 0) state[0] = total.maximum, state[1] = total.sum;
+  }
+  if (runs == 1) return;
+  __threadfence();
+  __syncthreads();
+  uint32_t* const counter = counters + token * gridDim.y + blockIdx.y;
+  if (threadIdx.x == 0) last = atomicAdd(counter, 1) == runs - 1;
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  if (threadIdx.x == 0) *counter = 0;
+  for (uint32_t i = threadIdx.x; i < head_count * kDim; i += kThreads) {
+    float value;
+    const State total = Merge<true>(run_states + (place + i / kDim) * kRuns * kState, kState, runs,
+                                    i % kDim, &value);
+    out[i] = value / total.sum;
+  }
+}
+
+// Counters come first, one a token, KV head and 8 query heads: as many whatever the call, so that no
+// call's states lie where another's counters are.
+constexpr uint32_t kMaxCounters = 16384, kCounterBytes = kMaxCounters * 4;
+
+template <int kDim>
+Status Launch(const DecodeAttention& attention, Stream stream) {
+  using Size = Sizes<kDim>;
+  const uint32_t kv_heads = attention.kv.kv_heads;
+  const uint32_t slices = CeilDivide(attention.query_heads / kv_heads, kHeads);
+  const auto kernel = AttendToRuns<kDim>;
+  RETURN_IF_ERROR(Checked(AllowShared(kernel, Size::kSharedBytes), "attention of one token"));
+  auto* const scratch = static_cast<unsigned char*>(attention.scratch);
+  auto* const states = reinterpret_cast<float*>(scratch + kCounterBytes);
+  if (kv_heads * slices * attention.token_count > kMaxCounters) {
+    return Unsupported("attention of " + std::to_string(attention.token_count) + " tokens of " +
+                       std::to_string(attention.query_heads) + " heads, one by one");
+  }
+  kernel<<<dim3(kRuns, kv_heads * slices, attention.token_count), Size::kWarps * 32,
+           Size::kSharedBytes, stream>>>(attention, reinterpret_cast<uint32_t*>(scratch), states);
+  return Checked(cudaGetLastError(), "attention of one token");
+}
+
+}  // namespace
+
+uint64_t DecodeAttentionScratchBytes(uint32_t max_tokens, uint32_t query_heads,
+                                     uint32_t head_dim) {
+  return kCounterBytes +
+         uint64_t{max_tokens} * query_heads * kRuns * StateFloats(head_dim) * 4;
+}
+
+Status RunDecodeAttention(const DecodeAttention& attention, Stream stream) {
+  if (attention.kv.kv_heads == 0 || attention.query_heads % attention.kv.kv_heads != 0) {
+    return InvalidArgument(std::to_string(attention.query_heads) + " query heads over " +
+                           std::to_string(attention.kv.kv_heads) + " KV heads");
+  }
+  if (attention.token_count == 0) return OkStatus();
+  switch (attention.kv.head_dim) {
+    case 16: return Launch<16>(attention, stream);
+    case 32: return Launch<32>(attention, stream);
+    case 64: return Launch<64>(attention, stream);
+    case 96: return Launch<96>(attention, stream);
+    case 128: return Launch<128>(attention, stream);
+    case 256: return Launch<256>(attention, stream);
+    default: break;
+  }
+  return Unsupported("attention with heads of " + std::to_string(attention.kv.head_dim) +
+                     " dimensions on the GPU");
+}
+
+}  // namespace moraine::gpu

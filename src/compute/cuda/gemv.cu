@@ -1,0 +1,375 @@
+// Matrix-vector products of q4, q8 and bf16 (gemv.h). A block owns whole panels of 16 rows; its warps
+// share the panel's tiles, each with several tiles in flight, and add up through shared memory.
+//
+// Tiles of the first panel are asked for before x is normalised, those of the next while one is
+// multiplied, so that memory never waits for arithmetic.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <string>
+
+#include "compute/cuda/gemv_f32.cuh"
+#include "compute/cuda/gemv_tiles.cuh"
+#include "compute/cuda/launch.h"
+
+namespace moraine::gpu {
+namespace {
+
+constexpr uint32_t kWarps = 8, kThreads = kWarps * 32;
+// Tiles of a warp in flight are twice a batch: one is multiplied while the next one comes. 132
+// multiprocessors x 24 warps x 4 tiles x 576 bytes are 7 MB, more than bandwidth x latency (4 TB/s x
+// 1 us). Larger tiles are fewer, for want of registers.
+constexpr int BatchTiles(Encoding encoding, int matrices) {
+  if (encoding == Encoding::kQ4) return 2;
+  return encoding == Encoding::kQ8 && matrices == 1 ? 2 : 1;
+}
+constexpr int ResidentBlocks(Encoding encoding) { return encoding == Encoding::kQ4 ? 3 : 2; }
+
+template <Encoding kEncoding, int kMatrices>
+struct Batch {
+  static constexpr int kBatch = BatchTiles(kEncoding, kMatrices);
+  GemvTile<kEncoding> tiles[kBatch][kMatrices];
+
+  // Tiles first, first + step, .. of a panel; gate's and up's are neighbours.
+  __device__ void Load(const std::byte* panel, uint32_t first, uint32_t step, uint32_t k_tiles,
+                       uint32_t lane) {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const uint32_t k = first + i * step;
+      if (k >= k_tiles) continue;
+#pragma unroll
+      for (int m = 0; m < kMatrices; ++m) {
+        tiles[i][m].Load(panel + uint64_t{k * kMatrices + m} * TileBytes(kEncoding), lane);
+      }
+    }
+  }
+  template <int kGroups>
+  __device__ void AddTo(float (&sums)[kMatrices][kGroups][4],
+                        const uint16_t* const (&rows)[kGroups], uint32_t first, uint32_t step,
+                        uint32_t k_tiles, uint32_t lane) const {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const uint32_t k = first + i * step;
+      if (k >= k_tiles) continue;
+#pragma unroll
+      for (int m = 0; m < kMatrices; ++m) {
+        tiles[i][m].template AddTo<kGroups>(sums[m], rows, k * kTileCols + lane % 4 * 4);
+      }
+    }
+  }
+};
+
+// This lane's column of B: the row of x of each group of tokens.
+template <int kGroups>
+__device__ void ColumnRows(const uint16_t* x, uint32_t row_elements, uint32_t rows, uint32_t lane,
+                           const uint16_t* (&found)[kGroups]) {
+#pragma unroll
+  for (int n = 0; n < kGroups; ++n) {
+    const uint32_t row = lane / 4 + 8 * n;
+    found[n] = row < rows ? x + uint64_t{row} * row_elements : nullptr;
+  }
+}
+
+// ---- Dense ----
+
+template <Encoding kEncoding, int kGroups>
+__global__ void __launch_bounds__(kThreads, ResidentBlocks(kEncoding))
+    DenseGemv(const Gemv gemv) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  __shared__ float partial[2][kWarps][kGroups * kTokenColumns][kTileRows];
+  __shared__ float squares[kGemvTokens][kWarps];
+  constexpr uint32_t kBatch = Batch<kEncoding, 1>::kBatch;
+  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t cols = gemv.matrix.cols, k_tiles = TileCount(cols), padded = k_tiles * kTileCols;
+  const uint32_t panels = PanelCount(gemv.matrix.rows);
+  const uint64_t panel_bytes = uint64_t{k_tiles} * TileBytes(kEncoding);
+  uint16_t* const x = reinterpret_cast<uint16_t*>(shared);
+
+  uint32_t panel = blockIdx.x;
+  Batch<kEncoding, 1> current;
+  current.Load(gemv.matrix.data + panel * panel_bytes, warp, kWarps, k_tiles, lane);
+  for (uint32_t t = 0; t < gemv.token_count; ++t) {
+    StageRow(gemv.input, gemv.input.x + uint64_t{t} * gemv.input.stride, cols, padded, x, t,
+             squares[t]);
+  }
+  __syncthreads();
+  const uint16_t* rows[kGroups];
+  ColumnRows(x, padded + kXPadding, 2 * gemv.token_count, lane, rows);
+
+  for (uint32_t turn = 0; panel < panels; panel += gridDim.x, turn ^= 1) {
+    float sums[1][kGroups][4] = {};
+    for (uint32_t k = warp; k < k_tiles + warp; k += kBatch * kWarps) {
+      Batch<kEncoding, 1> next;
+      const uint32_t following = k + kBatch * kWarps;
+      if (following < k_tiles + warp) {
+        next.Load(gemv.matrix.data + panel * panel_bytes, following, kWarps, k_tiles, lane);
+      } else if (panel + gridDim.x < panels) {
+        next.Load(gemv.matrix.data + (panel + gridDim.x) * panel_bytes, warp, kWarps, k_tiles,
+                  lane);
+      }
+      current.template AddTo<kGroups>(sums, rows, k, kWarps, k_tiles, lane);
+      current = next;
+    }
+#pragma unroll
+    for (int n = 0; n < kGroups; ++n) {
+      float* const to = partial[turn][warp][n * kTokenColumns + lane % 4] + lane / 4 * 2;
+      to[0] = sums[0][n][0] + sums[0][n][1];
+      to[1] = sums[0][n][2] + sums[0][n][3];
+    }
+    __syncthreads();  // the other turn's sums are read before this, and written after it
+    const uint32_t token = threadIdx.x / kTileRows, r = threadIdx.x % kTileRows;
+    const uint32_t row = panel * kTileRows + r;
+    if (token >= gemv.token_count || row >= gemv.matrix.rows) continue;
+    float sum = 0;
+    for (uint32_t w = 0; w < kWarps; ++w) sum += partial[turn][w][token][r];
+    float* const y = gemv.y + uint64_t{token} * gemv.y_stride + row;
+    *y = gemv.add ? *y + sum : sum;
+  }
+}
+
+// ---- Experts ----
+
+template <Encoding kEncoding>
+__global__ void __launch_bounds__(kThreads, ResidentBlocks(kEncoding))
+    GateUpGemv(const ExpertGemv gemv) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  __shared__ float partial[kWarps][2][kTileRows];
+  __shared__ float squares[kWarps];
+  constexpr uint32_t kBatch = Batch<kEncoding, 2>::kBatch;
+  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t pair = blockIdx.y, token = pair / gemv.top_k, panel = blockIdx.x;
+  const uint32_t cols = gemv.layout.hidden, k_tiles = TileCount(cols), padded = k_tiles * kTileCols;
+  const std::byte* record = gemv.records[gemv.experts[pair]];
+  if (record == nullptr) return;
+  float* const out = gemv.activated + uint64_t{pair} * ActivatedStride(gemv.layout.intermediate) +
+                     panel * kTileRows;
+  if (panel >= PanelCount(gemv.layout.intermediate)) {
+    if (threadIdx.x < kTileRows) out[threadIdx.x] = 0;
+    return;
+  }
+  record += uint64_t{panel} * k_tiles * 2 * TileBytes(kEncoding);
+  uint16_t* const x = reinterpret_cast<uint16_t*>(shared);
+
+  Batch<kEncoding, 2> current;
+  current.Load(record, warp, kWarps, k_tiles, lane);
+  StageRow(gemv.input, gemv.input.x + uint64_t{token} * gemv.input.stride, cols, padded, x, 0,
+           squares);
+  __syncthreads();
+  const uint16_t* rows[1];
+  ColumnRows(x, padded + kXPadding, 2, lane, rows);
+  float sums[2][1][4] = {};
+  for (uint32_t k = warp; k < k_tiles; k += kBatch * kWarps) {
+    Batch<kEncoding, 2> next;
+    next.Load(record, k + kBatch * kWarps, kWarps, k_tiles, lane);
+    current.template AddTo<1>(sums, rows, k, kWarps, k_tiles, lane);
+    current = next;
+  }
+  if (lane % 4 == 0) {
+    for (uint32_t m = 0; m < 2; ++m) {
+      float* const to = partial[warp][m] + lane / 4 * 2;
+      to[0] = sums[m][0][0] + sums[m][0][1];
+      to[1] = sums[m][0][2] + sums[m][0][3];
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x >= kTileRows) return;
+  float gate = 0, up = 0;
+  for (uint32_t w = 0; w < kWarps; ++w) {
+    gate += partial[w][0][threadIdx.x];
+    up += partial[w][1][threadIdx.x];
+  }
+  out[threadIdx.x] = gate / (1.0f + __expf(-gate)) * up;
+}
+
+// A block has one panel of one token and all its experts; a warp one share of one expert's tiles.
+constexpr uint32_t kDownWarps = 16;
+constexpr uint32_t DownShares(uint32_t top_k) { return CeilDivide(kDownWarps, top_k); }
+
+template <Encoding kEncoding>
+__global__ void __launch_bounds__(kDownWarps * 32, kEncoding == Encoding::kQ4 ? 2 : 1)
+    DownGemv(const ExpertGemv gemv) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  constexpr uint32_t kBatch = Batch<kEncoding, 1>::kBatch;
+  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t token = blockIdx.y, panel = blockIdx.x, top_k = gemv.top_k;
+  const uint32_t cols = ActivatedStride(gemv.layout.intermediate), k_tiles = cols / kTileCols;
+  const uint32_t shares = DownShares(top_k), items = top_k * shares;
+  float* const partial = reinterpret_cast<float*>(shared);  // items x 16
+  uint16_t* const x = reinterpret_cast<uint16_t*>(partial + items * kTileRows);
+  const uint32_t* experts = gemv.experts + token * top_k;
+  const uint64_t offset =
+      gemv.layout.down_offset() + uint64_t{panel} * k_tiles * TileBytes(kEncoding);
+
+  const auto record_of = [&](uint32_t item) {
+    const std::byte* record = item < items ? gemv.records[experts[item / shares]] : nullptr;
+    return record != nullptr ? record + offset : nullptr;
+  };
+  Batch<kEncoding, 1> current;
+  const std::byte* record = record_of(warp);
+  if (record != nullptr) current.Load(record, warp % shares, shares, k_tiles, lane);
+  // Without a norm: a warp stages its rank's row as well as a block.
+  for (uint32_t at = threadIdx.x * 4; at < top_k * cols; at += blockDim.x * 4) {
+    const uint32_t rank = at / cols, c = at % cols;
+    const float4 v =
+        *reinterpret_cast<const float4*>(gemv.activated + uint64_t{token} * top_k * cols + at);
+    uint16_t* const high = x + uint64_t{2 * rank} * (cols + kXPadding) + c;
+    const uint32_t first = PackBf16(v.x, v.y), second = PackBf16(v.z, v.w);
+    *reinterpret_cast<uint2*>(high) = make_uint2(first, second);
+    *reinterpret_cast<uint2*>(high + cols + kXPadding) =
+        make_uint2(PackRest(v.x, v.y, first), PackRest(v.z, v.w, second));
+  }
+  __syncthreads();
+  for (uint32_t item = warp; item < items; item += kDownWarps) {
+    const uint32_t rank = item / shares, share = item % shares;
+    if (item != warp) {
+      record = record_of(item);
+      if (record != nullptr) current.Load(record, share, shares, k_tiles, lane);
+    }
+    if (record == nullptr) continue;
+    const uint16_t* rows[1];
+    ColumnRows(x + uint64_t{2 * rank} * (cols + kXPadding), cols + kXPadding, 2, lane, rows);
+    float sums[1][1][4] = {};
+    for (uint32_t k = share; k < k_tiles; k += kBatch * shares) {
+      Batch<kEncoding, 1> next;
+      next.Load(record, k + kBatch * shares, shares, k_tiles, lane);
+      current.template AddTo<1>(sums, rows, k, shares, k_tiles, lane);
+      current = next;
+    }
+    if (lane % 4 == 0) {
+      float* const to = partial + item * kTileRows + lane / 4 * 2;
+      to[0] = sums[0][0][0] + sums[0][0][1];
+      to[1] = sums[0][0][2] + sums[0][0][3];
+    }
+  }
+  __syncthreads();
+  const uint32_t row = panel * kTileRows + threadIdx.x;
+  if (threadIdx.x >= kTileRows || row >= gemv.layout.hidden) return;
+  float total = 0;
+  for (uint32_t rank = 0; rank < top_k; ++rank) {
+    if (gemv.records[experts[rank]] == nullptr) continue;
+    float sum = 0;
+    for (uint32_t share = 0; share < shares; ++share) {
+      sum += partial[(rank * shares + share) * kTileRows + threadIdx.x];
+    }
+    total += gemv.weights[token * top_k + rank] * sum;
+  }
+  float* const out = gemv.out + uint64_t{token} * gemv.out_stride + row;
+  *out = gemv.add ? *out + total : total;
+}
+
+// ---- Launches ----
+
+constexpr uint32_t StagedBytes(uint32_t rows, uint32_t cols) {
+  return 2 * rows * (TileCount(cols) * kTileCols + kXPadding) * 2;
+}
+
+Status TooLarge(const char* what, uint32_t bytes) {
+  return Unsupported(std::string(what) + ": " + std::to_string(bytes) +
+                     " bytes of shared memory, the GPU has " + std::to_string(MaxSharedBytes()));
+}
+
+template <Encoding kEncoding, int kGroups>
+Status LaunchDense(const Gemv& gemv, Stream stream) {
+  const uint32_t bytes = StagedBytes(gemv.token_count, gemv.matrix.cols);
+  const auto kernel = DenseGemv<kEncoding, kGroups>;
+  RETURN_IF_ERROR(Checked(AllowShared(kernel, bytes), "dense product of few tokens"));
+  int resident = 0;
+  RETURN_IF_ERROR(
+      Checked(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, bytes),
+              "dense product of few tokens"));
+  const uint32_t wave = Multiprocessors() * static_cast<uint32_t>(std::max(resident, 1));
+  kernel<<<std::min(PanelCount(gemv.matrix.rows), wave), kThreads, bytes, stream>>>(gemv);
+  return Checked(cudaGetLastError(), "dense product of few tokens");
+}
+template <Encoding kEncoding>
+Status LaunchDense(const Gemv& gemv, Stream stream) {
+  return gemv.token_count <= kTokenColumns ? LaunchDense<kEncoding, 1>(gemv, stream)
+                                           : LaunchDense<kEncoding, 2>(gemv, stream);
+}
+
+Status LaunchDense(const Gemv& gemv, Stream stream) {
+  switch (gemv.matrix.encoding) {
+    case Encoding::kQ4: return LaunchDense<Encoding::kQ4>(gemv, stream);
+    case Encoding::kQ8: return LaunchDense<Encoding::kQ8>(gemv, stream);
+    case Encoding::kBf16: return LaunchDense<Encoding::kBf16>(gemv, stream);
+    case Encoding::kF32: return LaunchF32Gemv(gemv, stream);
+    default: break;
+  }
+  return Unsupported(std::string("product of few tokens with a matrix in ") +
+                     EncodingName(gemv.matrix.encoding) + ": expected q4, q8, bf16 or f32");
+}
+
+template <Encoding kEncoding>
+Status LaunchGateUp(const ExpertGemv& gemv, Stream stream) {
+  const uint32_t bytes = StagedBytes(1, gemv.layout.hidden);
+  if (bytes > MaxSharedBytes()) return TooLarge("gate and up of few tokens", bytes);
+  const dim3 grid(ActivatedStride(gemv.layout.intermediate) / kTileRows,
+                  gemv.token_count * gemv.top_k);
+  RETURN_IF_ERROR(Checked(AllowShared(GateUpGemv<kEncoding>, bytes), "gate and up of few tokens"));
+  GateUpGemv<kEncoding><<<grid, kThreads, bytes, stream>>>(gemv);
+  return Checked(cudaGetLastError(), "gate and up of few tokens");
+}
+
+template <Encoding kEncoding>
+Status LaunchDown(const ExpertGemv& gemv, Stream stream) {
+  const uint32_t bytes = gemv.top_k * DownShares(gemv.top_k) * kTileRows * 4 +
+                         StagedBytes(gemv.top_k, gemv.layout.intermediate);
+  if (bytes > MaxSharedBytes()) return TooLarge("down of few tokens", bytes);
+  const dim3 grid(PanelCount(gemv.layout.hidden), gemv.token_count);
+  RETURN_IF_ERROR(Checked(AllowShared(DownGemv<kEncoding>, bytes), "down of few tokens"));
+  DownGemv<kEncoding><<<grid, kDownWarps * 32, bytes, stream>>>(gemv);
+  return Checked(cudaGetLastError(), "down of few tokens");
+}
+
+Status CheckExperts(const ExpertGemv& gemv, Encoding encoding) {
+  if (encoding != Encoding::kQ4 && encoding != Encoding::kQ8 && encoding != Encoding::kBf16) {
+    return Unsupported(std::string("experts in ") + EncodingName(encoding) +
+                       " for few tokens: expected q4, q8 or bf16");
+  }
+  if (gemv.layout.biases) return Unsupported("experts with biases");
+  if (gemv.top_k == 0 || gemv.top_k > 32) {
+    return InvalidArgument("top_k " + std::to_string(gemv.top_k) + ": expected 1 to 32");
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Status RunGemv(const Gemv& gemv, Stream stream) {
+  const uint32_t row_bytes = StagedBytes(1, gemv.matrix.cols);
+  if (row_bytes > MaxSharedBytes()) return TooLarge("dense product of few tokens", row_bytes);
+  // What is static comes on top: partial sums of all warps.
+  constexpr uint32_t kStaticBytes = 12 * 1024;
+  const uint32_t fitting = (MaxSharedBytes() - std::min(kStaticBytes, MaxSharedBytes())) / row_bytes;
+  const uint32_t step = std::clamp(fitting, 1u, kGemvTokens);
+  for (uint32_t t = 0; t < gemv.token_count; t += step) {
+    Gemv part = gemv;
+    part.token_count = std::min(step, gemv.token_count - t);
+    part.input.x += uint64_t{t} * gemv.input.stride;
+    part.y += uint64_t{t} * gemv.y_stride;
+    RETURN_IF_ERROR(LaunchDense(part, stream));
+  }
+  return OkStatus();
+}
+
+Status RunGateUpGemv(const ExpertGemv& gemv, Stream stream) {
+  RETURN_IF_ERROR(CheckExperts(gemv, gemv.layout.gate_up));
+  if (gemv.token_count == 0) return OkStatus();
+  switch (gemv.layout.gate_up) {
+    case Encoding::kQ4: return LaunchGateUp<Encoding::kQ4>(gemv, stream);
+    case Encoding::kQ8: return LaunchGateUp<Encoding::kQ8>(gemv, stream);
+    default: return LaunchGateUp<Encoding::kBf16>(gemv, stream);
+  }
+}
+
+Status RunDownGemv(const ExpertGemv& gemv, Stream stream) {
+  RETURN_IF_ERROR(CheckExperts(gemv, gemv.layout.down));
+  if (gemv.token_count == 0) return OkStatus();
+  switch (gemv.layout.down) {
+    case Encoding::kQ4: return LaunchDown<Encoding::kQ4>(gemv, stream);
+    case Encoding::kQ8: return LaunchDown<Encoding::kQ8>(gemv, stream);
+    default: return LaunchDown<Encoding::kBf16>(gemv, stream);
+  }
+}
+
+}  // namespace moraine::gpu

@@ -1,0 +1,134 @@
+// Norm of query and key heads, RoPE, and the way into the KV cache (RunHeads). A warp has one head of
+// one token.
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "compute/cuda/gpu_attention.h"
+#include "compute/cuda/launch.h"
+#include "compute/cuda/mma.cuh"
+
+namespace moraine::gpu {
+namespace {
+
+constexpr uint32_t kWarps = 8, kMaxHeadDim = 256;
+
+// Four values of a head.
+struct Four {
+  float v[4];
+
+  __device__ void Load(const HeadRows& rows, uint64_t at) {
+    if (rows.bf16 != nullptr) {
+      const uint2 words = *reinterpret_cast<const uint2*>(rows.bf16 + at);
+      v[0] = LowFloat(words.x), v[1] = HighFloat(words.x);
+      v[2] = LowFloat(words.y), v[3] = HighFloat(words.y);
+    } else {
+      const float4 four = *reinterpret_cast<const float4*>(rows.f32 + at);
+      v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+    }
+  }
+  __device__ float Squares() const {
+    return v[0] * v[0] + v[1] * v[1] + (v[2] * v[2] + v[3] * v[3]);
+  }
+  __device__ void StoreBf16(uint16_t* to) const {
+    *reinterpret_cast<uint2*>(to) = make_uint2(PackBf16(v[0], v[1]), PackBf16(v[2], v[3]));
+  }
+};
+
+// Value d of a head turned to its position; `head` has the values before.
+__device__ float Turned(const HeadRows& rows, const float* head, uint32_t d, const float* cos,
+                        const float* sin) {
+  if (d >= rows.rotary_dim) return head[d];
+  const uint32_t half = rows.rotary_dim / 2;
+  if (rows.interleaved) {
+    return d % 2 == 0 ? head[d] * cos[d / 2] - head[d + 1] * sin[d / 2]
+                      : head[d] * cos[d / 2] + head[d - 1] * sin[d / 2];
+  }
+  return d < half ? head[d] * cos[d] - head[d + half] * sin[d]
+                  : head[d] * cos[d - half] + head[d - half] * sin[d - half];
+}
+
+__global__ void __launch_bounds__(kWarps * 32) PrepareHeads(const HeadRows rows) {
+  __shared__ __align__(16) float heads[kWarps][kMaxHeadDim];
+  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t dim = rows.kv.head_dim, kv_heads = rows.kv.kv_heads;
+  const uint32_t head_count = rows.query_heads + 2 * kv_heads;
+  const uint64_t index = uint64_t{blockIdx.x} * kWarps + warp;
+  if (index >= uint64_t{rows.token_count} * head_count) return;
+  const uint32_t token = index / head_count, head = index % head_count;
+  const bool is_query = head < rows.query_heads, is_value = head >= rows.query_heads + kv_heads;
+  const uint32_t position =
+      rows.positions != nullptr ? rows.positions[token] : rows.first_position + token;
+  const uint64_t from = uint64_t{token} * rows.stride + uint64_t{head} * dim;
+
+  Four fours[kMaxHeadDim / 128];
+  float squares = 0;
+#pragma unroll
+  for (uint32_t i = 0; i < kMaxHeadDim / 128; ++i) {
+    const uint32_t d = i * 128 + lane * 4;
+    if (d >= dim) continue;
+    fours[i].Load(rows, from + d);
+    squares += fours[i].Squares();
+  }
+  const float* norm = is_query ? rows.q_norm : rows.k_norm;
+  const float* cos = rows.cos + uint64_t{position} * (rows.rotary_dim / 2);
+  const float* sin = rows.sin + uint64_t{position} * (rows.rotary_dim / 2);
+  if (!is_value) {
+    const float factor =
+        norm == nullptr ? 1 : rsqrtf(WarpSum(squares) / static_cast<float>(dim) + rows.epsilon);
+#pragma unroll
+    for (uint32_t i = 0; i < kMaxHeadDim / 128; ++i) {
+      const uint32_t d = i * 128 + lane * 4;
+      if (d >= dim) continue;
+      for (int e = 0; e < 4; ++e) {
+        heads[warp][d + e] = fours[i].v[e] * factor * (norm == nullptr ? 1 : norm[d + e]);
+      }
+    }
+    __syncwarp();
+#pragma unroll
+    for (uint32_t i = 0; i < kMaxHeadDim / 128; ++i) {
+      const uint32_t d = i * 128 + lane * 4;
+      if (d >= dim) continue;
+      for (int e = 0; e < 4; ++e) fours[i].v[e] = Turned(rows, heads[warp], d + e, cos, sin);
+    }
+  }
+  const uint32_t kv_head = (head - rows.query_heads) % kv_heads;
+  uint64_t to = (uint64_t{token} * rows.query_heads + head) * dim;
+  if (!is_query) {
+    const uint32_t page = rows.kv.block_tables[uint64_t{token} * rows.kv.table_stride +
+                                               position / kKvPagePositions];
+    to = ((uint64_t{page} * kv_heads + kv_head) * kKvPagePositions + position % kKvPagePositions) *
+         dim;
+  }
+#pragma unroll
+  for (uint32_t i = 0; i < kMaxHeadDim / 128; ++i) {
+    const uint32_t d = i * 128 + lane * 4;
+    if (d >= dim) continue;
+    if (!is_query) {
+      fours[i].StoreBf16((is_value ? rows.kv.values : rows.kv.keys) + to + d);
+    } else if (rows.queries_bf16 != nullptr) {
+      fours[i].StoreBf16(rows.queries_bf16 + to + d);
+    } else {
+      const float* v = fours[i].v;
+      *reinterpret_cast<float4*>(rows.queries_f32 + to + d) = {v[0], v[1], v[2], v[3]};
+    }
+  }
+}
+
+}  // namespace
+
+Status RunHeads(const HeadRows& rows, Stream stream) {
+  const uint32_t dim = rows.kv.head_dim;
+  if (dim % 4 != 0 || dim > kMaxHeadDim || rows.rotary_dim % 2 != 0 || rows.rotary_dim > dim) {
+    return Unsupported("heads of " + std::to_string(dim) + " dimensions, " +
+                       std::to_string(rows.rotary_dim) + " of them rotary, on the GPU");
+  }
+  if (rows.token_count == 0) return OkStatus();
+  const uint64_t heads =
+      uint64_t{rows.token_count} * (rows.query_heads + 2 * rows.kv.kv_heads);
+  PrepareHeads<<<static_cast<uint32_t>((heads + kWarps - 1) / kWarps), kWarps * 32, 0, stream>>>(
+      rows);
+  return Checked(cudaGetLastError(), "norm and rotation of heads");
+}
+
+}  // namespace moraine::gpu
