@@ -1,4 +1,4 @@
-// The two ways of RunPrefillAttention. Internal to compute/cuda.
+// The two ways of RunPrefillAttention, and RunDecodeAttention over a float32 cache. Internal to compute/cuda.
 #pragma once
 
 #include "base/status.h"
@@ -9,5 +9,6 @@ namespace moraine::gpu {
 Status LaunchMmaSyncAttention(const PrefillAttention& attention, Stream stream);
 // Hopper, heads of 64 and 128 dimensions.
 Status LaunchWgmmaAttention(const PrefillAttention& attention, Stream stream);
+Status LaunchDecodeAttentionF32(const DecodeAttention& attention, Stream stream);
 
 }  // namespace moraine::gpu

@@ -2,6 +2,8 @@
 // reference, not for speed. A block has one query head of one token, its warps take positions in turn.
 #include <cuda_runtime.h>
 
+#include <string>
+
 #include "compute/cuda/attention_launch.h"
 #include "compute/cuda/launch.h"
 #include "compute/cuda/mma.cuh"
@@ -9,6 +11,7 @@
 namespace moraine::gpu {
 namespace {
 
+// 256: the largest head_dim of gpu_attention.h.
 constexpr uint32_t kWarps = 8, kMaxHeadDim = 256, kPerLane = kMaxHeadDim / 32;
 
 __global__ void __launch_bounds__(kWarps * 32) AttendInFloat(const DecodeAttention attention) {
@@ -73,6 +76,10 @@ __global__ void __launch_bounds__(kWarps * 32) AttendInFloat(const DecodeAttenti
 }  // namespace
 
 Status LaunchDecodeAttentionF32(const DecodeAttention& attention, Stream stream) {
+  if (attention.kv.head_dim > kMaxHeadDim) {
+    return Unsupported("attention with heads of " + std::to_string(attention.kv.head_dim) +
+                       " dimensions on the GPU");
+  }
   const dim3 grid(attention.query_heads, attention.token_count);
   AttendInFloat<<<grid, kWarps * 32, 0, stream>>>(attention);
   return Checked(cudaGetLastError(), "attention over a float32 cache");

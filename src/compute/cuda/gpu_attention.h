@@ -20,7 +20,7 @@
 // queries are, so 16 bits). Prefill's output is bf16, decode's float32. The sum of weights is of
 // the unrounded ones. Two runs give the same bits. Softmax runs in powers of two.
 //
-// head_dim: 16, 32, 64, 96, 128 or 256; kUnsupported for others.
+// head_dim: 16, 32, 64, 96, 128 or 256; kUnsupported for others, and for prefill over a float32 cache.
 // Units, pointers, threads, capture: as in gemv.h; bf16 is passed as its 16 bits.
 #pragma once
 
@@ -38,7 +38,8 @@ constexpr uint64_t KvPageElements(uint32_t kv_heads, uint32_t head_dim) {
   return uint64_t{kKvPagePositions} * kv_heads * head_dim;
 }
 
-// One layer's cache, bf16. keys and values: 16-byte aligned pools.
+// One layer's cache: 16-byte aligned pools in bf16, or in float32, which RunHeads and RunDecodeAttention
+// have, for comparing with a reference: no tensor cores, queries and weights not rounded either.
 struct PagedKv {
   uint16_t* keys = nullptr;
   uint16_t* values = nullptr;
@@ -46,6 +47,8 @@ struct PagedKv {
   // Token t's table begins at block_tables + t * table_stride; 0: all tokens are of one sequence.
   const uint32_t* block_tables = nullptr;
   uint32_t table_stride = 0;
+  float* keys_f32 = nullptr;  // instead of keys and values
+  float* values_f32 = nullptr;
 };
 
 // Rows of query_heads x head_dim queries, kv_heads x head_dim keys, as many values.

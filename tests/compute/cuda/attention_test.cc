@@ -189,8 +189,9 @@ INSTANTIATE_TEST_SUITE_P(
 
 class DecodeAttentionTest : public testing::TestWithParam<uint32_t> {
  protected:
+  // f32: the same cache in float32.
   void CheckShape(uint32_t query_heads, uint32_t kv_heads, const std::vector<uint32_t>& lengths,
-                  uint64_t seed) {
+                  uint64_t seed, bool f32 = false) {
     SKIP_WITHOUT_GPU();
     const uint32_t dim = GetParam();
     SCOPED_TRACE(std::to_string(query_heads) + " heads over " + std::to_string(kv_heads) +
@@ -205,6 +206,18 @@ class DecodeAttentionTest : public testing::TestWithParam<uint32_t> {
     const auto device_queries = OnDevice(queries);
     const auto device_positions = OnDevice(positions);
     const float scale = 1.7f / std::sqrt(static_cast<float>(dim));
+    const auto widened = [](const std::vector<uint16_t>& values) {
+      std::vector<float> floats;
+      for (const uint16_t value : values) floats.push_back(Bf16ToFloat(value));
+      return OnDevice(floats);
+    };
+    auto keys_f32 = widened(cache.keys), values_f32 = widened(cache.values);
+    PagedKv view = cache.view(false);
+    if (f32) {
+      view.keys = view.values = nullptr;
+      view.keys_f32 = keys_f32.data();
+      view.values_f32 = values_f32.data();
+    }
     // Used again and again, as a decode loop does: what a call leaves must do for the next.
     auto scratch = Need(DeviceArray<std::byte>::Allocate(
         DecodeAttentionScratchBytes(tokens, query_heads, dim)));
@@ -215,7 +228,7 @@ class DecodeAttentionTest : public testing::TestWithParam<uint32_t> {
                                  .token_count = count,
                                  .query_heads = query_heads,
                                  .positions = device_positions.data(),
-                                 .kv = cache.view(false),
+                                 .kv = view,
                                  .scale = scale,
                                  .scratch = scratch.data(),
                                  .out = out.data()},
@@ -235,7 +248,7 @@ class DecodeAttentionTest : public testing::TestWithParam<uint32_t> {
                                          queries.data() + at, scale);
         for (uint32_t d = 0; d < dim; ++d) {
           compare.Check(t, head * dim + d, found[at + d], expected.out[d],
-                        expected.magnitude[d] * 1e-4);
+                        expected.magnitude[d] * (f32 ? 1e-5 : 1e-4));
         }
       }
     }
@@ -247,6 +260,7 @@ TEST_P(DecodeAttentionTest, ShortPasts) { CheckShape(8, 2, {1, 15, 16, 17, 63, 6
 TEST_P(DecodeAttentionTest, ManyRuns) { CheckShape(4, 1, {2048, 2111, 5000}, 3); }
 TEST_P(DecodeAttentionTest, MoreHeadsThanABlock) { CheckShape(24, 2, {333, 7}, 4); }
 TEST_P(DecodeAttentionTest, NoGroups) { CheckShape(3, 3, {200}, 5); }
+TEST_P(DecodeAttentionTest, Float32Cache) { CheckShape(6, 2, {1, 5, 64, 700}, 6, true); }
 INSTANTIATE_TEST_SUITE_P(All, DecodeAttentionTest, testing::Values(16u, 32u, 64u, 96u, 128u, 256u),
                          [](const auto& tested) { return "dim" + std::to_string(tested.param); });
 
@@ -256,6 +270,7 @@ struct HeadCase {
   Heads heads;
   uint32_t rotary_dim;
   bool interleaved, norm, bf16;
+  bool cache_f32 = false;
 };
 
 void CheckHeads(const HeadCase& c, uint64_t seed) {
@@ -289,6 +304,13 @@ void CheckHeads(const HeadCase& c, uint64_t seed) {
   const auto device_positions = OnDevice(positions);
   auto bf16 = Poisoned<uint16_t>(size_t{tokens} * c.heads.query * dim);
   auto f32 = Poisoned<float>(size_t{tokens} * c.heads.query * dim);
+  auto keys_f32 = Poisoned<float>(cache.keys.size()), values_f32 = Poisoned<float>(cache.keys.size());
+  PagedKv view = cache.view(false);
+  if (c.cache_f32) {
+    view.keys = view.values = nullptr;
+    view.keys_f32 = keys_f32.data();
+    view.values_f32 = values_f32.data();
+  }
   NeedOk(RunHeads({.bf16 = c.bf16 ? device_rounded.data() : nullptr,
                    .f32 = c.bf16 ? nullptr : device_rows.data(),
                    .stride = stride,
@@ -302,7 +324,7 @@ void CheckHeads(const HeadCase& c, uint64_t seed) {
                    .rotary_dim = c.rotary_dim,
                    .interleaved = c.interleaved,
                    .positions = device_positions.data(),
-                   .kv = cache.view(false),
+                   .kv = view,
                    .queries_bf16 = c.bf16 ? bf16.data() : nullptr,
                    .queries_f32 = c.bf16 ? nullptr : f32.data()},
                   nullptr));
@@ -310,6 +332,7 @@ void CheckHeads(const HeadCase& c, uint64_t seed) {
   const auto found_bf16 = Host(bf16);
   const auto found_f32 = Host(f32);
   auto keys = Host(cache.device_keys), values = Host(cache.device_values);
+  const auto float_keys = Host(keys_f32), float_values = Host(values_f32);
   Comparison queries("queries"), cached("cache");
   for (uint32_t t = 0; t < tokens; ++t) {
     for (uint32_t head = 0; head < head_count; ++head) {
@@ -334,6 +357,8 @@ void CheckHeads(const HeadCase& c, uint64_t seed) {
           queries.Check(t, head * dim + d, found_f32[at + d], x[d], 4e-6);
         } else if (query) {
           queries.Check(t, head * dim + d, Bf16ToFloat(found_bf16[at + d]), x[d], half_ulp);
+        } else if (c.cache_f32) {
+          cached.Check(t, head * dim + d, (value ? float_values : float_keys)[at + d], x[d], 4e-6);
         } else {
           std::vector<uint16_t>& pool = value ? values : keys;
           cached.Check(t, head * dim + d, Bf16ToFloat(pool[at + d]), x[d], half_ulp);
@@ -356,6 +381,7 @@ TEST(HeadsTest, EveryKind) {
   CheckHeads({{6, 1, 96}, 64, true, true, true}, 5);
   CheckHeads({{2, 1, 256}, 64, false, true, false}, 6);
   CheckHeads({{3, 3, 16}, 16, true, false, true}, 7);
+  CheckHeads({{4, 2, 64}, 64, false, true, false, true}, 8);
 }
 
 }  // namespace
