@@ -13,6 +13,7 @@
 
 #include "commands.h"
 #include "common_options.h"
+#include "engine/gpu/gpu_model.h"
 #include "engine/runner.h"
 #include "engine/text_model.h"
 #include "io/read_measurement.h"
@@ -110,6 +111,7 @@ class ForwardBench {
                                        arguments_.tokens + 1);
     io_ = options.io;
     ASSIGN_OR_RETURN(runner_, Runner::Open(options));
+    if (runner_->gpu() != nullptr) return RunOnGpu();
     if (runner_->store().manifest().expert_count() == 0) {
       return InvalidArgument(options.store_directory + ": a model without experts reads nothing");
     }
@@ -128,6 +130,71 @@ class ForwardBench {
   }
 
  private:
+  // A round more than asked for: the first warms up. On a GPU nothing is read from the drive; what can be
+  // a bound is the link, over which a prompt's chunks each get the experts that do not fit.
+  Status RunOnGpu() {
+    RETURN_IF_ERROR(ReadPrompt());
+    std::vector<double> rates;
+    for (int round = -1; round < arguments_.rounds; ++round) {
+      EngineStats before;
+      RETURN_IF_ERROR(Compute(round, &before));
+      const EngineStats after = runner_->Stats();
+      const PhaseStats& a = decode_ ? before.decode : before.prefill;
+      const PhaseStats& b = decode_ ? after.decode : after.prefill;
+      if (round < 0) continue;
+      rates.push_back(1e9 * static_cast<double>(b.tokens - a.tokens) /
+                      static_cast<double>(b.wall_ns - a.wall_ns));
+    }
+    ASSIGN_OR_RETURN(const double link, runner_->gpu()->MeasureLink());
+    PrintGpu(Quantile(&rates, 0.5), link);
+    return OkStatus();
+  }
+
+  // Bytes of weights that a token's products read, each once.
+  double WeightBytes() const {
+    const Manifest& manifest = runner_->store().manifest();
+    const ModelConfig& config = runner_->config();
+    uint64_t bytes = 0;
+    for (const DenseTensor& tensor : manifest.dense) {
+      if (tensor.name != "embedding" || config.tied_embeddings) bytes += tensor.bytes;
+    }
+    for (const LayerManifest& layer : manifest.layers) {
+      if (layer.expert_count > 0) bytes += config.top_k * layer.record_bytes;
+    }
+    return static_cast<double>(bytes);
+  }
+
+  void PrintGpu(double rate, double link_gb_per_s) const {
+    const VramPlan& plan = runner_->gpu()->plan();
+    const uint32_t chunks = (arguments_.prompt_tokens + plan.chunk - 1) / plan.chunk;
+    const auto streamed = static_cast<double>(plan.streamed_bytes);
+    Json json = {{"bench", decode_ ? "decode" : "prefill"},
+                 {"model", runner_->info().name},
+                 {"gpu", runner_->gpu()->gpu_name()},
+                 {"prompt_tokens", arguments_.prompt_tokens},
+                 {"tok_per_s", rate},
+                 {"vram_bytes", plan.total_bytes()},
+                 {"streamed_bytes", plan.streamed_bytes},
+                 {"streamed_layers", plan.streamed_layers},
+                 {"chunk", plan.chunk},
+                 {"link_gb_per_s", link_gb_per_s}};
+    if (decode_) {
+      json["tokens"] = arguments_.tokens;
+      json["weight_bytes_per_token"] = WeightBytes();
+      json["weight_gb_per_s"] = WeightBytes() * rate * 1e-9;
+    } else if (plan.streamed_layers > 0) {
+      const double bound = arguments_.prompt_tokens * link_gb_per_s * 1e9 / (streamed * chunks);
+      json["link_bound_tok_per_s"] = bound;
+      json["fraction_of_link"] = rate / bound;
+    }
+    if (!arguments_.json) {
+      std::printf("%s %s on %s: %.1f tok/s\n  %s\n", decode_ ? "decode " : "prefill",
+                  runner_->info().name.c_str(), runner_->gpu()->gpu_name().c_str(), rate,
+                  plan.ToText().c_str());
+    }
+    std::printf("%s\n", json.dump().c_str());
+  }
+
   // Random tokens where there is no text: routing still follows from them as from any other.
   Status ReadPrompt() {
     if (!arguments_.text.empty()) {
@@ -183,21 +250,27 @@ class ForwardBench {
     return measured.gb_per_s;
   }
 
+  // A prompt and, for decode, what follows it. before: when what is measured begins.
+  Status Compute(int round, EngineStats* before) {
+    runner_->ResetSequence();
+    *before = runner_->Stats();
+    RETURN_IF_ERROR(runner_->Forward(Prompt(round), {.sink = &keep_}));
+    if (!decode_) return OkStatus();
+    Sampler sampler({.temperature = 1.0f, .seed = arguments_.seed + static_cast<uint64_t>(round)},
+                    runner_->config().vocab_size);
+    for (uint32_t i = 0; i < arguments_.warm_tokens + arguments_.tokens; ++i) {
+      if (i == arguments_.warm_tokens) *before = runner_->Stats();
+      const int32_t token = sampler.Sample(logits_);
+      RETURN_IF_ERROR(runner_->Forward(std::span(&token, 1), {.sink = &keep_}));
+    }
+    return OkStatus();
+  }
+
   Status Round(int round, bool lookahead, std::vector<Sample>* samples) {
     ASSIGN_OR_RETURN(const double drive_before, DriveRate(round));
     runner_->SetLookahead(lookahead && arguments_.runner.options.lookahead);
-    runner_->ResetSequence();
-    EngineStats before = runner_->Stats();
-    RETURN_IF_ERROR(runner_->Forward(Prompt(round), {.sink = &keep_}));
-    if (decode_) {
-      Sampler sampler({.temperature = 1.0f, .seed = arguments_.seed + static_cast<uint64_t>(round)},
-                      runner_->config().vocab_size);
-      for (uint32_t i = 0; i < arguments_.warm_tokens + arguments_.tokens; ++i) {
-        if (i == arguments_.warm_tokens) before = runner_->Stats();
-        const int32_t token = sampler.Sample(logits_);
-        RETURN_IF_ERROR(runner_->Forward(std::span(&token, 1), {.sink = &keep_}));
-      }
-    }
+    EngineStats before;
+    RETURN_IF_ERROR(Compute(round, &before));
     const EngineStats after = runner_->Stats();
     ASSIGN_OR_RETURN(const double drive_after, DriveRate(round));
     samples->push_back(Difference(before, after, decode_, (drive_before + drive_after) / 2));
@@ -247,6 +320,7 @@ void RegisterForward(CLI::App& bench, const char* name, const char* help, bool d
   a->prompt_tokens = prompt_tokens;
   CLI::App* command = bench.add_subcommand(name, help);
   AddRunnerArguments(command, &a->runner);
+  AddGpuArguments(command, &a->runner);
   command->add_option("--text", a->text, "take the prompt from this file (default: random tokens)");
   command->add_option("--prompt-tokens", a->prompt_tokens, "tokens of the prompt")
       ->check(CLI::Range(1, 1 << 20))

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <vector>
 
+#include "engine/gpu/vram_plan.h"
 #include "residency/eviction_policy.h"
 
 namespace moraine {
@@ -71,9 +72,9 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
       ->check(CLI::Range(0, 65536));
   command
       ->add_option("--kv", a->kv_format,
-                   "keys and values: f32; LOSSY: bf16 or q8, for 2 or nearly 4 times the context")
-      ->check(CLI::IsMember({"f32", "bf16", "q8"}))
-      ->capture_default_str();
+                   "keys and values: f32, the default; LOSSY: bf16 or q8, for 2 or nearly 4 times the "
+                   "context. With --gpu bf16, the default, or f32: prompts at the speed of decode")
+      ->check(CLI::IsMember({"f32", "bf16", "q8"}));
   command->add_flag("!--no-lookahead", a->options.lookahead,
                     "do not read ahead what the next layer's router probably wants");
   command
@@ -89,6 +90,16 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
       ->capture_default_str();
 }
 
+void AddGpuArguments(CLI::App* command, RunnerArguments* a) {
+  CLI::Option* gpu = command->add_flag(
+      "--gpu", a->options.gpu, "compute on an NVIDIA GPU: weights, KV cache and experts in VRAM");
+  command
+      ->add_option("--vram-budget", a->vram_budget,
+                   "VRAM for all of them (16GiB), or auto, the default: what is free. Experts that do "
+                   "not fit are streamed from page-locked DRAM")
+      ->needs(gpu);
+}
+
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments) {
   RunnerOptions options = arguments.options;
   ASSIGN_OR_RETURN(options.ram_budget, ParseRamBudget(arguments.ram_budget));
@@ -96,7 +107,11 @@ Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments) {
     ASSIGN_OR_RETURN(options.ram_budget_max, ParseRamBudget(arguments.ram_budget_max));
   }
   options.io.direct = !arguments.no_direct;
-  ASSIGN_OR_RETURN(options.kv_format, ParseKvFormat(arguments.kv_format));
+  if (options.gpu) options.kv_format = KvFormat::kBf16;
+  if (!arguments.kv_format.empty()) {
+    ASSIGN_OR_RETURN(options.kv_format, ParseKvFormat(arguments.kv_format));
+  }
+  ASSIGN_OR_RETURN(options.vram_budget_bytes, ParseVramBudget(arguments.vram_budget));
   return options;
 }
 

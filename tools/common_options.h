@@ -16,13 +16,16 @@ struct RunnerArguments {
   RunnerOptions options;
   std::string ram_budget = "auto";
   std::string ram_budget_max;  // "": ram_budget
-  std::string kv_format = "f32";
+  std::string kv_format;  // "": f32, on a GPU bf16
+  std::string vram_budget = "auto";
   bool no_direct = false;
 };
 
 // Adds STORE and the options. `arguments` must outlive the parse.
 void AddRunnerArguments(CLI::App* command, RunnerArguments* arguments);
-// Parses the budget; errors name the option.
+// Adds --gpu and --vram-budget, for commands that can compute there.
+void AddGpuArguments(CLI::App* command, RunnerArguments* arguments);
+// Parses the budgets; errors name the option.
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments);
 
 // For CLI11's check(): its own conversion error says what it could not convert, but not to what.

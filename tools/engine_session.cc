@@ -12,6 +12,11 @@ namespace moraine {
 
 Result<std::unique_ptr<Engine>> OpenEngine(EngineOptions options) {
   options.runner.store_mode = StoreMode::kReadWrite;
+  ProgressDisplay display("loading", isatty(fileno(stderr)) == 0 || !options.runner.gpu);
+  const int64_t begin_ns = RealClock().NowNs();
+  options.runner.gpu_progress = [&](uint64_t done, uint64_t total) {
+    display.Update(done, total, 0, static_cast<double>(RealClock().NowNs() - begin_ns) * 1e-9);
+  };
   auto engine = Engine::Open(options);
   if (engine.ok() || engine.status().code() != StatusCode::kFailedPrecondition) return engine;
   // Not a store, or unfinished: that is FailedPrecondition, too, and the second attempt says it again.

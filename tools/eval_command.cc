@@ -46,6 +46,7 @@ void RegisterEvalCommand(CLI::App& app, int* exit_code) {
   CLI::App* command = app.add_subcommand(
       "eval", "Compare with references: logits, greedy continuations, NLL, chat answers");
   AddRunnerArguments(command, &arguments->runner);
+  AddGpuArguments(command, &arguments->runner);
   command->add_option("--reference", arguments->references, "reference.json with greedy continuations");
   command->add_option("--fixture", arguments->fixtures,
                       "directory with expected.json and logits.safetensors");

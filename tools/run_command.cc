@@ -126,6 +126,7 @@ void RegisterRunCommand(CLI::App& app, int* exit_code) {
   auto a = std::make_shared<RunArguments>();
   CLI::App* command = app.add_subcommand("run", "Answer one prompt, streaming to stdout");
   AddRunnerArguments(command, &a->runner);
+  AddGpuArguments(command, &a->runner);
   command->add_option("PROMPT", a->prompt, "the prompt; - reads stdin")->required();
   command->add_option("--system", a->system, "system message");
   command->add_flag("--raw", a->raw, "continue the prompt as it is, without the chat template");

@@ -188,6 +188,7 @@ void RegisterServeCommand(CLI::App& app, int* exit_code) {
   CLI::App* command = app.add_subcommand("serve", "Serve a model over HTTP with OpenAI's API");
   auto a = std::make_shared<ServeArguments>();
   AddRunnerArguments(command, &a->runner);
+  AddGpuArguments(command, &a->runner);
   AccessOptions* access = &a->server.api.access;
   command->add_option("--host", a->server.host, "address to listen on; 0.0.0.0 for all")
       ->capture_default_str();

@@ -109,7 +109,8 @@ Status Engine::Impl::Open(const EngineOptions& options) {
   if (!text.ok()) return text.status().WithContext(options.runner.store_directory);
   text_.emplace(std::move(*text));
   default_sampling_ = ReadDefaultSampling(manifest, runner_->config().vocab_size);
-  if (runner_->store().mode() == StoreMode::kReadWrite && manifest.expert_count() > 0) {
+  if (runner_->store().mode() == StoreMode::kReadWrite && manifest.expert_count() > 0 &&
+      runner_->gpu() == nullptr) {
     profile_saver_ = std::make_unique<ProfileSaver>(runner_->store(), options.runner.profile,
                                                     runner_->profile());
   }

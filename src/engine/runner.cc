@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <ctime>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <utility>
 
 #include "base/log.h"
 #include "compute/cpu_backend.h"
 #include "engine/dense_weights.h"
 #include "engine/expert_executor.h"
+#include "engine/gpu/gpu_model.h"
 #include "engine/manifest_check.h"
 #include "engine/slot_memory.h"
 #include "engine/store_record_source.h"
@@ -89,6 +91,9 @@ class Runner::Impl {
 
   Result<std::vector<FileId>> OpenPacks(std::unique_ptr<BlockReader>* reader);
   Status PlanMemory(const Manifest& manifest, const MemoryLimit& limit);
+  Status OpenGpu();
+  Status StepOnGpu(std::span<const int32_t> chunk, LogitsMode mode, const ForwardOptions& options);
+  uint32_t length() const { return gpu_ ? gpu_length_ : sequence_->length(); }
   Status OpenResidency(const Topology& topology);
   Status SetRamBudget(const RamBudget& budget);
   RamBudgetRange BudgetRange() const;
@@ -127,6 +132,10 @@ class Runner::Impl {
   std::unique_ptr<TokenExpertTable> token_table_;
   std::unique_ptr<ExpertExecutor> executor_;
   std::unique_ptr<DecoderModel> model_;
+  // Instead of all of these but the store.
+  std::unique_ptr<GpuModel> gpu_;
+  std::vector<uint32_t> gpu_pages_;  // of the one sequence
+  uint32_t gpu_length_ = 0;
 };
 
 Status Runner::Impl::Open(const RunnerOptions& options) {
@@ -154,6 +163,7 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   max_context_ = options.max_context > 0 ? options.max_context
                                          : std::min(config_.max_position, kDefaultContext);
   info_.max_context = max_context_;
+  if (options.gpu) return OpenGpu();
 
   ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.isa));
   ASSIGN_OR_RETURN(const MemoryLimit limit, DetectMemoryLimit());
@@ -183,6 +193,42 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   ASSIGN_OR_RETURN(dense_, DenseWeights::Load(*store_));
   model_ = std::make_unique<DecoderModel>(config_, *dense_, *backend_, options_.prefill_chunk);
   return OkStatus();
+}
+
+Status Runner::Impl::OpenGpu() {
+  if (options_.defer_experts > 0 || options_.prefer_resident > 0) {
+    return InvalidArgument("the lossy modes depend on what is in memory; on a GPU there are none");
+  }
+  ASSIGN_OR_RETURN(gpu_, GpuModel::Open(*store_, config_, layouts_,
+                                        {.vram_budget_bytes = options_.vram_budget_bytes,
+                                         .max_context = max_context_,
+                                         .prefill_chunk = options_.prefill_chunk,
+                                         .kv_format = options_.kv_format,
+                                         .io = options_.io,
+                                         .threads = options_.threads,
+                                         .progress = options_.gpu_progress}));
+  options_.gpu_progress = nullptr;
+  options_.prefill_chunk = gpu_->max_chunk();
+  gpu_pages_.resize(gpu_->page_count());
+  std::iota(gpu_pages_.begin(), gpu_pages_.end(), 0);
+  LOG_INFO("{}: {}", gpu_->gpu_name(), gpu_->plan().ToText());
+  return OkStatus();
+}
+
+Status Runner::Impl::StepOnGpu(std::span<const int32_t> chunk, LogitsMode mode,
+                               const ForwardOptions& options) {
+  const auto count = static_cast<uint32_t>(chunk.size());
+  GpuSegment segment{.tokens = chunk,
+                     .first = gpu_length_,
+                     .pages = gpu_pages_.data(),
+                     .sink = options.sink,
+                     .cancelled = options.cancelled};
+  if (options.sink != nullptr) {
+    segment.logits = mode == LogitsMode::kAll ? count : mode == LogitsMode::kLast ? 1 : 0;
+  }
+  gpu_->Step({&segment, 1});
+  if (segment.status.ok()) gpu_length_ += count;
+  return segment.status;
 }
 
 // Slots and, unless it was given, the prefill chunk: first with the default chunk, then with what the slots
@@ -324,9 +370,9 @@ class NoExperts final : public MoeExecutor {
 
 Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptions& options) {
   if (tokens.empty()) return InvalidArgument("no tokens");
-  if (sequence_->length() + tokens.size() > max_context_) {
+  if (length() + tokens.size() > max_context_) {
     return InvalidArgument(fmt::format("context length exceeded: {} tokens and {} more, the limit is "
-                                       "{}", sequence_->length(), tokens.size(), max_context_));
+                                       "{}", length(), tokens.size(), max_context_));
   }
   for (const int32_t token : tokens) {
     if (token < 0 || static_cast<uint32_t>(token) >= config_.vocab_size) {
@@ -342,7 +388,7 @@ Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptio
     const bool last = begin + chunk.size() == tokens.size();
     // Not a prompt of one token, nor the odd one at a prompt's end; but all of it if it goes one by one.
     const bool decode =
-        sequence_->length() > 0 && (tokens.size() == 1 || options_.prefill_chunk == 1);
+        length() > 0 && (tokens.size() == 1 || options_.prefill_chunk == 1);
     PhaseStats& phase = decode ? decode_ : prefill_;
     const LogitsMode mode =
         options.logits == LogitsMode::kLast && !last ? LogitsMode::kNone : options.logits;
@@ -354,10 +400,12 @@ Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptio
     if (executor_) {
       executor_->BeginStep(decode ? AcquireMode::kCached : AcquireMode::kTransient, chunk);
     }
-    RETURN_IF_ERROR(model_->Forward(
-        chunk, *sequence_, executor,
-        {static_cast<DecoderModel::LogitsMode>(mode), options.sink, options.cancelled}));
-    const int64_t model_ns = RealClock().NowNs() - start;
+    RETURN_IF_ERROR(
+        gpu_ ? StepOnGpu(chunk, mode, options)
+             : model_->Forward(
+                   chunk, *sequence_, executor,
+                   {static_cast<DecoderModel::LogitsMode>(mode), options.sink, options.cancelled}));
+    const int64_t model_ns = gpu_ ? 0 : RealClock().NowNs() - start;
     const ExecutorTimes after = executor_ ? executor_->times() : ExecutorTimes{};
     ++phase.steps;
     phase.tokens += chunk.size();
@@ -406,6 +454,7 @@ ProfileSnapshot Runner::Impl::Snapshot() const {
 
 // On any thread: reads what does not change after Open.
 Status Runner::Impl::SetRamBudget(const RamBudget& budget) {
+  if (gpu_) return FailedPrecondition("the model is on the GPU, and has no RAM budget");
   if (!residency_) return FailedPrecondition("the model has no routed experts, and so no budget");
   ASSIGN_OR_RETURN(MemoryLimit limit, DetectMemoryLimit());
   // What this process has is available to it.
@@ -494,26 +543,38 @@ EngineStats Runner::Impl::Stats() const {
   EngineStats s;
   s.model = info_.name;
   s.store = store_->directory();
-  s.io = scheduler_->reader().name();
-  s.isa = IsaName(backend_->isa());
-  s.policy = options_.policy;
-  s.lossy = LossyModes();
-  s.threads = pool_->thread_count();
   s.uptime_ns = RealClock().NowNs() - opened_ns_;
   s.prefill = prefill_;
   s.decode = decode_;
-  s.reads = scheduler_->stats();
-  if (mirrored_ != nullptr) s.drives = mirrored_->drive_stats();
   s.expert_count = store_->manifest().expert_count();
   s.expert_bytes = store_->manifest().expert_bytes();
-  s.memory = {.budget_bytes = wanted_budget_bytes_.load(std::memory_order_relaxed),
-              .dense_bytes = fixed_.dense_bytes,
-              .kv_bytes = fixed_.kv_bytes,
-              .slot_bytes = segments_->mapped_bytes(),
-              .scratch_bytes = fixed_.scratch_bytes};
+  s.lossy = LossyModes();
   const ProcessMemory process = ReadProcessMemory();
   s.memory.resident_set_bytes = process.resident_bytes;
   s.memory.peak_resident_set_bytes = process.peak_resident_bytes;
+  if (gpu_) {
+    const VramPlan& plan = gpu_->plan();
+    s.gpu = gpu_->gpu_name();
+    s.gpu_memory = {.budget_bytes = plan.budget_bytes,
+                    .dense_bytes = plan.dense_bytes,
+                    .kv_bytes = plan.kv_bytes,
+                    .scratch_bytes = plan.scratch_bytes,
+                    .expert_bytes = plan.anchored_bytes,
+                    .ring_bytes = plan.ring_bytes,
+                    .streamed_bytes = plan.streamed_bytes};
+    return s;
+  }
+  s.io = scheduler_->reader().name();
+  s.isa = IsaName(backend_->isa());
+  s.policy = options_.policy;
+  s.threads = pool_->thread_count();
+  s.reads = scheduler_->stats();
+  if (mirrored_ != nullptr) s.drives = mirrored_->drive_stats();
+  s.memory.budget_bytes = wanted_budget_bytes_.load(std::memory_order_relaxed);
+  s.memory.dense_bytes = fixed_.dense_bytes;
+  s.memory.kv_bytes = fixed_.kv_bytes;
+  s.memory.slot_bytes = segments_->mapped_bytes();
+  s.memory.scratch_bytes = fixed_.scratch_bytes;
   if (!residency_) return s;
   s.residency = residency_->stats();
   const std::vector<uint32_t> counts = config_.experts_per_layer();
@@ -555,8 +616,12 @@ void Runner::SetRoutingRecorder(RoutingRecorder* recorder) {
   if (impl_->executor_) impl_->executor_->set_recorder(recorder);
 }
 
-void Runner::ResetSequence() { impl_->sequence_->Reset(); }
-uint32_t Runner::position() const { return impl_->sequence_->length(); }
+void Runner::ResetSequence() {
+  impl_->gpu_length_ = 0;
+  if (impl_->sequence_) impl_->sequence_->Reset();
+}
+uint32_t Runner::position() const { return impl_->length(); }
+GpuModel* Runner::gpu() { return impl_->gpu_.get(); }
 Status Runner::Forward(std::span<const int32_t> tokens, const ForwardOptions& options) {
   return impl_->Forward(tokens, options);
 }

@@ -45,6 +45,13 @@ struct RunnerOptions {
   uint32_t max_context = 0;     // tokens of KV; 0: the model's, at most 4096
   KvFormat kv_format = KvFormat::kF32;  // the others are lossy
   uint32_t prefill_chunk = 512; // tokens; 0: 512 to 2048, by what the budget spares
+  // Everything but sampling on an NVIDIA GPU (gpu/gpu_model.h). Budget, policy, ISA, lookahead and the lossy
+  // modes are the CPU's and have no effect, prefill_chunk 0 means chosen by the VRAM budget, and
+  // kv_format is bf16 or f32, which is float32 throughout: prompts at the speed of decode.
+  bool gpu = false;
+  uint64_t vram_budget_bytes = 0;  // 0: what is free, but for a reserve
+  // Told how much of the weights a GPU has; on the thread that opens.
+  std::function<void(uint64_t done_bytes, uint64_t total_bytes)> gpu_progress;
   bool lookahead = true;         // read ahead what the next router probably wants
   // Lossy, decode only: what is computed then depends on what is in memory (expert_executor.h).
   uint32_t defer_experts = 0;    // of a layer, that may join one layer late
@@ -64,6 +71,8 @@ struct ModelInfo {
   int64_t created_unix = 0;
 };
 
+
+class GpuModel;
 
 class Runner {
  public:
@@ -117,6 +126,8 @@ class Runner {
   // Learns from a snapshot and saves, on this thread.
   Status SaveProfile();
 
+  // Where it computes, if on a GPU.
+  GpuModel* gpu();
   const ModelConfig& config() const;
   const ModelInfo& info() const;
   Store& store();

@@ -94,6 +94,17 @@ void VisitMemory(S& s, Visitor&& f) {
 }
 
 template <typename Visitor, typename S>
+void VisitGpuMemory(S& s, Visitor&& f) {
+  f("budget_bytes", s.budget_bytes);
+  f("dense_bytes", s.dense_bytes);
+  f("kv_bytes", s.kv_bytes);
+  f("scratch_bytes", s.scratch_bytes);
+  f("expert_bytes", s.expert_bytes);
+  f("ring_bytes", s.ring_bytes);
+  f("streamed_bytes", s.streamed_bytes);
+}
+
+template <typename Visitor, typename S>
 void VisitTop(S& s, Visitor&& f) {
   f("model", s.model);
   f("store", s.store);
@@ -101,6 +112,7 @@ void VisitTop(S& s, Visitor&& f) {
   f("isa", s.isa);
   f("policy", s.policy);
   f("lossy", s.lossy);
+  f("gpu", s.gpu);
   f("threads", s.threads);
   f("requests", s.requests);
   f("requests_failed", s.requests_failed);
@@ -212,6 +224,7 @@ Status ReadStats(const Json& json, EngineStats* stats) {
   });
   object("reads", [&](const Reader& r) { VisitReads(stats->reads, r); });
   object("memory", [&](const Reader& r) { VisitMemory(stats->memory, r); });
+  object("gpu_memory", [&](const Reader& r) { VisitGpuMemory(stats->gpu_memory, r); });
   top.Nested("drives", Json::value_t::array, [&](const Json& list, const std::string& path) {
     for (size_t i = 0; i < list.size(); ++i) {
       VisitDrive(stats->drives.emplace_back(),
@@ -235,15 +248,21 @@ uint64_t Total(const LookupCounters& c) {
   return c.hit + c.cold_miss + c.in_flight_miss + c.prefetch_hit;
 }
 
-// One phase: speed, where its time went, what it read. The four parts sum to the wall time because
-// `other` is the difference.
-std::string PhaseText(const char* name, const PhaseStats& phase, const LookupCounters& lookups) {
+std::string SpeedText(const char* name, const PhaseStats& phase) {
   if (phase.tokens == 0) return fmt::format("{:<8} no tokens\n", name);
   const double tokens = static_cast<double>(phase.tokens);
   const double wall = static_cast<double>(phase.wall_ns);
-  std::string out = fmt::format("{:<8} {} tokens in {:.2f} s: {:.2f} tok/s, {:.2f} ms/token\n", name,
-                                phase.tokens, wall * 1e-9, Ratio(tokens, wall * 1e-9),
-                                wall * 1e-6 / tokens);
+  return fmt::format("{:<8} {} tokens in {:.2f} s: {:.2f} tok/s, {:.2f} ms/token\n", name,
+                     phase.tokens, wall * 1e-9, Ratio(tokens, wall * 1e-9), wall * 1e-6 / tokens);
+}
+
+// One phase: speed, where its time went, what it read. The four parts sum to the wall time because
+// `other` is the difference.
+std::string PhaseText(const char* name, const PhaseStats& phase, const LookupCounters& lookups) {
+  std::string out = SpeedText(name, phase);
+  if (phase.tokens == 0) return out;
+  const double tokens = static_cast<double>(phase.tokens);
+  const double wall = static_cast<double>(phase.wall_ns);
   const auto part = [&](const char* what, int64_t ns) {
     const double time = static_cast<double>(ns);
     return fmt::format("  {} {:.3f} ms ({:.1f} %)", what, time * 1e-6 / tokens,
@@ -439,6 +458,7 @@ std::string EngineStats::ToJson() const {
   r["prefill"] = LookupsJson(residency.prefill);
   VisitReads(reads, Writer{json["reads"]});
   VisitMemory(memory, Writer{json["memory"]});
+  VisitGpuMemory(gpu_memory, Writer{json["gpu_memory"]});
   Json& drive_list = json["drives"] = Json::array();
   for (const DriveStats& drive : drives) {
     Json entry;
@@ -466,7 +486,37 @@ Result<EngineStats> ParseEngineStats(const std::string& text) {
   return stats;
 }
 
+namespace {
+
+std::string RequestsText(const EngineStats& s) {
+  return fmt::format("requests {} ({} failed, {} cancelled), {} waiting\n", s.requests,
+                     s.requests_failed, s.requests_cancelled, s.queue_length);
+}
+
+// Phases have no parts there, and nothing is read once the model is loaded.
+std::string GpuText(const EngineStats& s) {
+  const GpuMemoryStats& m = s.gpu_memory;
+  std::string out = fmt::format("model    {} ({}{}{})\n", s.model, s.gpu,
+                                s.lossy.empty() ? "" : ", LOSSY: ", s.lossy);
+  out += SpeedText("prefill", s.prefill) + SpeedText("decode", s.decode);
+  out += fmt::format("VRAM     dense {}, KV {}, experts {}, scratch {}, budget {}\n",
+                     FormatByteSize(m.dense_bytes), FormatByteSize(m.kv_bytes),
+                     FormatByteSize(m.expert_bytes), FormatByteSize(m.scratch_bytes),
+                     FormatByteSize(m.budget_bytes));
+  if (m.streamed_bytes > 0) {
+    out += fmt::format("         {} of experts streamed from DRAM through a ring of {}\n",
+                       FormatByteSize(m.streamed_bytes), FormatByteSize(m.ring_bytes));
+  }
+  out += fmt::format("memory   {} resident (peak {})\n",
+                     FormatByteSize(s.memory.resident_set_bytes),
+                     FormatByteSize(s.memory.peak_resident_set_bytes));
+  return out + RequestsText(s);
+}
+
+}  // namespace
+
 std::string EngineStats::ToText(bool per_layer) const {
+  if (!gpu.empty()) return GpuText(*this);
   std::string out =
       fmt::format("model    {} ({}, {}, {} threads, policy {}{}{})\n", model, io, isa, threads, policy,
                   lossy.empty() ? "" : ", LOSSY: ", lossy);
@@ -506,8 +556,7 @@ std::string EngineStats::ToText(bool per_layer) const {
   out += fmt::format("         dense {}, KV {}, experts {}, scratch {}\n",
                      FormatByteSize(memory.dense_bytes), FormatByteSize(memory.kv_bytes),
                      FormatByteSize(memory.slot_bytes), FormatByteSize(memory.scratch_bytes));
-  out += fmt::format("requests {} ({} failed, {} cancelled), {} waiting\n", requests, requests_failed,
-                     requests_cancelled, queue_length);
+  out += RequestsText(*this);
   if (per_layer) out += LayerTable(layers);
   return out;
 }

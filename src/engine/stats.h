@@ -42,6 +42,14 @@ struct MemoryStats {
   uint64_t resident_set_bytes = 0, peak_resident_set_bytes = 0;
 };
 
+// VRAM by use, and what is streamed to it. All 0 on the CPU.
+struct GpuMemoryStats {
+  uint64_t budget_bytes = 0;
+  uint64_t dense_bytes = 0, kv_bytes = 0, scratch_bytes = 0;
+  uint64_t expert_bytes = 0, ring_bytes = 0;
+  uint64_t streamed_bytes = 0;  // in page-locked DRAM
+};
+
 struct EngineStats {
   std::string model, store;
   std::string io, isa, policy;
@@ -55,6 +63,8 @@ struct EngineStats {
   ReadSchedulerStats reads;
   std::vector<DriveStats> drives;  // of a mirrored store
   MemoryStats memory;
+  std::string gpu;  // its name; empty: on the CPU. On a GPU, phases have only their wall time
+  GpuMemoryStats gpu_memory;
   uint64_t expert_count = 0, expert_bytes = 0;  // of the whole store
   std::vector<LayerStats> layers;               // layers with experts
 

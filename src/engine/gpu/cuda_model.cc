@@ -1,0 +1,233 @@
+// GpuModel of a build with CUDA: budget, loading, and the order of a pass.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "base/bytes.h"
+#include "base/clock.h"
+#include "engine/gpu/gpu_experts.h"
+#include "engine/gpu/gpu_model.h"
+#include "engine/gpu/gpu_network.h"
+#include "engine/gpu/gpu_pass.h"
+#include "engine/gpu/gpu_support.h"
+#include "memory/cuda/gpu_runtime.h"
+
+namespace moraine {
+namespace {
+
+// Left to CUDA where no budget is given: modules that are loaded when first used, graphs, stacks.
+constexpr uint64_t kReserveBytes = 512 * kMiB;
+static_assert(kGpuPagePositions == gpu::kKvPagePositions);
+
+class CudaModel final : public GpuModel {
+ public:
+  Status Load(const Store& store, const ModelConfig& config, std::span<const ExpertLayout> layouts,
+              const GpuModelOptions& options);
+  ~CudaModel() override {
+    if (stream_.get() != nullptr) static_cast<void>(stream_.Synchronize());
+  }
+
+  void Step(std::span<GpuSegment> batch) override;
+  uint32_t max_chunk() const override { return plan_.chunk; }
+  uint32_t page_count() const override { return page_count_; }
+  const VramPlan& plan() const override { return plan_; }
+  const std::string& gpu_name() const override { return info_.name; }
+  Result<double> MeasureLink() override;
+
+ private:
+  Status Plan(const Store& store, std::span<const ExpertLayout> layouts,
+              const GpuModelOptions& options);
+  void StepFew(std::span<GpuSegment* const> segments);
+  Status RunFew(uint32_t count, bool logits);
+  Status RunMany(const GpuSegment& segment);
+  Status EnqueueFew(uint32_t count, bool logits);
+
+  // Recorded on its second use: the first loads the kernels' code, which may not happen in a recording.
+  struct FewGraph {
+    bool warm = false;
+    gpu::Graph graph;
+  };
+
+  ModelConfig config_;
+  gpu::GpuInfo info_;
+  VramPlan plan_;
+  uint32_t page_count_ = 0;
+  gpu::OwnedStream stream_;
+  std::unique_ptr<GpuNetwork> network_;
+  std::unique_ptr<GpuExperts> experts_;
+  std::unique_ptr<GpuPass> pass_;
+  std::array<FewGraph, (kFewTokens + 1) * 2> graphs_;  // by number of tokens, with logits or without
+  std::vector<GpuPass::Row> rows_;
+  std::vector<GpuSegment*> few_;
+};
+
+Status CudaModel::Plan(const Store& store, std::span<const ExpertLayout> layouts,
+                       const GpuModelOptions& options) {
+  VramNeeds needs;
+  needs.dense_bytes = GpuNetwork::DenseBytes(store.manifest(), config_, options.max_context);
+  page_count_ = (options.max_context + kGpuPagePositions - 1) / kGpuPagePositions;
+  needs.kv_bytes = GpuNetwork::KvBytes(config_, page_count_, options.kv_format);
+  needs.scratch_bytes = [&](uint32_t chunk) {
+    return GpuPass::ScratchBytes(config_, chunk, page_count_);
+  };
+  for (uint32_t i = 0; i < layouts.size(); ++i) {
+    needs.layer_bytes.push_back(store.manifest().layers[i].expert_count *
+                                store.manifest().layers[i].record_bytes);
+  }
+  needs.max_context = options.max_context;
+  // A float32 cache means float32 throughout, which only the way of few tokens has.
+  needs.chunk = options.kv_format == KvFormat::kF32 ? kFewTokens : options.prefill_chunk;
+  uint64_t budget = options.vram_budget_bytes;
+  if (budget == 0) budget = info_.free_bytes - std::min(info_.free_bytes, kReserveBytes);
+  if (budget > info_.free_bytes) {
+    return ResourceExhausted(fmt::format("VRAM budget {}: {} has {} of {} free",
+                                         FormatByteSize(budget), info_.name,
+                                         FormatByteSize(info_.free_bytes),
+                                         FormatByteSize(info_.total_bytes)));
+  }
+  auto plan = PlanVram(needs, budget);
+  if (!plan.ok()) return plan.status().WithContext(info_.name);
+  plan_ = std::move(*plan);
+  return OkStatus();
+}
+
+Status CudaModel::Load(const Store& store, const ModelConfig& config,
+                       std::span<const ExpertLayout> layouts, const GpuModelOptions& options) {
+  config_ = config;
+  ASSIGN_OR_RETURN(info_, gpu::QueryGpu());
+  RETURN_IF_ERROR(CheckGpuSupport(config, layouts, store.manifest(), options.kv_format));
+  RETURN_IF_ERROR(Plan(store, layouts, options));
+  ASSIGN_OR_RETURN(stream_, gpu::OwnedStream::Create());
+  ASSIGN_OR_RETURN(network_, GpuNetwork::Load(store, config_, layouts, options.max_context,
+                                              page_count_, options.kv_format));
+  ASSIGN_OR_RETURN(experts_, GpuExperts::Load(store, plan_,
+                                              {.io = options.io,
+                                               .threads = options.threads,
+                                               .progress = options.progress}));
+  ASSIGN_OR_RETURN(pass_, GpuPass::Create(config_, *network_, *experts_, plan_.chunk,
+                                          page_count_, stream_.get()));
+  rows_.reserve(kFewTokens);
+  return stream_.Synchronize();
+}
+
+void CudaModel::Step(std::span<GpuSegment> batch) {
+  few_.clear();
+  uint32_t tokens = 0;
+  for (GpuSegment& segment : batch) {
+    const auto count = static_cast<uint32_t>(segment.tokens.size());
+    CHECK(count > 0 && segment.logits <= count, "a segment without tokens");
+    if (segment.cancelled != nullptr && segment.cancelled->load(std::memory_order_relaxed)) {
+      segment.status = Cancelled("request cancelled");
+    } else if (count > kFewTokens) {
+      segment.status = RunMany(segment);
+    } else {
+      if (tokens + count > kFewTokens) {
+        StepFew(few_);
+        few_.clear();
+        tokens = 0;
+      }
+      few_.push_back(&segment);
+      tokens += count;
+    }
+  }
+  if (!few_.empty()) StepFew(few_);
+}
+
+void CudaModel::StepFew(std::span<GpuSegment* const> segments) {
+  rows_.clear();
+  bool logits = false;
+  for (const GpuSegment* segment : segments) {
+    for (uint32_t t = 0; t < segment->tokens.size(); ++t) {
+      rows_.push_back({segment->tokens[t], segment->first + t, segment->pages});
+    }
+    logits |= segment->logits > 0;
+  }
+  pass_->PrepareFew(rows_);
+  Status status = RunFew(static_cast<uint32_t>(rows_.size()), logits);
+  // Also after an error: what was enqueued reads the inputs.
+  const Status done = stream_.Synchronize();
+  if (status.ok()) status = done;
+  uint32_t row = 0;
+  for (GpuSegment* segment : segments) {
+    segment->status = status;
+    const auto count = static_cast<uint32_t>(segment->tokens.size());
+    for (uint32_t t = 0; t < count; ++t, ++row) {
+      if (status.ok() && t + segment->logits >= count) {
+        (*segment->sink)(segment->first + t, pass_->logits(row));
+      }
+    }
+  }
+}
+
+Status CudaModel::EnqueueFew(uint32_t count, bool logits) {
+  RETURN_IF_ERROR(pass_->EnqueueFew());
+  return logits ? pass_->EnqueueLogits(0, count) : OkStatus();
+}
+
+Status CudaModel::RunFew(uint32_t count, bool logits) {
+  FewGraph& entry = graphs_[count * 2 + (logits ? 1 : 0)];
+  if (!entry.warm) {
+    entry.warm = true;
+    return EnqueueFew(count, logits);
+  }
+  if (entry.graph.empty()) {
+    ASSIGN_OR_RETURN(entry.graph, gpu::Graph::Capture(stream_.get(),
+                                                      [&] { return EnqueueFew(count, logits); }));
+  }
+  return entry.graph.Launch(stream_.get());
+}
+
+Status CudaModel::RunMany(const GpuSegment& segment) {
+  const auto count = static_cast<uint32_t>(segment.tokens.size());
+  CHECK(count <= plan_.chunk, "more tokens than max_chunk");
+  pass_->PrepareMany(segment.tokens, segment.first, segment.pages);
+  const Status enqueued = pass_->EnqueueMany(segment.cancelled);
+  if (!enqueued.ok() || segment.logits == 0) {
+    const Status done = stream_.Synchronize();
+    return enqueued.ok() ? done : enqueued;
+  }
+  for (uint32_t row = count - segment.logits; row < count; row += pass_->logit_rows()) {
+    const uint32_t rows = std::min(pass_->logit_rows(), count - row);
+    const Status logits = pass_->EnqueueLogits(row, rows);
+    RETURN_IF_ERROR(stream_.Synchronize());
+    RETURN_IF_ERROR(logits);
+    for (uint32_t i = 0; i < rows; ++i) {
+      (*segment.sink)(segment.first + row + i, pass_->logits(i));
+    }
+  }
+  return OkStatus();
+}
+
+Result<double> CudaModel::MeasureLink() {
+  constexpr uint64_t kBytes = 128 * kMiB;
+  constexpr int kRounds = 9;
+  ASSIGN_OR_RETURN(const gpu::PinnedMemory from, gpu::PinnedMemory::Allocate(kBytes));
+  ASSIGN_OR_RETURN(const gpu::DeviceMemory to, gpu::DeviceMemory::Allocate(kBytes, "measuring"));
+  ASSIGN_OR_RETURN(const gpu::Event before, gpu::Event::Create());
+  ASSIGN_OR_RETURN(const gpu::Event after, gpu::Event::Create());
+  std::vector<float> ms;
+  for (int i = 0; i < kRounds; ++i) {
+    RETURN_IF_ERROR(before.Record(stream_.get()));
+    RETURN_IF_ERROR(gpu::Copy(to.data(), from.data(), kBytes, stream_.get()));
+    RETURN_IF_ERROR(after.Record(stream_.get()));
+    RETURN_IF_ERROR(after.Synchronize());
+    ASSIGN_OR_RETURN(const float elapsed, gpu::Event::Elapsed(before, after));
+    ms.push_back(elapsed);
+  }
+  std::ranges::nth_element(ms, ms.begin() + kRounds / 2);
+  return static_cast<double>(kBytes) * 1e-6 / ms[kRounds / 2];
+}
+
+}  // namespace
+
+Result<std::unique_ptr<GpuModel>> GpuModel::Open(const Store& store, const ModelConfig& config,
+                                                 std::span<const ExpertLayout> layouts,
+                                                 const GpuModelOptions& options) {
+  auto model = std::make_unique<CudaModel>();
+  RETURN_IF_ERROR(model->Load(store, config, layouts, options));
+  return std::unique_ptr<GpuModel>(std::move(model));
+}
+
+}  // namespace moraine

@@ -1,0 +1,91 @@
+// GpuExperts: the routed experts' records of all layers, where the VRAM plan put them.
+//
+//   anchored layers   in VRAM
+//   streamed layers   in page-locked DRAM. Prefill reads them from a ring of slots in VRAM, a layer each,
+//                     which a second stream fills while the first computes. Decode reads the few records
+//                     that a token wants in place, over the link.
+//
+// The ring is cyclic over the streamed layers and runs on from one chunk to the next, so the first
+// layers of a chunk are on their way before it begins. Events order the two streams, the host waits for none:
+//
+//   copied    (copy stream)     before compute reads the slot
+//   released  (compute stream)  before the next copy writes it
+//
+// Threads: owned by one thread. Nothing is allocated after Load.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/status.h"
+#include "compute/encoding.h"
+#include "engine/gpu/vram_plan.h"
+#include "io/block_reader.h"
+#include "memory/cuda/gpu_runtime.h"
+#include "memory/host_arena.h"
+#include "store/store.h"
+
+namespace moraine {
+
+class GpuExperts {
+ public:
+  struct Options {
+    BlockReaderOptions io;
+    int threads = 0;
+    std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress;
+  };
+  // Reads and checks all records. kResourceExhausted if VRAM or page-locked DRAM does not suffice.
+  static Result<std::unique_ptr<GpuExperts>> Load(const Store& store, const VramPlan& plan,
+                                                  const Options& options);
+  ~GpuExperts();  // waits for copies
+
+  // Addresses of a layer's records by expert, on the device: where they lie for good. For reading the
+  // few that a token wants.
+  const std::byte* const* Records(uint32_t layer) const { return layers_[layer].table; }
+
+  // For reading all of them: the same for an anchored layer, a slot of the ring for a streamed one; work
+  // enqueued on `compute` from now on finds the records there. Release when it is enqueued. One layer at a
+  // time; layers in ascending order keep the ring ahead.
+  Result<const std::byte* const*> Acquire(uint32_t layer, gpu::Stream compute);
+  Status Release(uint32_t layer, gpu::Stream compute);
+
+ private:
+  struct Layer {
+    uint32_t expert_count = 0;
+    uint64_t record_bytes = 0;
+    std::byte* memory = nullptr;      // VRAM, or DRAM of a streamed layer
+    const std::byte* const* table = nullptr;
+    bool streamed = false;
+    uint32_t streamed_index = 0;
+    uint64_t bytes() const { return expert_count * record_bytes; }
+  };
+  struct Slot {
+    std::byte* memory = nullptr;
+    // By streamed index: where a layer's records lie in this slot.
+    std::vector<const std::byte* const*> tables;
+    uint32_t layer = UINT32_MAX;
+    gpu::Event copied, released;
+  };
+
+  GpuExperts() = default;
+  Status Place(const Manifest& manifest, const VramPlan& plan);
+  Status MakeRing(const VramPlan& plan);
+  Status WriteTables();
+  Status Fill(Slot& slot);
+  Status Rewind(uint32_t streamed_index);
+
+  std::vector<Layer> layers_;
+  std::vector<uint32_t> streamed_;  // layers
+  HostArena host_;
+  gpu::PageLock lock_;
+  gpu::DeviceMemory anchored_, ring_, tables_;
+  gpu::OwnedStream copy_stream_;
+  std::vector<Slot> slots_;
+  uint32_t next_slot_ = 0;    // that compute takes
+  uint32_t next_layer_ = 0;   // index into streamed_: what is copied next
+};
+
+}  // namespace moraine

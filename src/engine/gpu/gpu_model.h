@@ -1,0 +1,84 @@
+// GpuModel: the forward pass on an NVIDIA GPU: dense weights, KV cache and routed experts in VRAM, or the
+// experts of some layers in page-locked DRAM, whence they are streamed.
+//
+// Why a model of its own and not DecoderModel over another backend: on the GPU nothing of a pass returns to
+// the host before the logits (the router's choice is read by the next kernel), so there is no
+// MoeExecutor to ask, and a decode step is one recorded graph.
+//
+// Two ways through a layer, which share weights and cache:
+//   up to 8 tokens   products of the weights with 16 bits of float32 activations, sums float32: decode, and
+//                    with a float32 cache all prompts; captured as a CUDA graph for each number of tokens
+//   more             bf16 activations on tensor cores (docs/gpu.md says where they are rounded)
+//
+// What is there: the Qwen3-MoE architecture, encodings bf16, q8, q4 (f32 for routers). Anything else is
+// kUnsupported, naming what.
+//
+// The KV cache is a pool of pages of 64 positions; whose they are is the caller's business, who names a
+// sequence's pages with every step. So sequences can share pages, and a page number means the same in
+// all layers.
+//
+// Threads: owned by one thread. Nothing is allocated after Open, but for graphs when they are first needed.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/status.h"
+#include "compute/encoding.h"
+#include "compute/kv_format.h"
+#include "engine/gpu/vram_plan.h"
+#include "io/block_reader.h"
+#include "model/config.h"
+#include "store/store.h"
+
+namespace moraine {
+
+inline constexpr uint32_t kGpuPagePositions = 64;
+
+struct GpuModelOptions {
+  uint64_t vram_budget_bytes = 0;  // 0: what is free, but for a reserve
+  uint32_t max_context = 0;        // positions of a sequence, and of the whole cache
+  uint32_t prefill_chunk = 0;      // 0: chosen by what the budget spares
+  KvFormat kv_format = KvFormat::kBf16;  // or kF32
+  BlockReaderOptions io;
+  int threads = 0;  // that check checksums while records are loaded; 0: one a CPU
+  std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress;
+};
+
+// Some tokens that follow on what a sequence has.
+struct GpuSegment {
+  std::span<const int32_t> tokens;   // at most max_chunk(), all below the vocabulary's size
+  uint32_t first = 0;                // position of the first of them
+  const uint32_t* pages = nullptr;   // of the sequence, up to that of the last token
+  uint32_t logits = 0;               // wanted of so many last tokens
+  const std::function<void(uint32_t position, std::span<const float> logits)>* sink = nullptr;
+  const std::atomic<bool>* cancelled = nullptr;  // looked at while layers are enqueued
+  Status status = {};  // out: if not ok, positions from `first` on hold nothing of meaning
+};
+
+class GpuModel {
+ public:
+  // The store must outlive the model. Reads and checks all records. kUnsupported: no GPU, a build
+  // without CUDA, or what the GPU cannot compute yet. kResourceExhausted: VRAM or page-locked DRAM does
+  // not suffice, with bytes needed and there.
+  static Result<std::unique_ptr<GpuModel>> Open(const Store& store, const ModelConfig& config,
+                                                std::span<const ExpertLayout> layouts,
+                                                const GpuModelOptions& options);
+  virtual ~GpuModel() = default;
+
+  // Segments of different sequences. Those of few tokens are computed together.
+  virtual void Step(std::span<GpuSegment> batch) = 0;
+  virtual uint32_t max_chunk() const = 0;
+  virtual uint32_t page_count() const = 0;
+
+  virtual const VramPlan& plan() const = 0;
+  virtual const std::string& gpu_name() const = 0;
+  // GB/s of copies from page-locked memory, measured now.
+  virtual Result<double> MeasureLink() = 0;
+};
+
+}  // namespace moraine

@@ -1,0 +1,78 @@
+// GpuNetwork: everything of a model in VRAM that is there from start to end but for experts and scratch:
+// dense weights, tables of cosines and sines, the pages of the KV cache.
+//
+// Each layer has a pool of the same number of pages (compute/cuda/gpu_attention.h). Which pages a sequence
+// has is the caller's business: a page number means the same in all layers.
+//
+// Threads: owned by one thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "compute/cuda/gpu_attention.h"
+#include "compute/cuda/routing.h"
+#include "compute/encoding.h"
+#include "compute/kv_format.h"
+#include "engine/gpu/gpu_dense.h"
+#include "memory/cuda/gpu_runtime.h"
+#include "model/config.h"
+#include "store/store.h"
+
+namespace moraine {
+
+struct GpuLayer {
+  GqaConfig attention;
+  GpuProjection qkv;
+  gpu::DeviceMatrix o;
+  const float *attention_norm = nullptr, *q_norm = nullptr, *k_norm = nullptr;
+  const float *cos = nullptr, *sin = nullptr;  // of all positions
+  gpu::PagedKv kv;  // without block tables
+  const float* feed_forward_norm = nullptr;
+  bool moe = false;
+  uint32_t intermediate = 0;
+  gpu::DeviceMatrix router;  // of a MoE layer
+  const float* router_bias = nullptr;
+  gpu::ExpertSelection selection;
+  ExpertLayout experts;
+  GpuProjection gate_up;  // of a dense layer
+  gpu::DeviceMatrix down;
+
+  uint32_t q_width() const { return attention.query_heads * attention.head_dim; }
+  uint32_t kv_width() const { return attention.kv_heads * attention.head_dim; }
+};
+
+class GpuNetwork {
+ public:
+  static uint64_t KvBytes(const ModelConfig& config, uint32_t pages, KvFormat format);
+  // Dense weights and tables for positions up to max_context.
+  static uint64_t DenseBytes(const Manifest& manifest, const ModelConfig& config,
+                             uint32_t max_context);
+  static Result<std::unique_ptr<GpuNetwork>> Load(const Store& store, const ModelConfig& config,
+                                                  std::span<const ExpertLayout> layouts,
+                                                  uint32_t max_context, uint32_t pages,
+                                                  KvFormat kv_format);
+
+  const std::vector<GpuLayer>& layers() const { return layers_; }
+  const gpu::DeviceMatrix& embedding() const { return embedding_; }
+  const gpu::DeviceMatrix& output() const { return output_; }
+  const float* final_norm() const { return final_norm_; }
+
+ private:
+  GpuNetwork() = default;
+  GpuLayer MakeLayer(const ModelConfig& config, const ExpertLayout& experts, uint32_t index) const;
+  Status AllocateCache(const ModelConfig& config, uint32_t pages, KvFormat format);
+  Status WriteRopeTables(const ModelConfig& config, uint32_t max_context);
+
+  GpuDense dense_;
+  gpu::DeviceMemory cache_, rope_;
+  std::vector<GpuLayer> layers_;
+  gpu::DeviceMatrix embedding_, output_;
+  const float* final_norm_ = nullptr;
+};
+
+}  // namespace moraine

@@ -1,0 +1,81 @@
+#include "engine/gpu/gpu_support.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <string>
+#include <variant>
+
+namespace moraine {
+namespace {
+
+// Of compute/cuda: routing.h and gpu_attention.h.
+constexpr uint32_t kMaxExperts = 1024, kMaxTopK = 32;
+constexpr uint32_t kHeadDims[] = {16, 32, 64, 96, 128, 256};
+
+Status CheckAttention(const GqaConfig& c) {
+  if (c.sliding_window > 0) return Unsupported("attention in a sliding window");
+  if (c.sinks) return Unsupported("attention sinks");
+  if (c.output_gate) return Unsupported("gated attention");
+  if (c.qk_norm == QkNorm::kWholeRow) return Unsupported("norms over all heads of queries and keys");
+  if (c.qkv_bias || c.output_bias) return Unsupported("biases of the attention's projections");
+  if (std::ranges::find(kHeadDims, c.head_dim) == std::end(kHeadDims)) {
+    return Unsupported(fmt::format("a head dimension of {}", c.head_dim));
+  }
+  return OkStatus();
+}
+
+Status CheckBlocks(const ModelConfig& config) {
+  for (const LayerConfig& layer : config.layers) {
+    const auto* attention = std::get_if<GqaConfig>(&layer.mixer);
+    if (attention == nullptr) {
+      return Unsupported(std::holds_alternative<MlaConfig>(layer.mixer)
+                             ? "multi-head latent attention"
+                             : "linear attention");
+    }
+    RETURN_IF_ERROR(CheckAttention(*attention));
+  }
+  if (config.activation.kind != ActivationKind::kSwiGlu) return Unsupported("the experts' activation");
+  if (config.expert_bias) return Unsupported("biases of experts");
+  if (config.shared_expert.intermediate > 0) return Unsupported("shared experts");
+  if (config.router.group_count > 1) return Unsupported("routing by groups of experts");
+  if (config.expert_count > kMaxExperts || config.top_k > kMaxTopK) {
+    return Unsupported(fmt::format("{} experts of which a token takes {}: at most {} and {}",
+                                   config.expert_count, config.top_k, kMaxExperts, kMaxTopK));
+  }
+  return OkStatus();
+}
+
+bool HasKernels(Encoding encoding) {
+  return encoding == Encoding::kBf16 || encoding == Encoding::kQ8 || encoding == Encoding::kQ4;
+}
+
+}  // namespace
+
+Status CheckGpuSupport(const ModelConfig& config, std::span<const ExpertLayout> layouts,
+                       const Manifest& manifest, KvFormat kv_format) {
+  const std::string where = "the GPU path for " + config.model_type;
+  const Status blocks = CheckBlocks(config);
+  if (!blocks.ok()) return Unsupported(where + " has not: " + blocks.message());
+  for (uint32_t layer = 0; layer < layouts.size(); ++layer) {
+    if (config.layers[layer].feed_forward != FeedForwardKind::kMoe) continue;
+    for (const Encoding encoding : {layouts[layer].gate_up, layouts[layer].down}) {
+      if (HasKernels(encoding)) continue;
+      return Unsupported(fmt::format("{} has not: {} experts (layer {}); expected bf16, q8 or q4",
+                                     where, EncodingName(encoding), layer));
+    }
+  }
+  for (const DenseTensor& tensor : manifest.dense) {
+    const auto encoding = ParseEncoding(tensor.encoding);
+    if (!encoding || HasKernels(*encoding)) continue;
+    if (*encoding == Encoding::kF32 && tensor.name.ends_with("router")) continue;
+    return Unsupported(fmt::format("{} has not: dense weights in {} ({}); expected bf16, q8 or q4",
+                                   where, tensor.encoding, tensor.name));
+  }
+  if (kv_format == KvFormat::kQ8) {
+    return Unsupported(where + " has not: --kv q8; expected bf16 or f32");
+  }
+  return OkStatus();
+}
+
+}  // namespace moraine

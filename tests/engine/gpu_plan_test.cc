@@ -1,0 +1,142 @@
+// What needs no GPU to be decided: what lies in VRAM under a budget, and what the GPU cannot compute.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <numeric>
+#include <sstream>
+
+#include "engine/gpu/gpu_model.h"
+#include "engine/gpu/gpu_support.h"
+#include "engine/gpu/vram_plan.h"
+#include "engine/runner.h"
+#include "test_store.h"
+
+namespace moraine {
+namespace {
+
+using testing::HasSubstr;
+
+VramNeeds TenLayers() {
+  VramNeeds needs;
+  needs.dense_bytes = 1000;
+  needs.kv_bytes = 500;
+  needs.scratch_bytes = [](uint32_t chunk) { return uint64_t{chunk}; };
+  needs.layer_bytes = {0, 10'000, 10'000, 10'000, 10'000, 10'000,
+                       10'000, 10'000, 10'000, 10'000, 10'000};
+  needs.chunk = 256;
+  needs.max_context = 4096;
+  return needs;
+}
+
+TEST(VramPlan, EverythingStaysWhereItFits) {
+  const VramPlan plan = *PlanVram(TenLayers(), 101'756);
+  EXPECT_EQ(plan.anchored_layers, 10u);
+  EXPECT_EQ(plan.streamed_layers, 0u);
+  EXPECT_EQ(plan.ring_bytes, 0u);
+  EXPECT_EQ(plan.total_bytes(), 101'756u);
+}
+
+TEST(VramPlan, OneByteLessStreams) {
+  const VramPlan plan = *PlanVram(TenLayers(), 101'755);
+  EXPECT_EQ(plan.ring_bytes, 20'000u);
+  EXPECT_EQ(plan.anchored_layers, 7u);
+  EXPECT_EQ(plan.streamed_layers, 3u);
+  EXPECT_EQ(plan.anchored_bytes + plan.streamed_bytes, 100'000u);
+  EXPECT_LE(plan.total_bytes(), 101'755u);
+}
+
+TEST(VramPlan, AnchoredLayersLieAmongStreamedOnes) {
+  const VramPlan plan = *PlanVram(TenLayers(), 1756 + 20'000 + 50'000);
+  ASSERT_EQ(plan.anchored_layers, 5u);
+  for (uint32_t layer = 1; layer + 1 < plan.anchored.size(); layer += 2) {
+    EXPECT_NE(plan.anchored[layer], plan.anchored[layer + 1]) << layer;
+  }
+  EXPECT_TRUE(plan.anchored[0]) << "a layer without experts";
+}
+
+TEST(VramPlan, TooLittleForTheRingSaysWhatIsNeeded) {
+  const auto plan = PlanVram(TenLayers(), 21'755);
+  ASSERT_FALSE(plan.ok());
+  EXPECT_EQ(plan.status().code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(plan.status().message(), HasSubstr("21.2 KiB"));  // 21,755 and 21,756
+  EXPECT_TRUE(PlanVram(TenLayers(), 21'756).ok());
+}
+
+TEST(VramPlan, ChunkTakesAnEighthAtMost) {
+  VramNeeds needs = TenLayers();
+  needs.chunk = 0;
+  EXPECT_EQ(PlanVram(needs, 1'000'000)->chunk, 4096u) << "the context's length";
+  EXPECT_EQ(PlanVram(needs, 8 * 4096)->chunk, 4096u);
+  EXPECT_EQ(PlanVram(needs, 8 * 4095)->chunk, 2048u);
+}
+
+TEST(VramPlan, Budgets) {
+  EXPECT_EQ(*ParseVramBudget("auto"), 0u);
+  EXPECT_EQ(*ParseVramBudget("16GiB"), uint64_t{16} << 30);
+  EXPECT_THAT(ParseVramBudget("50%").status().message(), HasSubstr("expected a size"));
+}
+
+struct Refusal {
+  const char *fixture, *feature;
+};
+
+class GpuSupportTest : public testing::TestWithParam<Refusal> {};
+
+TEST_P(GpuSupportTest, NamesWhatIsMissing) {
+  const std::string path = GoldenPath(std::string("fixtures/") + GetParam().fixture + "/config.json");
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  const ModelConfig config = *ParseModelConfig(text.str(), path);
+  const std::vector<ExpertLayout> layouts(config.layers.size());
+  const Status status = CheckGpuSupport(config, layouts, Manifest(), KvFormat::kBf16);
+  if (GetParam().feature == nullptr) {
+    EXPECT_TRUE(status.ok()) << status.message();
+    return;
+  }
+  EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+  EXPECT_THAT(status.message(), HasSubstr(config.model_type));
+  EXPECT_THAT(status.message(), HasSubstr(GetParam().feature));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Families, GpuSupportTest,
+    testing::Values(Refusal{"qwen3_moe", nullptr}, Refusal{"qwen3_moe_mixed", nullptr},
+                    Refusal{"deepseek_v3", "multi-head latent attention"},
+                    Refusal{"olmoe", "norms over all heads"},
+                    Refusal{"qwen3_next", "linear attention"}, Refusal{"gpt_oss", "sliding window"},
+                    Refusal{"glm4_moe", "shared experts"}),
+    [](const auto& refusal) { return std::string(refusal.param.fixture); });
+
+TEST(GpuSupport, NamesEncodings) {
+  ModelConfig config;
+  config.model_type = "qwen3_moe";
+  config.layers.push_back({FeedForwardKind::kMoe, 64, GqaConfig{.query_heads = 1, .kv_heads = 1,
+                                                                .head_dim = 64}});
+  std::vector<ExpertLayout> layouts(1);
+  layouts[0].gate_up = Encoding::kMxfp4;
+  EXPECT_THAT(CheckGpuSupport(config, layouts, Manifest(), KvFormat::kBf16).message(),
+              HasSubstr("mxfp4 experts (layer 0)"));
+  layouts[0].gate_up = Encoding::kQ4;
+  Manifest manifest;
+  manifest.dense.push_back({.name = "output", .encoding = "iq4_nl"});
+  EXPECT_THAT(CheckGpuSupport(config, layouts, manifest, KvFormat::kBf16).message(),
+              HasSubstr("iq4_nl (output)"));
+  EXPECT_THAT(CheckGpuSupport(config, layouts, Manifest(), KvFormat::kQ8).message(),
+              HasSubstr("--kv q8"));
+}
+
+TEST(Gpu, WhoeverHasNoneIsTold) {
+  const TestStore store(GoldenPath("fixtures/qwen3_moe"), Encoding::kBf16);
+  RunnerOptions options = TestRunnerOptions(store, "100%");
+  options.gpu = true;
+  options.kv_format = KvFormat::kBf16;
+  const auto runner = Runner::Open(options);
+  if (runner.ok()) GTEST_SKIP() << "there is a GPU: " << (*runner)->gpu()->gpu_name();
+  EXPECT_EQ(runner.status().code(), StatusCode::kUnsupported);
+  EXPECT_THAT(runner.status().message(), HasSubstr("no CUDA"));
+}
+
+}  // namespace
+}  // namespace moraine
