@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <string>
 
+#include "compute/cuda/attention_launch.h"
 #include "compute/cuda/gpu_attention.h"
 #include "compute/cuda/launch.h"
 #include "compute/cuda/mma.cuh"
@@ -306,6 +307,7 @@ Status RunDecodeAttention(const DecodeAttention& attention, Stream stream) {
                            std::to_string(attention.kv.kv_heads) + " KV heads");
   }
   if (attention.token_count == 0) return OkStatus();
+  if (attention.kv.keys_f32 != nullptr) return LaunchDecodeAttentionF32(attention, stream);
   switch (attention.kv.head_dim) {
     case 16: return Launch<16>(attention, stream);
     case 32: return Launch<32>(attention, stream);

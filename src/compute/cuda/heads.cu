@@ -33,6 +33,9 @@ struct Four {
   __device__ void StoreBf16(uint16_t* to) const {
     *reinterpret_cast<uint2*>(to) = make_uint2(PackBf16(v[0], v[1]), PackBf16(v[2], v[3]));
   }
+  __device__ void Store(float* to) const {
+    *reinterpret_cast<float4*>(to) = {v[0], v[1], v[2], v[3]};
+  }
 };
 
 // Value d of a head turned to its position; `head` has the values before.
@@ -104,13 +107,14 @@ __global__ void __launch_bounds__(kWarps * 32) PrepareHeads(const HeadRows rows)
   for (uint32_t i = 0; i < kMaxHeadDim / 128; ++i) {
     const uint32_t d = i * 128 + lane * 4;
     if (d >= dim) continue;
-    if (!is_query) {
+    if (!is_query && rows.kv.keys_f32 != nullptr) {
+      fours[i].Store((is_value ? rows.kv.values_f32 : rows.kv.keys_f32) + to + d);
+    } else if (!is_query) {
       fours[i].StoreBf16((is_value ? rows.kv.values : rows.kv.keys) + to + d);
     } else if (rows.queries_bf16 != nullptr) {
       fours[i].StoreBf16(rows.queries_bf16 + to + d);
     } else {
-      const float* v = fours[i].v;
-      *reinterpret_cast<float4*>(rows.queries_f32 + to + d) = {v[0], v[1], v[2], v[3]};
+      fours[i].Store(rows.queries_f32 + to + d);
     }
   }
 }
