@@ -106,7 +106,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Refusal{"deepseek_v3", "multi-head latent attention"},
                     Refusal{"olmoe", "norms over all heads"},
                     Refusal{"qwen3_next", "linear attention"}, Refusal{"gpt_oss", "sliding window"},
-                    Refusal{"glm4_moe", "shared experts"}),
+                    Refusal{"glm4_moe", "biases of the attention"}),
     [](const auto& refusal) { return std::string(refusal.param.fixture); });
 
 TEST(GpuSupport, NamesEncodings) {

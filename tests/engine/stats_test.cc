@@ -65,6 +65,9 @@ EngineStats Filled() {
   stats.memory = {.budget_bytes = 8 * kGiB, .dense_bytes = kGiB, .kv_bytes = 256 * kMiB,
                   .slot_bytes = 4 * kGiB, .scratch_bytes = 64 * kMiB,
                   .resident_set_bytes = 6 * kGiB, .peak_resident_set_bytes = 7 * kGiB};
+  stats.gpu_memory = {.budget_bytes = 16 * kGiB, .dense_bytes = 2 * kGiB, .kv_bytes = 512 * kMiB,
+                      .scratch_bytes = 600 * kMiB, .expert_bytes = 9 * kGiB, .ring_bytes = 700 * kMiB,
+                      .streamed_bytes = 5 * kGiB};
   stats.expert_count = 320;
   stats.expert_bytes = UINT64_C(1) << 40;
   for (uint32_t layer : {1u, 3u}) {
@@ -110,6 +113,17 @@ void ExpectNoZero(const ordered_json& json, const std::string& path) {
 // Fails when a field of the JSON is not filled from the struct.
 TEST(EngineStatsTest, JsonHasNoZeroFieldWhenAllAreSet) {
   ExpectNoZero(ordered_json::parse(Filled().ToJson()), "");
+}
+
+TEST(EngineStatsTest, TextOnAGpuSaysWhatIsThere) {
+  EngineStats stats = Filled();
+  stats.gpu = "NVIDIA H200";
+  const std::string text = stats.ToText(true);
+  for (const char* part : {"NVIDIA H200", "512 tokens", "dense 2.00 GiB", "experts 9.00 GiB",
+                           "5.00 GiB of experts streamed", "ring of 700.0 MiB", "11 (12 failed"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
+  }
+  EXPECT_EQ(text.find("io_uring"), std::string::npos) << "no drive is read";
 }
 
 TEST(EngineStatsTest, EveryMissingOrIllTypedFieldIsNamed) {
