@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/check.h"
 
@@ -79,15 +80,24 @@ void Sampler::ApplyPenalties() {
   }
 }
 
-int32_t Sampler::Sample(std::span<const float> logits) {
+int32_t Sampler::Sample(std::span<const float> logits, std::span<const uint64_t> allowed) {
   CHECK(logits.size() == logits_.size());
   std::copy(logits.begin(), logits.end(), logits_.begin());
+  if (!allowed.empty()) Forbid(allowed);
   ApplyPenalties();
   const int32_t best = HighestLogit(logits_);
   const int32_t chosen = options_.temperature == 0 ? best : Draw(best);
   seen_[static_cast<size_t>(chosen)] = true;
   ++output_counts_[static_cast<size_t>(chosen)];
   return chosen;
+}
+
+void Sampler::Forbid(std::span<const uint64_t> allowed) {
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  for (size_t token = 0; token < logits_.size(); ++token) {
+    const bool may = token / 64 < allowed.size() && (allowed[token / 64] >> (token % 64) & 1) != 0;
+    if (!may) logits_[token] = kNever;
+  }
 }
 
 int32_t Sampler::Draw(int32_t best_token) {

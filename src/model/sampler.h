@@ -1,6 +1,6 @@
 // Sampler: logits -> one token.
 //
-// Order of operations: logit bias, repetition / presence / frequency penalties, temperature, top-k,
+// Order of operations: what a constraint forbids, logit bias, repetition / presence / frequency penalties, temperature, top-k,
 // top-p, min-p, draw; the order of transformers' generate(), which is how model cards measure their
 // advice. (llama.cpp applies the temperature last, so there top-p and min-p see the untempered
 // distribution.) temperature 0 is greedy: the highest logit after bias and penalties, the lowest id
@@ -46,10 +46,12 @@ class Sampler {
 
   // Tokens of the prompt, for the repetition penalty.
   void AcceptPrompt(std::span<const int32_t> tokens);
-  // Picks a token and accepts it. `logits` has vocab_size values and is left as it was.
-  int32_t Sample(std::span<const float> logits);
+  // Picks a token and accepts it. `logits` has vocab_size values and is left as it was. `allowed`: bit
+  // t % 64 of word t / 64 says whether token t may be picked; empty: all may.
+  int32_t Sample(std::span<const float> logits, std::span<const uint64_t> allowed = {});
 
  private:
+  void Forbid(std::span<const uint64_t> allowed);
   void ApplyPenalties();
   int32_t Draw(int32_t best_token);
 

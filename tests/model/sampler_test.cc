@@ -34,6 +34,20 @@ std::atomic<uint64_t> allocations{0};
 namespace moraine {
 namespace {
 
+TEST(SamplerTest, ForbiddenTokensAreNeverPicked) {
+  const std::vector<float> logits = {5, 4, 3, 2};
+  const uint64_t allowed[] = {0b1100};
+  Sampler greedy({.logit_bias = {{0, 100.0f}}}, 4);
+  EXPECT_EQ(greedy.Sample(logits, allowed), 2);
+  EXPECT_EQ(greedy.Sample(logits), 0);
+  Sampler drawn({.temperature = 100.0f, .repetition_penalty = 2.0f, .seed = 3}, 4);
+  for (int i = 0; i < 100; ++i) EXPECT_GE(drawn.Sample(logits, allowed), 2);
+  // Beyond the mask nothing is allowed.
+  std::vector<float> many(100, 1.0f);
+  Sampler wide({.temperature = 1.0f, .seed = 3}, 100);
+  for (int i = 0; i < 100; ++i) EXPECT_LT(wide.Sample(many, allowed), 64);
+}
+
 using testing::ElementsAre;
 using testing::HasSubstr;
 
