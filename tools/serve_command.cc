@@ -47,11 +47,22 @@ class EngineService final : public GenerationService {
     return info;
   }
   SamplingOptions default_sampling() const override { return engine().default_sampling(); }
-  Result<std::vector<int32_t>> EncodeText(std::string_view text) const override {
-    return engine().text().tokenizer().Encode(text);
+  std::string chat_template() const override { return engine().text().chat_template_source(); }
+  Result<RenderedPrompt> RenderChat(nlohmann::ordered_json context) const override {
+    return engine().text().RenderChat(std::move(context));
   }
-  Result<std::vector<int32_t>> EncodeChat(nlohmann::ordered_json context) const override {
-    return engine().text().EncodeChat(std::move(context));
+  Result<std::vector<int32_t>> EncodePrompt(const RenderedPrompt& prompt) const override {
+    return engine().text().tokenizer().EncodeSegments(prompt.segments);
+  }
+  Result<std::vector<int32_t>> EncodeText(std::string_view text,
+                                          EncodeOptions options) const override {
+    return engine().text().tokenizer().Encode(text, options);
+  }
+  std::shared_ptr<const TokenTrie> token_trie() const override {
+    return engine().text().token_trie(engine().model_info().vocab_size);
+  }
+  std::string DecodeTokens(std::span<const int32_t> tokens) const override {
+    return engine().text().tokenizer().Decode(tokens);
   }
   std::string TokenBytes(int32_t token) const override {
     return std::string(engine().text().tokenizer().TokenBytes(token));

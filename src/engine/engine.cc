@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "engine/profile_saver.h"
 #include "engine/text_assembler.h"
+#include "model/constraint/token_constraint.h"
 
 namespace moraine {
 namespace {
@@ -291,11 +292,12 @@ FinishReason Engine::Impl::Decode(const Job& job, std::span<const float> logits,
                                   GenerationEvent* event) {
   const GenerationRequest& request = job.request;
   const std::vector<int32_t>& eos = runner_->info().eos_tokens;
+  TokenConstraint* constraint = request.constraint.get();
   const uint32_t room = runner_->max_context() - runner_->position();
   const uint32_t budget = request.max_tokens > 0 ? std::min(request.max_tokens, room) : room;
   Sampler sampler(request.sampling, runner_->config().vocab_size);
   sampler.AcceptPrompt(request.prompt);
-  TextAssembler text(&text_->tokenizer(), request.stop);
+  TextAssembler text(&text_->tokenizer(), request.stop, request.keep_special_tokens);
   const Runner::LogitsSink keep = [&](uint32_t, std::span<const float> values) {
     std::copy(values.begin(), values.end(), logits_.begin());
   };
@@ -304,15 +306,28 @@ FinishReason Engine::Impl::Decode(const Job& job, std::span<const float> logits,
     if (job.generation->cancelled_.load(std::memory_order_relaxed)) {
       return FinishReason::kCancelled;
     }
-    const int32_t token = sampler.Sample(logits);
+    if (constraint != nullptr && constraint->must_end()) {
+      reason = FinishReason::kStop;
+      break;
+    }
+    const int32_t token = constraint == nullptr
+                              ? sampler.Sample(logits)
+                              : sampler.Sample(logits, constraint->AllowedTokens());
     if (!std::isfinite(logits[static_cast<size_t>(token)])) {
       event->error = Internal("the model computed logits that are not finite");
       return FinishReason::kError;
     }
     ++event->timings.completion_tokens;
-    if (!request.ignore_eos && std::find(eos.begin(), eos.end(), token) != eos.end()) {
+    const bool may_end = !request.ignore_eos || constraint != nullptr;
+    if (may_end && std::find(eos.begin(), eos.end(), token) != eos.end()) {
       reason = FinishReason::kStop;
       break;
+    }
+    if (constraint != nullptr && !constraint->Accept(token)) {
+      event->error = constraint->too_complex()
+                         ? ResourceExhausted("the schema leaves too many ways open to follow them all")
+                         : Internal("no token of the vocabulary continues the constrained output");
+      return FinishReason::kError;
     }
     event->kind = GenerationEvent::Kind::kToken;
     event->token = token;

@@ -24,6 +24,8 @@
 
 namespace moraine {
 
+class TokenConstraint;  // model/constraint/token_constraint.h
+
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kError };
 
 struct GenerationTimings {
@@ -57,6 +59,10 @@ struct GenerationRequest {
   uint32_t max_tokens = 0;       // 0: up to the context's end
   std::vector<std::string> stop; // not part of the text that is emitted
   bool ignore_eos = false;
+  // Special tokens are part of the text: for formats that write tool calls with them.
+  bool keep_special_tokens = false;
+  // What the output must be a text of; null: anything. This request's own, used by the engine thread.
+  std::shared_ptr<TokenConstraint> constraint;
   std::optional<uint32_t> top_logprobs;  // 0: only the chosen token's
   std::function<void(const GenerationEvent&)> on_event;
 };

@@ -14,8 +14,9 @@ namespace moraine {
 
 class TextAssembler {
  public:
-  TextAssembler(const Tokenizer* tokenizer, std::vector<std::string> stop)
-      : decoder_(tokenizer), stop_(std::move(stop)) {}
+  TextAssembler(const Tokenizer* tokenizer, std::vector<std::string> stop,
+                bool keep_special_tokens = false)
+      : decoder_(tokenizer, !keep_special_tokens), stop_(std::move(stop)) {}
 
   // Appends a token; returns the text that is now final, without the stop string and what follows.
   std::string Push(int32_t token) { return Accept(decoder_.Push(token)); }

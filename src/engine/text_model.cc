@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "model/constraint/token_trie.h"
 #include "model/template/typescript_tools.h"
 
 namespace moraine {
@@ -31,6 +32,7 @@ Result<TextModel> TextModel::Load(const Manifest& manifest) {
     source = text.tokenizer_.config().chat_template;
     tool_use = text.tokenizer_.config().tool_use_template;
   }
+  text.chat_template_source_ = source + tool_use;
   if (source.empty()) {
     text.chat_template_status_ =
         Unsupported("this model has no chat template: use it with plain text");
@@ -50,7 +52,15 @@ Status TextModel::AddTemplate(const std::string& source, std::optional<Template>
   return OkStatus();
 }
 
-Result<std::vector<int32_t>> TextModel::EncodeChat(nlohmann::ordered_json context) const {
+std::shared_ptr<const TokenTrie> TextModel::token_trie(uint32_t vocab_size) const {
+  std::call_once(lazy_trie_->once, [&] {
+    lazy_trie_->trie =
+        std::make_shared<const TokenTrie>(TokenTrie::FromTokenizer(tokenizer_, vocab_size));
+  });
+  return lazy_trie_->trie;
+}
+
+Result<RenderedPrompt> TextModel::RenderChat(nlohmann::ordered_json context) const {
   RETURN_IF_ERROR(chat_template_status_);
   context["bos_token"] = tokenizer_.config().bos_token;
   context["eos_token"] = tokenizer_.config().eos_token;
@@ -64,7 +74,11 @@ Result<std::vector<int32_t>> TextModel::EncodeChat(nlohmann::ordered_json contex
     const auto declared = TypeScriptOfTools(context["tools"]);
     if (declared.has_value()) context["tools_ts_str"] = *declared;
   }
-  ASSIGN_OR_RETURN(const RenderedPrompt prompt, chat_template.parsed.Render(context));
+  return chat_template.parsed.Render(context);
+}
+
+Result<std::vector<int32_t>> TextModel::EncodeChat(nlohmann::ordered_json context) const {
+  ASSIGN_OR_RETURN(const RenderedPrompt prompt, RenderChat(std::move(context)));
   return tokenizer_.EncodeSegments(prompt.segments);
 }
 

@@ -16,10 +16,33 @@ const char* CodeOf(const Status& status) {
   }
 }
 
+// Anthropic's names, which follow the status.
+const char* AnthropicType(int http_status) {
+  switch (http_status) {
+    case 401: return "authentication_error";
+    case 403: return "permission_error";
+    case 404: return "not_found_error";
+    case 413: return "request_too_large";
+    case 429: return "rate_limit_error";
+    case 503: return "overloaded_error";
+    default: return http_status >= 500 ? "api_error" : "invalid_request_error";
+  }
+}
+
 }  // namespace
 
-std::string ApiError::ToJson() const {
+ErrorShape ErrorShapeOfPath(std::string_view path) {
+  return path.starts_with("/v1/messages") ? ErrorShape::kAnthropic : ErrorShape::kOpenAi;
+}
+
+std::string ApiError::ToJson(ErrorShape shape) const {
   nlohmann::ordered_json error;
+  if (shape == ErrorShape::kAnthropic) {
+    error["type"] = "error";
+    error["error"]["type"] = AnthropicType(http_status);
+    error["error"]["message"] = message;
+    return error.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  }
   error["message"] = message;
   error["type"] = type;
   error["param"] = nullptr;
@@ -97,10 +120,10 @@ ApiError ErrorOfGeneration(const Status& status) {
   return error;
 }
 
-HttpResponse ErrorResponse(const ApiError& error) {
+HttpResponse ErrorResponse(const ApiError& error, ErrorShape shape) {
   HttpResponse response;
   response.status = error.http_status;
-  response.body = error.ToJson();
+  response.body = error.ToJson(shape);
   if (!error.may_retry) response.fields.push_back({"x-should-retry", "false"});
   if (error.retry_after_s > 0) {
     response.fields.push_back({"retry-after", std::to_string(error.retry_after_s)});

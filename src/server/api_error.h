@@ -1,11 +1,12 @@
-// ApiError: one failure as OpenAI's clients understand it.
+// ApiError: one failure as OpenAI's and Anthropic's clients understand it.
 //
-// Always {"error":{"message","type","param","code"}} as application/json: with any other shape the
-// official clients lose type, param and code, with any other content type they return a string.
-// Clients retry 408, 409, 429 and 5xx by themselves, so what would fail again says
+// Always {"error":{"message","type","param","code"}} as application/json: with any other shape OpenAI's
+// clients lose type, param and code, with any other content type they return a string. /v1/messages has
+// {"type":"error","error":{"type","message"}}; both APIs' clients retry 408, 409, 429 and 5xx by themselves, so what would fail again says
 // `x-should-retry: false`.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -14,6 +15,10 @@
 #include "server/http_message.h"
 
 namespace moraine {
+
+enum class ErrorShape : uint8_t { kOpenAi, kAnthropic };
+// Of what is answered at this path.
+ErrorShape ErrorShapeOfPath(std::string_view path);
 
 struct ApiError {
   int http_status = 500;
@@ -24,7 +29,7 @@ struct ApiError {
   bool may_retry = false;
   int retry_after_s = 0;  // 0: not said
 
-  std::string ToJson() const;
+  std::string ToJson(ErrorShape shape = ErrorShape::kOpenAi) const;
 };
 
 // 400. "temperature: expected a number from 0 to 2, found the string \"warm\"".
@@ -42,6 +47,6 @@ ApiError ErrorOfSubmit(const Status& status, const std::string& param, int retry
 // What a generation ended with.
 ApiError ErrorOfGeneration(const Status& status);
 
-HttpResponse ErrorResponse(const ApiError& error);
+HttpResponse ErrorResponse(const ApiError& error, ErrorShape shape = ErrorShape::kOpenAi);
 
 }  // namespace moraine

@@ -7,7 +7,13 @@
 #include <random>
 
 #include "base/log.h"
+#include "server/api_request.h"
+#include "server/api_response.h"
+#include "server/generation_setup.h"
 #include "server/json_fields.h"
+#include "server/messages_api.h"
+#include "server/responses_api.h"
+#include "server/text_routes.h"
 
 namespace moraine {
 namespace {
@@ -22,6 +28,14 @@ Route FindRoute(std::string_view path) {
   if (path.starts_with(kModelPrefix) && path.size() > kModelPrefix.size()) return Route::kModel;
   if (path == "/v1/chat/completions") return Route::kChatCompletions;
   if (path == "/v1/completions") return Route::kCompletions;
+  if (path == "/v1/responses") return Route::kResponses;
+  if (path == "/v1/messages") return Route::kMessages;
+  if (path == "/v1/messages/count_tokens") return Route::kCountTokens;
+  if (path == "/tokenize") return Route::kTokenize;
+  if (path == "/detokenize") return Route::kDetokenize;
+  if (path == "/apply-template") return Route::kApplyTemplate;
+  if (path == "/props") return Route::kProps;
+  if (path == "/slots") return Route::kSlots;
   if (path == "/admin/ram-budget") return Route::kAdminRamBudget;
   return Route::kNone;
 }
@@ -67,19 +81,35 @@ std::optional<ApiError> CheckBodyHead(const RequestHead& head, bool wants_json) 
 ApiHandler::ApiHandler(ApiHandlerOptions options, GenerationService* service)
     : options_(std::move(options)), access_(options_.access), service_(service) {}
 
+bool ApiHandler::Prepares(Route route) {
+  switch (route) {
+    case Route::kChatCompletions:
+    case Route::kCompletions:
+    case Route::kResponses:
+    case Route::kMessages:
+    case Route::kCountTokens:
+    case Route::kTokenize:
+    case Route::kDetokenize:
+    case Route::kApplyTemplate: return true;
+    default: return false;
+  }
+}
+
 std::optional<HttpResponse> ApiHandler::CheckHead(const RequestHead& head, Route* route) const {
-  if (auto error = access_.CheckHost(head)) return ErrorResponse(*error);
+  const ErrorShape shape = ErrorShapeOfPath(head.path());
+  if (auto error = access_.CheckHost(head)) return ErrorResponse(*error, shape);
   *route = FindRoute(head.path());
   if (Administers(*route) && !options_.admin) *route = Route::kNone;
   const std::string_view methods = TakesBody(*route) ? "POST, OPTIONS" : "GET, HEAD, OPTIONS";
   if (head.method == "OPTIONS") return access_.Preflight(head, methods);
   if (*route == Route::kNone) {
     return ErrorResponse(MakeApiError(404, "invalid_request_error", "not_found",
-                                      fmt::format("there is nothing at {}", head.path())));
+                                      fmt::format("there is nothing at {}", head.path())),
+                         shape);
   }
   if (*route != Route::kHealth) {  // probes have no key
     if (auto error = access_.CheckKey(head)) {
-      HttpResponse response = ErrorResponse(*error);
+      HttpResponse response = ErrorResponse(*error, shape);
       response.fields.push_back({"www-authenticate", "Bearer"});
       return response;
     }
@@ -92,11 +122,12 @@ std::optional<HttpResponse> ApiHandler::CheckHead(const RequestHead& head, Route
   if (!method_ok) {
     HttpResponse response = ErrorResponse(
         MakeApiError(405, "invalid_request_error", "method_not_allowed",
-                     fmt::format("{} allows {}, found {}", head.path(), methods, head.method)));
+                     fmt::format("{} allows {}, found {}", head.path(), methods, head.method)),
+        shape);
     response.fields.push_back({"allow", std::string(methods)});
     return response;
   }
-  if (auto error = CheckBodyHead(head, TakesBody(*route))) return ErrorResponse(*error);
+  if (auto error = CheckBodyHead(head, TakesBody(*route))) return ErrorResponse(*error, shape);
   return std::nullopt;
 }
 
@@ -175,7 +206,8 @@ HttpResponse ApiHandler::Stats(const RequestHead& head) const {
   return response;
 }
 
-HttpResponse ApiHandler::Answer(Route route, const RequestHead& head) const {
+HttpResponse ApiHandler::Answer(Route route, const RequestHead& head,
+                                const std::vector<SlotReport>& slots) const {
   HttpResponse response;
   switch (route) {
     case Route::kHealth: return Health();
@@ -190,12 +222,16 @@ HttpResponse ApiHandler::Answer(Route route, const RequestHead& head) const {
       response.body = ModelBody(service_->model_info());
       return response;
     }
-    case Route::kNone:
-    case Route::kAdminRamBudget:
-    case Route::kChatCompletions:
-    case Route::kCompletions: break;
+    case Route::kProps:
+      if (auto error = NotReady()) return ErrorResponse(*error);
+      response.body = PropsBody(*service_, options_.fingerprint);
+      return response;
+    case Route::kSlots:
+      response.body = SlotsBody(slots);
+      return response;
+    default: break;
   }
-  CHECK(false, "Answer is for routes that do not generate");
+  CHECK(false, "Answer is for routes without a body");
   return response;
 }
 
@@ -209,52 +245,104 @@ std::optional<ApiError> ApiHandler::CheckModel(const std::string& asked) const {
   return error;
 }
 
-std::optional<ApiError> ApiHandler::Prepare(Route route, std::string_view body,
-                                            PreparedGeneration* prepared) const {
-  if (auto error = NotReady()) return error;
-  const bool chat = route == Route::kChatCompletions;
-  const ModelInfo model = service_->model_info();
-  const auto random_bits = options_.random_bits ? options_.random_bits : RandomBits;
-  RequestDefaults defaults{service_->default_sampling(), model.vocab_size};
-  defaults.sampling.seed = random_bits();
+uint64_t ApiHandler::RandomId() const {
+  return options_.random_bits ? options_.random_bits() : RandomBits();
+}
 
-  ApiRequest& request = prepared->request;
-  if (auto error = chat ? ParseChatRequest(body, defaults, &request)
-                        : ParseCompletionRequest(body, defaults, &request)) {
+PreparedRequest ApiHandler::Prepare(Route route, std::string_view body) const {
+  PreparedRequest prepared;
+  std::optional<ApiError> error = NotReady();
+  if (!error) {
+    HttpResponse answer;
+    switch (route) {
+      case Route::kTokenize: error = Tokenize(*service_, body, &answer.body); break;
+      case Route::kDetokenize: error = Detokenize(*service_, body, &answer.body); break;
+      case Route::kCountTokens: error = CountTokens(*service_, body, &answer.body); break;
+      case Route::kApplyTemplate: error = ApplyTemplate(*service_, body, &answer.body); break;
+      default: error = PrepareGeneration(route, body, &prepared);
+    }
+    if (!error && prepared.writer == nullptr) prepared.answer = std::move(answer);
+  }
+  const bool anthropic = route == Route::kMessages || route == Route::kCountTokens;
+  const ErrorShape shape = anthropic ? ErrorShape::kAnthropic : ErrorShape::kOpenAi;
+  if (error) prepared.answer = ErrorResponse(*error, shape);
+  return prepared;
+}
+
+namespace {
+
+// The body as it came goes to *json if the answer repeats parts of it.
+std::optional<ApiError> ReadRequest(Route route, std::string_view body,
+                                    const RequestDefaults& defaults, Json* json,
+                                    ApiRequest* request) {
+  if (route == Route::kChatCompletions) return ParseChatRequest(body, defaults, request);
+  if (route == Route::kCompletions) return ParseCompletionRequest(body, defaults, request);
+  if (auto error = ParseJsonBody(body, json)) return error;
+  Json chat;
+  if (auto error = route == Route::kResponses
+                       ? TranslateResponsesRequest(*json, &chat)
+                       : TranslateMessagesRequest(*json, /*counts=*/false, &chat)) {
     return error;
   }
+  return ReadChatRequest(chat, defaults, request);
+}
+
+// As each API's clients know them.
+const char* IdPrefix(Route route) {
+  switch (route) {
+    case Route::kChatCompletions: return "chatcmpl-";
+    case Route::kResponses: return "resp_";
+    case Route::kMessages: return "msg_";
+    default: return "cmpl-";
+  }
+}
+
+}  // namespace
+
+std::optional<ApiError> ApiHandler::PrepareGeneration(Route route, std::string_view body,
+                                                      PreparedRequest* prepared) const {
+  RequestDefaults defaults{service_->default_sampling(), service_->model_info().vocab_size};
+  defaults.sampling.seed = RandomId();
+  ApiRequest request;
+  Json json;
+  if (auto error = ReadRequest(route, body, defaults, &json, &request)) return error;
   if (!request.model.empty()) {
     if (auto error = CheckModel(request.model)) return error;
   }
-  GenerationRequest& generation = prepared->generation;
-  if (request.prompt_tokens) {
-    generation.prompt = std::move(*request.prompt_tokens);
-  } else {
-    Result<std::vector<int32_t>> prompt = chat
-                                              ? service_->EncodeChat(std::move(request.template_context))
-                                              : service_->EncodeText(request.prompt_text);
-    if (!prompt.ok()) return ErrorOfEncoding(prompt.status(), chat ? "messages" : "prompt");
-    generation.prompt = std::move(*prompt);
+  GenerationSetup setup;
+  if (auto error = SetUpGeneration(*service_, &request, [this] { return RandomId(); }, &setup)) {
+    return error;
   }
-  generation.sampling = request.sampling;
-  generation.max_tokens = request.max_tokens;
-  generation.stop = request.stop;
-  generation.ignore_eos = request.ignore_eos;
-  generation.top_logprobs = request.top_logprobs;
-
-  CompletionIdentity& identity = prepared->identity;
-  identity.kind = request.kind;
-  identity.id = fmt::format("{}-{:016x}", chat ? "chatcmpl" : "cmpl", random_bits());
-  identity.created_unix = UnixTime();
-  identity.model = model.name;
-  identity.fingerprint = options_.fingerprint;
+  prepared->id = fmt::format("{}{:016x}", IdPrefix(route), RandomId());
+  prepared->prompt_field = route == Route::kCompletions ? "prompt"
+                           : route == Route::kResponses ? "input"
+                                                        : "messages";
+  prepared->generations = std::move(setup.generations);
+  prepared->writer = MakeWriter(route, request, json, prepared->id, std::move(setup.parsers));
+  if (!request.parallel_tool_calls) prepared->writer->set_max_tool_calls(1);
   return std::nullopt;
 }
 
-CompletionWriter ApiHandler::MakeWriter(const PreparedGeneration& prepared) const {
-  return CompletionWriter(prepared.identity, prepared.request.include_usage,
-                          prepared.request.top_logprobs.has_value(),
-                          [this](int32_t token) { return service_->TokenBytes(token); });
+std::unique_ptr<ResponseWriter> ApiHandler::MakeWriter(
+    Route route, const ApiRequest& request, const Json& body, const std::string& id,
+    std::vector<std::unique_ptr<OutputParser>> parsers) const {
+  const std::string model = service_->model_info().name;
+  if (route == Route::kMessages) {
+    return std::make_unique<MessagesWriter>(MessagesWriterOptions{id, model, request.stream},
+                                            std::move(parsers));
+  }
+  if (route == Route::kResponses) {
+    return std::make_unique<ResponsesWriter>(
+        ResponsesWriterOptions{id, UnixTime(), model, request.stream, body}, std::move(parsers));
+  }
+  CompletionWriterOptions options;
+  options.identity = {request.kind, id, UnixTime(), model, options_.fingerprint};
+  options.streams = request.stream;
+  options.include_usage = request.include_usage;
+  options.with_logprobs = request.top_logprobs.has_value();
+  options.with_progress = request.return_progress;
+  options.token_bytes = [this](int32_t token) { return service_->TokenBytes(token); };
+  return std::make_unique<CompletionWriter>(std::move(options), std::move(parsers));
 }
 
 void ApiHandler::Finalize(const RequestHead& head, HttpResponse* response) {

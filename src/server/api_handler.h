@@ -1,11 +1,12 @@
-// ApiHandler: the server without its sockets. Routes, access, and everything that can be answered at
-// once; what generates is only prepared here (parsed, tokenized) and run by the connection.
+// ApiHandler: the server without its sockets. Routes, access, and everything that can be answered without
+// generating; what generates is only prepared here (parsed, tokenized) and run by the connection.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -14,9 +15,9 @@
 #include "server/access.h"
 #include "server/api_error.h"
 #include "server/api_request.h"
-#include "server/api_response.h"
 #include "server/generation_service.h"
 #include "server/http_message.h"
+#include "server/response_writer.h"
 
 namespace moraine {
 
@@ -29,6 +30,14 @@ enum class Route : uint8_t {
   kModel,
   kChatCompletions,
   kCompletions,
+  kResponses,
+  kMessages,
+  kCountTokens,
+  kTokenize,
+  kDetokenize,
+  kApplyTemplate,
+  kProps,
+  kSlots,
   kAdminRamBudget,
 };
 
@@ -43,11 +52,21 @@ struct ApiHandlerOptions {
   std::function<uint64_t()> random_bits;
 };
 
-// A generation that is ready to be submitted.
-struct PreparedGeneration {
-  ApiRequest request;
-  GenerationRequest generation;  // all but on_event
-  CompletionIdentity identity;
+// What became of a body: an answer, or generations that are ready to be submitted.
+struct PreparedRequest {
+  std::optional<HttpResponse> answer;
+  std::vector<GenerationRequest> generations;  // one a choice; all but on_event
+  std::unique_ptr<ResponseWriter> writer;
+  std::string id;
+  std::string prompt_field;  // for errors of Submit
+};
+
+// What /slots says of one request.
+struct SlotReport {
+  std::string id;
+  std::string state;  // "queued", "prefill" or "decode"
+  uint32_t prompt_tokens = 0, prefilled_tokens = 0;
+  uint64_t generated_tokens = 0;
 };
 
 // Thread-safe.
@@ -59,21 +78,18 @@ class ApiHandler {
   // Looks at a head before its body is read. Returns the answer if that settles it (refusals, OPTIONS),
   // else the route.
   std::optional<HttpResponse> CheckHead(const RequestHead& head, Route* route) const;
-  static bool Generates(Route route) {
-    return route == Route::kChatCompletions || route == Route::kCompletions;
-  }
-
+  // Has a body whose work is not for the I/O thread.
+  static bool Prepares(Route route);
   static bool Administers(Route route) { return route == Route::kAdminRamBudget; }
-  static bool TakesBody(Route route) { return Generates(route) || Administers(route); }
+  static bool TakesBody(Route route) { return Prepares(route) || Administers(route); }
 
   // {"ram_budget":"6GiB"} -> the budget now, its minimum and maximum.
   HttpResponse Administer(Route route, std::string_view body) const;
-  // The routes that neither generate nor administer.
-  HttpResponse Answer(Route route, const RequestHead& head) const;
+  // The routes without a body; `slots` is what the connections are doing.
+  HttpResponse Answer(Route route, const RequestHead& head,
+                      const std::vector<SlotReport>& slots) const;
   // Parses and tokenizes: up to seconds for a body of many megabytes, so not for the I/O thread.
-  std::optional<ApiError> Prepare(Route route, std::string_view body,
-                                  PreparedGeneration* prepared) const;
-  CompletionWriter MakeWriter(const PreparedGeneration& prepared) const;
+  PreparedRequest Prepare(Route route, std::string_view body) const;
 
   // Adds what every response to this request has. Counts it.
   void Finalize(const RequestHead& head, HttpResponse* response);
@@ -84,6 +100,13 @@ class ApiHandler {
   std::optional<ApiError> NotReady() const;
   std::optional<ApiError> CheckAdmin(const RequestHead& head) const;
   std::optional<ApiError> CheckModel(const std::string& asked) const;
+  std::optional<ApiError> PrepareGeneration(Route route, std::string_view body,
+                                            PreparedRequest* prepared) const;
+  std::unique_ptr<ResponseWriter> MakeWriter(Route route, const ApiRequest& request,
+                                             const nlohmann::ordered_json& body,
+                                             const std::string& id,
+                                             std::vector<std::unique_ptr<OutputParser>> parsers) const;
+  uint64_t RandomId() const;
   HttpResponse Health() const;
   HttpResponse Metrics() const;
   HttpResponse Stats(const RequestHead& head) const;

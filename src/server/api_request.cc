@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <charconv>
 #include <limits>
-#include <set>
 
+#include "server/chat_messages.h"
 #include "server/json_fields.h"
 
 namespace moraine {
@@ -21,32 +21,26 @@ constexpr uint32_t kMaxTokensField = std::numeric_limits<int32_t>::max();
 // What /v1/completions generates when max_tokens is absent: OpenAI's default, which clients of that
 // endpoint rely on. Chat has none.
 constexpr uint32_t kCompletionDefaultTokens = 16;
-
-// Present, and not in the form that asks for nothing: null, false, [], {} .
-bool AsksForSomething(const Json* value) {
-  if (value == nullptr || value->is_null()) return false;
-  if (value->is_boolean()) return value->get<bool>();
-  if (value->is_structured()) return !value->empty();
-  return true;
-}
+// Each choice is a generation with a place in the queue, whose limit is 8 unless the user says more.
+constexpr uint32_t kMaxChoices = 8;
 
 void RefuseUnsupported(FieldReader& fields) {
   struct Refusal {
     const char* name;
     const char* why;
   };
-  static constexpr const char* kNoTools = "this server does not call tools";
-  static constexpr const char* kNoGuide = "output cannot be constrained to a grammar";
+  static constexpr const char* kUseTools = "use tools and tool_choice";
+  static constexpr const char* kNoGuide = "use response_format";
   static constexpr Refusal kRefusals[] = {
-      {"tools", kNoTools},
-      {"functions", kNoTools},
-      {"function_call", kNoTools},
+      {"functions", kUseTools},
+      {"function_call", kUseTools},
       {"audio", "text only"},
       {"prediction", "predicted outputs are not implemented"},
       {"web_search_options", "this server does not search"},
       {"suffix", "text is only appended, not inserted"},
       {"echo", "the prompt is not repeated"},
       {"use_beam_search", "tokens are sampled"},
+      {"continue_final_message", "an answer is always a message of its own"},
       {"guided_json", kNoGuide},
       {"guided_regex", kNoGuide},
       {"guided_choice", kNoGuide},
@@ -60,24 +54,32 @@ void RefuseUnsupported(FieldReader& fields) {
       fields.Fail(UnsupportedField(refusal.name, refusal.why));
     }
   }
-  for (const char* name : {"n", "best_of"}) {
-    int64_t count = 1;
-    fields.Integer(name, 1, 128, &count);
-    if (count != 1) fields.Fail(UnsupportedField(name, "one choice per request"));
-  }
-  if (const Json* choice = fields.Get("tool_choice")) {
-    if (*choice != "none" && *choice != "auto") {
-      fields.Fail(UnsupportedField("tool_choice", kNoTools));
-    }
-  }
+  int64_t best_of = 1;
+  fields.Integer("best_of", 1, 128, &best_of);
+  if (best_of != 1) fields.Fail(UnsupportedField("best_of", "all choices are returned: use n"));
   if (const Json* modalities = fields.Get("modalities")) {
     if (*modalities != Json::array({"text"})) {
       fields.Fail(UnsupportedField("modalities", "text only"));
     }
   }
-  if (const Json* format = fields.Get("response_format")) {
-    const bool is_text = format->is_object() && format->contains("type") && (*format)["type"] == "text";
-    if (!is_text) fields.Fail(UnsupportedField("response_format", kNoGuide));
+}
+
+void ReadResponseFormat(FieldReader& fields, ApiRequest* out) {
+  const Json* format = fields.Get("response_format");
+  if (format == nullptr) return;
+  const Json type = format->is_object() ? format->value("type", Json()) : Json();
+  if (type == "text") return;
+  if (type == "json_object") {
+    out->response_format = ResponseFormat::kJsonObject;
+  } else if (type == "json_schema") {
+    out->response_format = ResponseFormat::kJsonSchema;
+    const Json named = format->value("json_schema", Json());
+    out->response_schema = named.is_object() ? named.value("schema", Json()) : Json();
+    if (!out->response_schema.is_object()) {
+      fields.Fail("response_format.json_schema.schema", "a JSON schema", out->response_schema);
+    }
+  } else {
+    fields.Fail("response_format.type", "text, json_object or json_schema", type);
   }
 }
 
@@ -159,9 +161,12 @@ void ReadCommon(FieldReader& fields, const RequestDefaults& defaults, ApiRequest
   ReadStreamOptions(fields, out);
   ReadSampling(fields, defaults, &out->sampling);
   ReadStop(fields, &out->stop);
+  ReadResponseFormat(fields, out);
   fields.Unsigned("max_tokens", 1, kMaxTokensField, &out->max_tokens);
   fields.Unsigned("max_completion_tokens", 1, kMaxTokensField, &out->max_tokens);
   fields.Bool("ignore_eos", &out->ignore_eos);
+  fields.Unsigned("n", 1, kMaxChoices, &out->choice_count);
+  fields.Bool("return_progress", &out->return_progress);
 }
 
 void ReadChatLogprobs(FieldReader& fields, std::optional<uint32_t>* top_logprobs) {
@@ -175,100 +180,6 @@ void ReadChatLogprobs(FieldReader& fields, std::optional<uint32_t>* top_logprobs
   if (wanted) *top_logprobs = count;
 }
 
-// A message's content as one string. Text parts are joined by line breaks, as vLLM and llama.cpp do.
-std::optional<ApiError> ReadContent(const Json& message, const std::string& where, std::string* text) {
-  const auto found = message.find("content");
-  const std::string name = where + ".content";
-  if (found == message.end() || found->is_null()) {
-    // Assistant messages may have none (a refusal, a tool call); for the others it is a mistake.
-    if (message["role"] == "assistant") return std::nullopt;
-    return InvalidRequest(name + ": expected a string or an array of text parts, found nothing", name);
-  }
-  if (found->is_string()) {
-    *text = found->get_ref<const std::string&>();
-    return std::nullopt;
-  }
-  if (!found->is_array()) {
-    return InvalidRequest(
-        name + ": expected a string or an array of text parts, found " + DescribeJson(*found), name);
-  }
-  for (size_t i = 0; i < found->size(); ++i) {
-    const Json& part = (*found)[i];
-    const std::string part_name = fmt::format("{}[{}]", name, i);
-    if (!part.is_object() || !part.contains("type") || !part["type"].is_string()) {
-      return InvalidRequest(
-          part_name + ": expected an object with a type, found " + DescribeJson(part), part_name);
-    }
-    if (part["type"] != "text") {
-      return UnsupportedField(part_name + ".type", "text only, found " + DescribeJson(part["type"]));
-    }
-    if (!part.contains("text") || !part["text"].is_string()) {
-      return InvalidRequest(part_name + ".text: expected a string, found " +
-                                (part.contains("text") ? DescribeJson(part["text"]) : "nothing"),
-                            part_name + ".text");
-    }
-    if (i > 0) *text += '\n';
-    *text += part["text"].get_ref<const std::string&>();
-  }
-  return std::nullopt;
-}
-
-std::optional<ApiError> ReadMessage(const Json& message, const std::string& where, Json* out) {
-  static const std::set<std::string> kRoles = {"system", "developer", "user", "assistant", "tool"};
-  if (!message.is_object()) {
-    return InvalidRequest(where + ": expected an object, found " + DescribeJson(message), where);
-  }
-  const Json role = message.value("role", Json());
-  const std::string* role_name = role.get_ptr<const std::string*>();
-  if (role_name == nullptr || kRoles.count(*role_name) == 0) {
-    return InvalidRequest(where +
-                              ".role: expected system, developer, user, assistant or tool, found " +
-                              DescribeJson(role),
-                          where + ".role");
-  }
-  for (const char* name : {"tool_calls", "function_call", "audio"}) {
-    const auto found = message.find(name);
-    if (found != message.end() && AsksForSomething(&*found)) {
-      return UnsupportedField(where + "." + name, "messages are text only");
-    }
-  }
-  std::string text;
-  if (std::optional<ApiError> error = ReadContent(message, where, &text)) return error;
-  // OpenAI's newer name for the same thing; templates know only the older one.
-  (*out)["role"] = *role_name == "developer" ? "system" : *role_name;
-  (*out)["content"] = std::move(text);
-  for (const char* name : {"name", "tool_call_id", "reasoning_content"}) {
-    const auto found = message.find(name);
-    if (found == message.end() || found->is_null()) continue;
-    if (!found->is_string()) {
-      return InvalidRequest(
-          fmt::format("{}.{}: expected a string, found {}", where, name, DescribeJson(*found)),
-          fmt::format("{}.{}", where, name));
-    }
-    (*out)[name] = *found;
-  }
-  return std::nullopt;
-}
-
-void ReadMessages(FieldReader& fields, Json* context) {
-  if (fields.failed()) return;
-  const Json* messages = fields.Get("messages");
-  if (messages == nullptr) {
-    return fields.Fail(InvalidRequest("messages: expected an array, found nothing", "messages"));
-  }
-  if (!messages->is_array() || messages->empty()) {
-    return fields.Fail("messages", "an array of at least one message", *messages);
-  }
-  Json& list = (*context)["messages"] = Json::array();
-  for (size_t i = 0; i < messages->size(); ++i) {
-    Json message = Json::object();
-    std::optional<ApiError> error =
-        ReadMessage((*messages)[i], fmt::format("messages[{}]", i), &message);
-    if (error) return fields.Fail(std::move(*error));
-    list.push_back(std::move(message));
-  }
-}
-
 // vLLM's way to reach a template's own switches, e.g. {"enable_thinking": false}.
 void ReadTemplateVariables(FieldReader& fields, Json* context) {
   const Json* variables = fields.Get("chat_template_kwargs");
@@ -277,13 +188,30 @@ void ReadTemplateVariables(FieldReader& fields, Json* context) {
   for (const auto& [name, value] : variables->items()) {
     // What the server sets itself must not come from a request: "bos_token" and its like are trusted
     // text to the template, in which special tokens are parsed.
-    const bool reserved = name == "messages" || name == "tools" || name == "add_generation_prompt" ||
-                          name.ends_with("_token");
+    const bool reserved = name == "messages" || name == "tools" ||
+                          name == "add_generation_prompt" || name.ends_with("_token");
     if (reserved) {
       return fields.Fail(InvalidRequest("chat_template_kwargs." + name + ": set by the server",
                                         "chat_template_kwargs." + name));
     }
     (*context)[name] = value;
+  }
+}
+
+// "none" turns thinking off in templates that have that switch (Qwen3, GLM); the words are gpt-oss's.
+void ReadReasoning(FieldReader& fields, ApiRequest* out) {
+  std::string effort, format = "auto";
+  fields.String("reasoning_effort", &effort);
+  fields.String("reasoning_format", &format);
+  if (format != "auto" && format != "none") {
+    return fields.Fail("reasoning_format", "\"auto\" or \"none\"", Json(format));
+  }
+  out->split_reasoning = format == "auto";
+  if (effort.empty()) return;
+  Json& context = out->template_context;
+  if (effort == "none" && !context.contains("enable_thinking")) context["enable_thinking"] = false;
+  if (effort != "none" && !context.contains("reasoning_effort")) {
+    context["reasoning_effort"] = effort;
   }
 }
 
@@ -325,19 +253,26 @@ void ReadPrompt(FieldReader& fields, uint32_t vocab_size, ApiRequest* out) {
 
 }  // namespace
 
-std::optional<ApiError> ParseChatRequest(std::string_view body, const RequestDefaults& defaults,
-                                         ApiRequest* out) {
-  Json json;
-  if (std::optional<ApiError> error = ParseJsonBody(body, &json)) return error;
-  FieldReader fields(json);
+std::optional<ApiError> ReadChatRequest(const Json& body, const RequestDefaults& defaults,
+                                        ApiRequest* out) {
+  FieldReader fields(body);
   out->kind = ApiKind::kChat;
   ReadCommon(fields, defaults, out);
   ReadChatLogprobs(fields, &out->top_logprobs);
   out->template_context = Json::object();
   ReadTemplateVariables(fields, &out->template_context);
-  ReadMessages(fields, &out->template_context);
+  ReadReasoning(fields, out);
+  ReadMessages(fields, out);
+  ReadTools(fields, out);
   out->template_context["add_generation_prompt"] = true;
   return fields.error();
+}
+
+std::optional<ApiError> ParseChatRequest(std::string_view body, const RequestDefaults& defaults,
+                                         ApiRequest* out) {
+  Json json;
+  if (std::optional<ApiError> error = ParseJsonBody(body, &json)) return error;
+  return ReadChatRequest(json, defaults, out);
 }
 
 std::optional<ApiError> ParseCompletionRequest(std::string_view body,
@@ -347,6 +282,9 @@ std::optional<ApiError> ParseCompletionRequest(std::string_view body,
   FieldReader fields(json);
   out->kind = ApiKind::kCompletion;
   out->max_tokens = kCompletionDefaultTokens;
+  if (AsksForSomething(fields.Get("tools"))) {
+    fields.Fail(UnsupportedField("tools", "tools are for /v1/chat/completions"));
+  }
   ReadCommon(fields, defaults, out);
   if (fields.Get("logprobs") != nullptr) {
     uint32_t count = 0;

@@ -1,7 +1,8 @@
-// The bodies of POST /v1/chat/completions and /v1/completions.
+// The bodies of POST /v1/chat/completions and /v1/completions, and what /v1/responses and /v1/messages are
+// translated to.
 //
 // Unknown fields are tolerated: clients send hints that mean nothing here. Fields that would change
-// the answer and cannot be honoured (tools, response_format, n > 1, audio, ...) are refused by name.
+// the answer and cannot be honoured (audio, suffix, beam search, ...) are refused by name.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +14,11 @@
 
 #include "model/sampler.h"
 #include "server/api_error.h"
+#include "server/tool_definition.h"
 
 namespace moraine {
 
+enum class ResponseFormat : uint8_t { kText, kJsonObject, kJsonSchema };
 enum class ApiKind : uint8_t { kChat, kCompletion };
 
 struct ApiRequest {
@@ -23,8 +26,19 @@ struct ApiRequest {
   std::string model;  // empty: not said
   bool stream = false;
   bool include_usage = false;
-  // kChat: what the template gets, messages in normal form (content is a string).
+  bool return_progress = false;  // llama.cpp's field: chunks that say how far prefill is
+  uint32_t choice_count = 1;     // "n"
+  // kChat: what the template gets, messages in normal form (content is a string, the arguments of tool
+  // calls are objects).
   nlohmann::ordered_json template_context;
+  // The arguments of the messages' tool calls as they were sent, in order: for templates that want text.
+  std::vector<std::string> tool_arguments;
+  std::vector<ToolDefinition> tools;  // none if tool_choice is "none"
+  ToolChoice tool_choice;
+  bool parallel_tool_calls = true;
+  bool split_reasoning = true;
+  ResponseFormat response_format = ResponseFormat::kText;
+  nlohmann::ordered_json response_schema;  // kJsonSchema
   // kCompletion: ids if they were given, else the text.
   std::string prompt_text;
   std::optional<std::vector<int32_t>> prompt_tokens;
@@ -46,5 +60,11 @@ std::optional<ApiError> ParseChatRequest(std::string_view body, const RequestDef
                                          ApiRequest* out);
 std::optional<ApiError> ParseCompletionRequest(std::string_view body,
                                                const RequestDefaults& defaults, ApiRequest* out);
+// The same of a body that is JSON already.
+std::optional<ApiError> ReadChatRequest(const nlohmann::ordered_json& body,
+                                        const RequestDefaults& defaults, ApiRequest* out);
+
+// Replaces the arguments of the messages' tool calls by the text that was sent.
+void UseArgumentText(ApiRequest* request);
 
 }  // namespace moraine

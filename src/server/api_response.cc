@@ -10,29 +10,27 @@ namespace moraine {
 namespace {
 
 using Json = nlohmann::ordered_json;
+using Kind = OutputDelta::Kind;
 
-std::string Dump(const Json& json) {
-  // Text is valid UTF-8 by the engine's contract; model names come from the file system.
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
-std::string DataEvent(const Json& json) { return "data: " + Dump(json) + "\n\n"; }
+std::string DataEvent(const Json& json) { return "data: " + DumpJson(json) + "\n\n"; }
 
 // JSON has no infinity; OpenAI writes this for a token of probability zero.
 double FiniteLogprob(float value) { return std::max(static_cast<double>(value), -9999.0); }
 
-const char* FinishReasonText(FinishReason reason) {
+const char* FinishReasonText(const ChoiceAnswer& answer) {
   // A cancelled or failed generation never gets here: it ends in an error.
-  return reason == FinishReason::kLength ? "length" : "stop";
+  if (answer.finish_reason == FinishReason::kLength) return "length";
+  return answer.tool_calls.empty() ? "stop" : "tool_calls";
 }
 
-Json UsageOf(const GenerationTimings& timings) {
-  Json usage;
-  usage["prompt_tokens"] = timings.prompt_tokens;
-  usage["completion_tokens"] = timings.completion_tokens;
-  usage["total_tokens"] = uint64_t{timings.prompt_tokens} + timings.completion_tokens;
-  usage["prompt_tokens_details"]["cached_tokens"] = timings.cached_tokens;
-  return usage;
+Json ToolCallHead(size_t index, const std::string& id, const std::string& name) {
+  Json call;
+  call["index"] = index;
+  call["id"] = id;
+  call["type"] = "function";
+  call["function"]["name"] = name;
+  call["function"]["arguments"] = "";
+  return call;
 }
 
 Json SpelledToken(const std::string& bytes, float logprob) {
@@ -65,35 +63,51 @@ Json EmptyLogprobs(ApiKind kind) {
 
 }  // namespace
 
-CompletionWriter::CompletionWriter(CompletionIdentity identity, bool include_usage,
-                                   bool with_logprobs, TokenBytes token_bytes)
-    : identity_(std::move(identity)),
-      include_usage_(include_usage),
-      with_logprobs_(with_logprobs),
-      token_bytes_(std::move(token_bytes)),
-      logprobs_(EmptyLogprobs(identity_.kind)) {}
+std::string DumpJson(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+CompletionWriter::CompletionWriter(CompletionWriterOptions options,
+                                   std::vector<std::unique_ptr<OutputParser>> parsers)
+    : ResponseWriter(std::move(parsers), options.streams), options_(std::move(options)) {
+  states_.resize(choices().size());
+  for (ChoiceState& state : states_) state.logprobs = EmptyLogprobs(options_.identity.kind);
+}
+
+Json CompletionWriter::UsageBody() const {
+  const UsageTotals totals = Usage();
+  Json usage;
+  usage["prompt_tokens"] = totals.prompt_tokens;
+  usage["completion_tokens"] = totals.completion_tokens;
+  usage["total_tokens"] = totals.prompt_tokens + totals.completion_tokens;
+  usage["prompt_tokens_details"]["cached_tokens"] = totals.cached_tokens;
+  if (totals.reasoning_tokens > 0) {
+    usage["completion_tokens_details"]["reasoning_tokens"] = totals.reasoning_tokens;
+  }
+  return usage;
+}
 
 Json CompletionWriter::Chunk(Json choices) const {
+  const CompletionIdentity& identity = options_.identity;
   Json chunk;
-  chunk["id"] = identity_.id;
-  chunk["object"] =
-      identity_.kind == ApiKind::kChat ? "chat.completion.chunk" : "text_completion";
-  chunk["created"] = identity_.created_unix;
-  chunk["model"] = identity_.model;
-  chunk["system_fingerprint"] = identity_.fingerprint;
+  chunk["id"] = identity.id;
+  chunk["object"] = is_chat() ? "chat.completion.chunk" : "text_completion";
+  chunk["created"] = identity.created_unix;
+  chunk["model"] = identity.model;
+  chunk["system_fingerprint"] = identity.fingerprint;
   chunk["choices"] = std::move(choices);
-  if (include_usage_) chunk["usage"] = nullptr;
+  if (options_.include_usage) chunk["usage"] = nullptr;
   return chunk;
 }
 
-void CompletionWriter::AppendLogprobs(const GenerationEvent& event, Json* all) {
-  if (!event.logprobs) return;
-  const std::string bytes = token_bytes_(event.token);
-  if (identity_.kind == ApiKind::kChat) {
+void CompletionWriter::AppendLogprobs(uint32_t choice, const GenerationEvent& event,
+                                      Json* all) const {
+  const std::string bytes = options_.token_bytes(event.token);
+  if (is_chat()) {
     Json entry = SpelledToken(bytes, event.logprobs->chosen);
     entry["top_logprobs"] = Json::array();
     for (const TokenLogprob& top : event.logprobs->top) {
-      entry["top_logprobs"].push_back(SpelledToken(token_bytes_(top.token), top.logprob));
+      entry["top_logprobs"].push_back(SpelledToken(options_.token_bytes(top.token), top.logprob));
     }
     (*all)["content"].push_back(std::move(entry));
     return;
@@ -102,93 +116,160 @@ void CompletionWriter::AppendLogprobs(const GenerationEvent& event, Json* all) {
   (*all)["token_logprobs"].push_back(FiniteLogprob(event.logprobs->chosen));
   Json top = Json::object();
   for (const TokenLogprob& candidate : event.logprobs->top) {
-    top[ToValidUtf8(token_bytes_(candidate.token))] = FiniteLogprob(candidate.logprob);
+    top[ToValidUtf8(options_.token_bytes(candidate.token))] = FiniteLogprob(candidate.logprob);
   }
   (*all)["top_logprobs"].push_back(std::move(top));
-  (*all)["text_offset"].push_back(text_offset_);
+  (*all)["text_offset"].push_back(states_[choice].text_offset);
 }
 
-Json CompletionWriter::LogprobsOf(const GenerationEvent& event) {
-  if (!with_logprobs_ || !event.logprobs) return nullptr;
-  Json all = EmptyLogprobs(identity_.kind);
-  AppendLogprobs(event, &all);
+Json CompletionWriter::LogprobsOf(uint32_t choice, const GenerationEvent& event) const {
+  Json all = EmptyLogprobs(options_.identity.kind);
+  AppendLogprobs(choice, event, &all);
   return all;
 }
 
-// `event` gives the logprobs (null: none). Chat: `text` goes into the delta, which is empty without.
-Json CompletionWriter::Choice(std::string text, const GenerationEvent* event,
-                              const char* finish_reason) {
-  Json choice;
-  if (identity_.kind == ApiKind::kCompletion) choice["text"] = text;
-  choice["index"] = 0;
-  if (identity_.kind == ApiKind::kChat) {
-    choice["delta"] = Json::object();
-    if (finish_reason == nullptr) choice["delta"]["content"] = std::move(text);
+// `delta` is chat's, `text` the other endpoint's.
+Json CompletionWriter::ChoiceChunk(uint32_t choice, Json delta, std::string text, Json logprobs,
+                                   const char* finish_reason) const {
+  Json entry;
+  if (!is_chat()) entry["text"] = std::move(text);
+  entry["index"] = choice;
+  if (is_chat()) entry["delta"] = std::move(delta);
+  entry["logprobs"] = std::move(logprobs);
+  entry["finish_reason"] = finish_reason == nullptr ? Json() : Json(finish_reason);
+  return Chunk(Json::array({std::move(entry)}));
+}
+
+std::string CompletionWriter::StreamStart() {
+  if (!is_chat()) return "";  // which has no roles
+  std::string data;
+  for (uint32_t choice = 0; choice < choices().size(); ++choice) {
+    Json delta;
+    delta["role"] = "assistant";
+    delta["content"] = "";
+    data += DataEvent(ChoiceChunk(choice, std::move(delta), "", nullptr, nullptr));
   }
-  choice["logprobs"] = event == nullptr ? Json() : LogprobsOf(*event);
-  choice["finish_reason"] = finish_reason == nullptr ? Json() : Json(finish_reason);
-  return choice;
-}
-
-std::string CompletionWriter::Start() const {
-  if (identity_.kind != ApiKind::kChat) return "";
-  Json choice;
-  choice["index"] = 0;
-  choice["delta"]["role"] = "assistant";
-  choice["delta"]["content"] = "";
-  choice["logprobs"] = nullptr;
-  choice["finish_reason"] = nullptr;
-  return DataEvent(Chunk(Json::array({std::move(choice)})));
-}
-
-std::string CompletionWriter::Token(const GenerationEvent& event) {
-  if (event.text.empty() && !(with_logprobs_ && event.logprobs)) return "";
-  std::string data = DataEvent(Chunk(Json::array({Choice(event.text, &event, nullptr)})));
-  text_offset_ += CharacterCount(event.text);
   return data;
 }
 
-std::string CompletionWriter::Finish(const GenerationEvent& event) {
-  std::string data = event.text.empty() ? "" : Token(event);
-  data += DataEvent(Chunk(Json::array({Choice("", nullptr, FinishReasonText(event.finish_reason))})));
-  if (include_usage_) {
+std::string CompletionWriter::StreamProgress(const GenerationEvent& event) {
+  if (!options_.with_progress) return "";
+  Json chunk = Chunk(Json::array());
+  chunk["prompt_progress"]["total"] = event.timings.prompt_tokens;
+  chunk["prompt_progress"]["cache"] = event.timings.cached_tokens;
+  chunk["prompt_progress"]["processed"] = event.prefilled_tokens;
+  return DataEvent(chunk);
+}
+
+void CompletionWriter::NoteToken(uint32_t choice, const GenerationEvent& event) {
+  if (streams() || !options_.with_logprobs || !event.logprobs) return;
+  AppendLogprobs(choice, event, &states_[choice].logprobs);
+  states_[choice].text_offset += CharacterCount(event.text);
+}
+
+// Log-probabilities go with the first chunk of their token, or with an empty one where its text is
+// still held back.
+std::string CompletionWriter::StreamDeltas(uint32_t choice, std::span<const OutputDelta> deltas,
+                                           const GenerationEvent* event) {
+  ChoiceState& state = states_[choice];
+  Json logprobs;
+  if (event != nullptr && options_.with_logprobs && event->logprobs) {
+    logprobs = LogprobsOf(choice, *event);
+  }
+  std::string data;
+  for (const OutputDelta& delta : deltas) {
+    Json body = Json::object();
+    switch (delta.kind) {
+      case Kind::kContent: body["content"] = delta.text; break;
+      case Kind::kReasoning: body["reasoning_content"] = delta.text; break;
+      case Kind::kToolCall:
+        body["tool_calls"] = Json::array({ToolCallHead(state.tool_calls++, delta.id, delta.name)});
+        break;
+      case Kind::kToolArguments: {
+        Json call;
+        call["index"] = state.tool_calls - 1;
+        call["function"]["arguments"] = delta.text;
+        body["tool_calls"] = Json::array({std::move(call)});
+        break;
+      }
+    }
+    data += DataEvent(ChoiceChunk(choice, std::move(body), delta.text,
+                                  std::exchange(logprobs, nullptr), nullptr));
+    state.text_offset += CharacterCount(delta.text);
+  }
+  if (!logprobs.is_null()) {
+    Json body;
+    body["content"] = "";
+    data += DataEvent(ChoiceChunk(choice, std::move(body), "", std::move(logprobs), nullptr));
+  }
+  return data;
+}
+
+std::string CompletionWriter::StreamFinish(uint32_t choice) {
+  return DataEvent(ChoiceChunk(choice, Json::object(), "", nullptr,
+                               FinishReasonText(choices()[choice])));
+}
+
+std::string CompletionWriter::StreamEnd() {
+  std::string data;
+  if (options_.include_usage) {
     // "choices" must be there and empty: without it, or with null, every client breaks.
     Json chunk = Chunk(Json::array());
-    chunk["usage"] = UsageOf(event.timings);
-    data += DataEvent(chunk);
+    chunk["usage"] = UsageBody();
+    data = DataEvent(chunk);
   }
   return data + "data: [DONE]\n\n";
 }
 
-void CompletionWriter::Collect(const GenerationEvent& event) {
-  if (with_logprobs_) AppendLogprobs(event, &logprobs_);
-  text_ += event.text;
-  text_offset_ += CharacterCount(event.text);
+std::string CompletionWriter::StreamError(const ApiError& error) {
+  return "data: " + error.ToJson() + "\n\n";
 }
 
-std::string CompletionWriter::FullBody(const GenerationEvent& finished) const {
-  Json choice;
-  if (identity_.kind == ApiKind::kCompletion) choice["text"] = text_;
-  choice["index"] = 0;
-  if (identity_.kind == ApiKind::kChat) {
-    choice["message"]["role"] = "assistant";
-    choice["message"]["content"] = text_;
-    choice["message"]["refusal"] = nullptr;
+namespace {
+
+Json MessageOf(const ChoiceAnswer& answer) {
+  Json message;
+  message["role"] = "assistant";
+  // null is what OpenAI sends beside calls.
+  message["content"] =
+      answer.content.empty() && !answer.tool_calls.empty() ? Json() : Json(answer.content);
+  if (!answer.reasoning.empty()) message["reasoning_content"] = answer.reasoning;
+  message["refusal"] = nullptr;
+  for (const ToolCall& call : answer.tool_calls) {
+    Json entry;
+    entry["id"] = call.id;
+    entry["type"] = "function";
+    entry["function"]["name"] = call.name;
+    entry["function"]["arguments"] = call.arguments;
+    message["tool_calls"].push_back(std::move(entry));
   }
-  choice["logprobs"] = with_logprobs_ ? logprobs_ : Json();
-  choice["finish_reason"] = FinishReasonText(finished.finish_reason);
-  Json body;
-  body["id"] = identity_.id;
-  body["object"] = identity_.kind == ApiKind::kChat ? "chat.completion" : "text_completion";
-  body["created"] = identity_.created_unix;
-  body["model"] = identity_.model;
-  body["system_fingerprint"] = identity_.fingerprint;
-  body["choices"] = Json::array({std::move(choice)});
-  body["usage"] = UsageOf(finished.timings);
-  return Dump(body);
+  return message;
 }
 
-std::string StreamError(const ApiError& error) { return "data: " + error.ToJson() + "\n\n"; }
+}  // namespace
+
+std::string CompletionWriter::FullBody() {
+  const CompletionIdentity& identity = options_.identity;
+  Json list = Json::array();
+  for (uint32_t i = 0; i < choices().size(); ++i) {
+    Json choice;
+    if (!is_chat()) choice["text"] = choices()[i].content;
+    choice["index"] = i;
+    if (is_chat()) choice["message"] = MessageOf(choices()[i]);
+    choice["logprobs"] = options_.with_logprobs ? states_[i].logprobs : Json();
+    choice["finish_reason"] = FinishReasonText(choices()[i]);
+    list.push_back(std::move(choice));
+  }
+  Json body;
+  body["id"] = identity.id;
+  body["object"] = is_chat() ? "chat.completion" : "text_completion";
+  body["created"] = identity.created_unix;
+  body["model"] = identity.model;
+  body["system_fingerprint"] = identity.fingerprint;
+  body["choices"] = std::move(list);
+  body["usage"] = UsageBody();
+  return DumpJson(body);
+}
 
 std::string StreamPing(uint32_t prefilled_tokens, uint32_t prompt_tokens) {
   if (prompt_tokens == 0) return ": ping\n\n";
@@ -210,13 +291,13 @@ Json ModelObject(const ModelInfo& info) {
 
 }  // namespace
 
-std::string ModelBody(const ModelInfo& info) { return Dump(ModelObject(info)); }
+std::string ModelBody(const ModelInfo& info) { return DumpJson(ModelObject(info)); }
 
 std::string ModelListBody(const ModelInfo& info) {
   Json list;
   list["object"] = "list";
   list["data"] = Json::array({ModelObject(info)});
-  return Dump(list);
+  return DumpJson(list);
 }
 
 }  // namespace moraine

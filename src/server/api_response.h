@@ -1,8 +1,9 @@
-// What goes back: completion objects, and the chunks of a stream, as OpenAI's clients parse them.
+// What goes back from /v1/chat/completions and /v1/completions, as OpenAI's clients parse it.
 //
-// A chat stream is: a chunk with delta {"role","content":""}, one chunk a piece of text, a chunk with
-// the finish_reason, a chunk with "choices":[] and the usage if it was asked for, `data: [DONE]`.
-// Leaving out any of these breaks a published client. id and created are the same in all of them.
+// A chat stream is: for each choice a chunk with delta {"role","content":""}, chunks with content,
+// reasoning_content or tool_calls, a chunk with the finish_reason; then a chunk with "choices":[] and the
+// usage if it was asked for, and `data: [DONE]`. Leaving out any of these breaks a published client. id
+// and created are the same in all of them.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +11,10 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <vector>
 
-#include "engine/engine.h"
-#include "server/api_error.h"
 #include "server/api_request.h"
+#include "server/response_writer.h"
 
 namespace moraine {
 
@@ -25,48 +26,61 @@ struct CompletionIdentity {
   std::string fingerprint;  // names the version of the server
 };
 
-// Builds the parts of one answer, in order. Thread-compatible.
-class CompletionWriter {
- public:
-  using TokenBytes = std::function<std::string(int32_t)>;
-  // `token_bytes` spells tokens in log-probabilities.
-  CompletionWriter(CompletionIdentity identity, bool include_usage, bool with_logprobs,
-                   TokenBytes token_bytes);
-
-  // The stream's events, each "data: {...}\n\n".
-  std::string Start() const;  // empty for kCompletion, which has no roles
-  // Empty if there is nothing to say: no text yet (UTF-8 or a stop string held back), no logprobs.
-  std::string Token(const GenerationEvent& event);
-  // The rest of the text, finish chunk, usage chunk, [DONE].
-  std::string Finish(const GenerationEvent& event);
-
-  // The same without a stream: collects what Token and Finish are given.
-  void Collect(const GenerationEvent& event);
-  std::string FullBody(const GenerationEvent& finished) const;
-
- private:
-  nlohmann::ordered_json Chunk(nlohmann::ordered_json choices) const;
-  nlohmann::ordered_json Choice(std::string text, const GenerationEvent* event,
-                                const char* finish_reason);
-  nlohmann::ordered_json LogprobsOf(const GenerationEvent& event);
-  void AppendLogprobs(const GenerationEvent& event, nlohmann::ordered_json* all);
-
-  CompletionIdentity identity_;
-  bool include_usage_;
-  bool with_logprobs_;
-  TokenBytes token_bytes_;
-  size_t text_offset_ = 0;  // characters sent so far, for text_offset of legacy logprobs
-  std::string text_;
-  nlohmann::ordered_json logprobs_;
+struct CompletionWriterOptions {
+  CompletionIdentity identity;
+  bool streams = false;
+  bool include_usage = false;
+  bool with_logprobs = false;
+  bool with_progress = false;  // chunks with "prompt_progress" during prefill
+  // Spells tokens in log-probabilities.
+  std::function<std::string(int32_t)> token_bytes;
 };
 
-// `data: {"error":...}`: a failure after the stream has begun. Every client turns it into an APIError.
-std::string StreamError(const ApiError& error);
+class CompletionWriter final : public ResponseWriter {
+ public:
+  CompletionWriter(CompletionWriterOptions options,
+                   std::vector<std::unique_ptr<OutputParser>> parsers);
+
+  std::string FullBody() override;
+  std::string StreamError(const ApiError& error) override;
+
+ protected:
+  std::string StreamStart() override;
+  std::string StreamProgress(const GenerationEvent& event) override;
+  std::string StreamDeltas(uint32_t choice, std::span<const OutputDelta> deltas,
+                           const GenerationEvent* event) override;
+  std::string StreamFinish(uint32_t choice) override;
+  std::string StreamEnd() override;
+  void NoteToken(uint32_t choice, const GenerationEvent& event) override;
+
+ private:
+  using Json = nlohmann::ordered_json;
+
+  bool is_chat() const { return options_.identity.kind == ApiKind::kChat; }
+  Json Chunk(Json choices) const;
+  Json ChoiceChunk(uint32_t choice, Json delta, std::string text, Json logprobs,
+                   const char* finish_reason) const;
+  Json LogprobsOf(uint32_t choice, const GenerationEvent& event) const;
+  void AppendLogprobs(uint32_t choice, const GenerationEvent& event, Json* all) const;
+  Json UsageBody() const;
+
+  const CompletionWriterOptions options_;
+  struct ChoiceState {
+    size_t text_offset = 0;  // characters so far, for text_offset of legacy logprobs
+    size_t tool_calls = 0;   // sent so far
+    Json logprobs;           // of the whole answer
+  };
+  std::vector<ChoiceState> states_;
+};
+
 // A comment: keeps proxies and clients (Node drops a silent stream after 300 s) from giving up, and
 // tells a curious reader how far prefill is.
 std::string StreamPing(uint32_t prefilled_tokens, uint32_t prompt_tokens);
 
 std::string ModelBody(const ModelInfo& info);
 std::string ModelListBody(const ModelInfo& info);
+
+// JSON text; what is not UTF-8 (model names come from the file system) is replaced.
+std::string DumpJson(const nlohmann::ordered_json& json);
 
 }  // namespace moraine

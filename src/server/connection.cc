@@ -21,6 +21,7 @@
 #include <optional>
 
 #include "base/log.h"
+#include "server/api_response.h"
 #include "server/exchange.h"
 
 namespace moraine {
@@ -59,15 +60,10 @@ class LargeBodyHold {
   ServerState* state_ = nullptr;
 };
 
-struct PrepareResult {
-  PreparedGeneration prepared;
-  std::optional<ApiError> error;
-};
-
 // Runs on a worker thread. Takes all by pointer: the awaiting coroutine keeps them.
 asio::awaitable<void> PrepareOnWorker(const ApiHandler* handler, Route route, const std::string* body,
-                                      PrepareResult* result) {
-  result->error = handler->Prepare(route, *body, &result->prepared);
+                                      PreparedRequest* prepared) {
+  *prepared = handler->Prepare(route, *body);
   co_return;
 }
 
@@ -95,6 +91,9 @@ class TcpConnection final : public Connection, public std::enable_shared_from_th
     error_code ignored;
     stream_.socket().close(ignored);
   }
+  void AppendSlot(std::vector<SlotReport>* slots) const override {
+    if (exchange_) slots->push_back(slot_);
+  }
 
  private:
   enum class Next : uint8_t { kKeepAlive, kClose, kLinger };
@@ -108,14 +107,19 @@ class TcpConnection final : public Connection, public std::enable_shared_from_th
   asio::awaitable<bool> ReadBody(Parser* parser, bool* too_large);
   asio::awaitable<Next> Respond(HttpResponse response);
   asio::awaitable<Next> Generate(Route route, std::string body, LargeBodyHold hold);
-  asio::awaitable<Next> SendStream(CompletionWriter* writer);
-  asio::awaitable<Next> SendWhole(CompletionWriter* writer);
+  std::optional<ApiError> Submit(PreparedRequest* prepared);
+  asio::awaitable<Next> SendStream(ResponseWriter* writer);
+  asio::awaitable<Next> SendWhole(ResponseWriter* writer);
   asio::awaitable<bool> Write(std::string_view bytes);
   asio::awaitable<void> WatchForDisconnect(std::shared_ptr<Exchange> exchange);
   asio::awaitable<void> Linger();
 
-  bool AppendEvents(CompletionWriter* writer, std::string* text, std::optional<ApiError>* error);
+  std::string HandleEvents(ResponseWriter* writer, std::optional<ApiError>* error);
+  void NoteEvent(const GenerationEvent& event);
   HttpResponse StreamHead() const;
+  HttpResponse Refusal(const ApiError& error) const {
+    return ErrorResponse(error, ErrorShapeOfPath(head_.path()));
+  }
   ApiError ErrorOf(const GenerationEvent& finished) const;
   WireOptions Wire() const;
   int RetryAfterSeconds() const;
@@ -129,8 +133,7 @@ class TcpConnection final : public Connection, public std::enable_shared_from_th
   bool keep_alive_ = false;  // what the client wants
   bool idle_ = true;
   std::shared_ptr<Exchange> exchange_;
-  std::string request_id_;
-  uint32_t prefilled_ = 0, prompt_tokens_ = 0;  // for pings
+  SlotReport slot_;  // of the request that generates
 };
 
 RequestHead MakeHead(const http::request_parser<http::string_body>::value_type& message) {
@@ -195,7 +198,7 @@ asio::awaitable<TcpConnection::Next> TcpConnection::ServeOne() {
                                     "too many large requests are being read");
       error.may_retry = true;
       error.retry_after_s = 1;
-      refusal = ErrorResponse(error);
+      refusal = Refusal(error);
     } else {
       hold = LargeBodyHold(state_.get());
     }
@@ -218,7 +221,11 @@ asio::awaitable<TcpConnection::Next> TcpConnection::ServeOne() {
   if (ApiHandler::Administers(route)) {
     co_return co_await Respond(state_->handler->Administer(route, parser.get().body()));
   }
-  if (!ApiHandler::Generates(route)) co_return co_await Respond(state_->handler->Answer(route, head_));
+  if (!ApiHandler::Prepares(route)) {
+    std::vector<SlotReport> slots;
+    for (const Connection* connection : state_->connections) connection->AppendSlot(&slots);
+    co_return co_await Respond(state_->handler->Answer(route, head_, slots));
+  }
   co_return co_await Generate(route, std::move(parser.get().body()), std::move(hold));
 }
 
@@ -239,7 +246,7 @@ asio::awaitable<TcpConnection::Next> TcpConnection::RefuseMalformed(error_code e
              ec == http::error::end_of_stream || ec == http::error::partial_message) {
     co_return Next::kClose;  // a time-out or a broken connection: nobody reads an answer
   }
-  HttpResponse response = ErrorResponse(error);
+  HttpResponse response = Refusal(error);
   response.close = true;
   co_return co_await Respond(std::move(response));
 }
@@ -307,7 +314,7 @@ asio::awaitable<void> TcpConnection::WatchForDisconnect(std::shared_ptr<Exchange
     const auto [ec] = co_await stream_.socket().async_wait(asio::ip::tcp::socket::wait_read, kUse);
     if (exchange_ != exchange) break;
     if (ec || ClientIsGone()) {
-      LOG_INFO("{}: the client is gone, cancelled", request_id_);
+      LOG_INFO("{}: the client is gone, cancelled", slot_.id);
       exchange->Disconnect();
       break;
     }
@@ -320,41 +327,23 @@ asio::awaitable<void> TcpConnection::WatchForDisconnect(std::shared_ptr<Exchange
 asio::awaitable<TcpConnection::Next> TcpConnection::Generate(Route route, std::string body,
                                                              LargeBodyHold hold) {
   const auto executor = stream_.get_executor();
-  PrepareResult result;
+  PreparedRequest prepared;
   co_await asio::co_spawn(*state_->workers,
-                          PrepareOnWorker(state_->handler, route, &body, &result),
+                          PrepareOnWorker(state_->handler, route, &body, &prepared),
                           asio::use_awaitable);
   body = std::string();
   hold = LargeBodyHold();
-  if (result.error) co_return co_await Respond(ErrorResponse(*result.error));
+  if (prepared.answer) co_return co_await Respond(std::move(*prepared.answer));
+  if (auto error = Submit(&prepared)) co_return co_await Respond(Refusal(*error));
 
-  const auto began = std::chrono::steady_clock::now();
-  auto exchange = std::make_shared<Exchange>(executor, [state = state_, began] {
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
-    state->mean_generation_s = 0.8 * state->mean_generation_s + 0.2 * took.count();
-  });
-  result.prepared.generation.on_event = exchange->Listener();
-  Result<std::function<void()>> submitted =
-      state_->draining ? FailedPrecondition("the server is shutting down")
-                       : state_->handler->service().Submit(std::move(result.prepared.generation));
-  if (!submitted.ok()) {
-    exchange->Abandon();
-    const char* param = route == Route::kChatCompletions ? "messages" : "prompt";
-    co_return co_await Respond(
-        ErrorResponse(ErrorOfSubmit(submitted.status(), param, RetryAfterSeconds())));
-  }
-  exchange->Submitted(std::move(*submitted));
-  exchange_ = exchange;
-  request_id_ = result.prepared.identity.id;
-  prefilled_ = prompt_tokens_ = 0;
-
+  const auto exchange = exchange_;
   asio::co_spawn(executor, WatchForDisconnect(exchange), asio::detached);
-  CompletionWriter writer = state_->handler->MakeWriter(result.prepared);
+  ResponseWriter* writer = prepared.writer.get();
   Next next = Next::kClose;
-  if (result.prepared.request.stream) {
-    next = co_await SendStream(&writer);
+  if (writer->streams()) {
+    next = co_await SendStream(writer);
   } else {
-    next = co_await SendWhole(&writer);
+    next = co_await SendWhole(writer);
   }
   exchange_.reset();
   exchange->Cancel();  // does nothing if it has finished
@@ -363,6 +352,35 @@ asio::awaitable<TcpConnection::Next> TcpConnection::Generate(Route route, std::s
   stream_.socket().cancel(ignored);
   watch_pause_.cancel();
   co_return next;
+}
+
+// All choices or none.
+std::optional<ApiError> TcpConnection::Submit(PreparedRequest* prepared) {
+  const auto began = std::chrono::steady_clock::now();
+  const uint32_t count = static_cast<uint32_t>(prepared->generations.size());
+  auto exchange = std::make_shared<Exchange>(stream_.get_executor(), count, [state = state_, began] {
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+    state->mean_generation_s = 0.8 * state->mean_generation_s + 0.2 * took.count();
+  });
+  for (uint32_t choice = 0; choice < count; ++choice) {
+    GenerationRequest& generation = prepared->generations[choice];
+    generation.on_event = exchange->Listener(choice);
+    Result<std::function<void()>> submitted =
+        state_->draining ? FailedPrecondition("the server is shutting down")
+                         : state_->handler->service().Submit(std::move(generation));
+    if (submitted.ok()) {
+      exchange->Submitted(std::move(*submitted));
+      continue;
+    }
+    exchange->Abandon(count - choice);
+    exchange->Cancel();
+    return ErrorOfSubmit(submitted.status(), prepared->prompt_field, RetryAfterSeconds());
+  }
+  exchange_ = std::move(exchange);
+  slot_ = SlotReport();
+  slot_.id = prepared->id;
+  slot_.state = "queued";
+  return std::nullopt;
 }
 
 ApiError TcpConnection::ErrorOf(const GenerationEvent& finished) const {
@@ -377,33 +395,38 @@ bool EndsInError(const GenerationEvent& event) {
           event.finish_reason == FinishReason::kCancelled);
 }
 
-// Turns all waiting events into text of the stream. Returns whether the last one was among them.
-bool TcpConnection::AppendEvents(CompletionWriter* writer, std::string* text,
-                                 std::optional<ApiError>* error) {
-  while (exchange_->has_events()) {
-    const GenerationEvent event = exchange_->Take();
-    switch (event.kind) {
-      case GenerationEvent::Kind::kStarted:
-        prompt_tokens_ = event.timings.prompt_tokens;
-        *text += writer->Start();
-        break;
-      case GenerationEvent::Kind::kPrefillProgress:
-        prompt_tokens_ = event.timings.prompt_tokens;
-        prefilled_ = event.prefilled_tokens;
-        break;
-      case GenerationEvent::Kind::kToken:
-        *text += writer->Token(event);
-        break;
-      case GenerationEvent::Kind::kFinished:
-        if (EndsInError(event)) {
-          *error = ErrorOf(event);
-        } else {
-          *text += writer->Finish(event);
-        }
-        return true;
-    }
+void TcpConnection::NoteEvent(const GenerationEvent& event) {
+  switch (event.kind) {
+    case GenerationEvent::Kind::kStarted:
+      slot_.prompt_tokens = event.timings.prompt_tokens;
+      slot_.state = "prefill";
+      break;
+    case GenerationEvent::Kind::kPrefillProgress:
+      slot_.prompt_tokens = event.timings.prompt_tokens;
+      slot_.prefilled_tokens = event.prefilled_tokens;
+      break;
+    case GenerationEvent::Kind::kToken:
+      slot_.prefilled_tokens = slot_.prompt_tokens;
+      slot_.state = "decode";
+      ++slot_.generated_tokens;
+      break;
+    case GenerationEvent::Kind::kFinished: break;
   }
-  return false;
+}
+
+// Turns all waiting events into text of the stream, up to the first that is an error.
+std::string TcpConnection::HandleEvents(ResponseWriter* writer, std::optional<ApiError>* error) {
+  std::string text;
+  while (exchange_->has_events()) {
+    const Exchange::Event next = exchange_->Take();
+    if (EndsInError(next.event)) {
+      *error = ErrorOf(next.event);
+      return text;
+    }
+    NoteEvent(next.event);
+    text += writer->Handle(next.choice, next.event);
+  }
+  return text;
 }
 
 HttpResponse TcpConnection::StreamHead() const {
@@ -411,13 +434,13 @@ HttpResponse TcpConnection::StreamHead() const {
   response.content_type = "text/event-stream; charset=utf-8";
   response.fields.push_back({"cache-control", "no-cache"});
   response.fields.push_back({"x-accel-buffering", "no"});  // nginx would hold the events back
-  response.fields.push_back({"x-request-id", request_id_});
+  response.fields.push_back({"x-request-id", slot_.id});
   return response;
 }
 
 // The head goes out on admission (kStarted), or with the first ping while the request still waits in the
 // queue: until then a failure gets its real status.
-asio::awaitable<TcpConnection::Next> TcpConnection::SendStream(CompletionWriter* writer) {
+asio::awaitable<TcpConnection::Next> TcpConnection::SendStream(ResponseWriter* writer) {
   const WireOptions wire = Wire();
   const bool chunked = !head_.http_1_0;
   bool head_sent = false;
@@ -426,19 +449,19 @@ asio::awaitable<TcpConnection::Next> TcpConnection::SendStream(CompletionWriter*
     if (wake == Exchange::Wake::kDisconnected) co_return Next::kClose;
     std::string text;
     std::optional<ApiError> error;
-    bool finished = false;
     if (wake == Exchange::Wake::kTimeout) {
-      text = StreamPing(prefilled_, prompt_tokens_);
+      text = StreamPing(slot_.prefilled_tokens, slot_.prompt_tokens);
     } else {
-      finished = AppendEvents(writer, &text, &error);
+      text = HandleEvents(writer, &error);
     }
+    const bool finished = error || writer->done();
     if (error && !head_sent && text.empty()) {
-      co_return co_await Respond(ErrorResponse(*error));
+      co_return co_await Respond(Refusal(*error));
     }
     if (error) {
       // A real status is logged by Finalize; this one's 200 went out long ago.
-      LOG_WARN("{}: the stream ends with an error: {}", request_id_, error->message);
-      text += StreamError(*error);
+      LOG_WARN("{}: the stream ends with an error: {}", slot_.id, error->message);
+      text += writer->StreamError(*error);
     }
     std::string bytes;
     if (!head_sent) {
@@ -461,21 +484,18 @@ asio::awaitable<TcpConnection::Next> TcpConnection::SendStream(CompletionWriter*
   }
 }
 
-asio::awaitable<TcpConnection::Next> TcpConnection::SendWhole(CompletionWriter* writer) {
+asio::awaitable<TcpConnection::Next> TcpConnection::SendWhole(ResponseWriter* writer) {
   for (;;) {
     const Exchange::Wake wake = co_await exchange_->Next(kForever);
     if (wake == Exchange::Wake::kDisconnected) co_return Next::kClose;
-    while (exchange_->has_events()) {
-      const GenerationEvent event = exchange_->Take();
-      if (EndsInError(event)) co_return co_await Respond(ErrorResponse(ErrorOf(event)));
-      if (event.kind == GenerationEvent::Kind::kToken) writer->Collect(event);
-      if (event.kind != GenerationEvent::Kind::kFinished) continue;
-      writer->Collect(event);
-      HttpResponse response;
-      response.body = writer->FullBody(event);
-      response.fields.push_back({"x-request-id", request_id_});
-      co_return co_await Respond(std::move(response));
-    }
+    std::optional<ApiError> error;
+    HandleEvents(writer, &error);
+    if (error) co_return co_await Respond(Refusal(*error));
+    if (!writer->done()) continue;
+    HttpResponse response;
+    response.body = writer->FullBody();
+    response.fields.push_back({"x-request-id", slot_.id});
+    co_return co_await Respond(std::move(response));
   }
 }
 

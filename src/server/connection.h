@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 #include <set>
+#include <vector>
 
 #include "server/api_handler.h"
 #include "server/http_server.h"
@@ -43,6 +44,8 @@ class Connection {
   virtual void CancelGeneration() = 0;
   // The last resort.
   virtual void Close() = 0;
+  // Adds what it generates, if it does.
+  virtual void AppendSlot(std::vector<SlotReport>* slots) const = 0;
 };
 
 // Serves the socket until it is closed. Registers itself in state->connections meanwhile.

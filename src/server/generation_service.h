@@ -8,7 +8,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,8 +18,12 @@
 #include "base/status.h"
 #include "engine/engine.h"
 #include "engine/stats.h"
+#include "model/template/prompt_segment.h"
+#include "model/tokenizer/tokenizer.h"
 
 namespace moraine {
+
+class TokenTrie;  // model/constraint/token_trie.h
 
 // Thread-safe.
 class GenerationService {
@@ -32,12 +38,19 @@ class GenerationService {
   // The rest is called only once ready.
 
   virtual SamplingOptions default_sampling() const = 0;
+  // The chat template's source; empty if there is none.
+  virtual std::string chat_template() const = 0;
   // `context` is what a chat template gets from a request (messages and the request's own variables).
-  // Special tokens are recognised only in the template's text, never in the messages.
   // kInvalidArgument if the template refuses, kUnsupported if there is none.
-  virtual Result<std::vector<int32_t>> EncodeChat(nlohmann::ordered_json context) const = 0;
-  // A raw prompt; special tokens written in it are special.
-  virtual Result<std::vector<int32_t>> EncodeText(std::string_view text) const = 0;
+  virtual Result<RenderedPrompt> RenderChat(nlohmann::ordered_json context) const = 0;
+  // Special tokens are recognised only in the template's text, never in the messages.
+  virtual Result<std::vector<int32_t>> EncodePrompt(const RenderedPrompt& prompt) const = 0;
+  // A raw prompt.
+  virtual Result<std::vector<int32_t>> EncodeText(std::string_view text,
+                                                  EncodeOptions options) const = 0;
+  // For constraints; the first call takes a while.
+  virtual std::shared_ptr<const TokenTrie> token_trie() const = 0;
+  virtual std::string DecodeTokens(std::span<const int32_t> tokens) const = 0;
   // The bytes a token stands for, possibly half a character.
   virtual std::string TokenBytes(int32_t token) const = 0;
 

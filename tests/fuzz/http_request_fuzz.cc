@@ -1,4 +1,4 @@
-// Bodies of /v1/chat/completions and /v1/completions, and what happens to fields that come through: the
+// Bodies of the four APIs, and what happens to fields that come through: the
 // first byte chooses the endpoint, the rest is the body. Any input must be accepted or refused with an
 // error that is itself valid JSON.
 #include <cstdint>
@@ -8,6 +8,9 @@
 #include "base/check.h"
 #include "server/access.h"
 #include "server/api_request.h"
+#include "server/messages_api.h"
+#include "server/output_grammar.h"
+#include "server/responses_api.h"
 
 using namespace moraine;
 
@@ -27,6 +30,13 @@ void CheckAccepted(const ApiRequest& request, uint32_t vocab_size) {
       CHECK(message["content"].is_string(), "content is not in normal form");
     }
     (void)request.template_context.dump();  // throws on invalid UTF-8
+    // Schemas and tools, in all formats: a grammar or an error.
+    for (const OutputFormat& format : OutputFormats()) {
+      if (!format.has_tools() && !request.tools.empty()) continue;
+      std::shared_ptr<const Grammar> grammar;
+      const auto error = MakeOutputGrammar(request, {.format = &format, .may_reason = true}, &grammar);
+      CHECK(!error || nlohmann::json::accept(error->ToJson()), "an error must be valid JSON");
+    }
   }
   if (request.prompt_tokens) {
     for (const int32_t token : *request.prompt_tokens) {
@@ -57,19 +67,38 @@ void FuzzHead(std::string_view text) {
   CHECK(PercentDecode(head.path()).size() <= text.size(), "decoding grew");
 }
 
+// The other two APIs: what they make of a body must be a chat or an error.
+void FuzzTranslation(std::string_view body, bool responses) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::parse(body, nullptr, false);
+  if (!json.is_object()) return;
+  nlohmann::ordered_json chat;
+  const auto error = responses ? TranslateResponsesRequest(json, &chat)
+                               : TranslateMessagesRequest(json, /*counts=*/false, &chat);
+  if (error) {
+    CHECK(nlohmann::json::accept(error->ToJson()), "an error must be valid JSON");
+    return;
+  }
+  ApiRequest request;
+  (void)ReadChatRequest(chat, {.sampling = {}, .vocab_size = 1000}, &request);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const std::string_view body(reinterpret_cast<const char*>(data) + 1, size - 1);
-  if (data[0] % 3 == 2) {
+  if (data[0] % 5 == 2) {
     FuzzHead(body);
+    return 0;
+  }
+  if (data[0] % 5 > 2) {
+    FuzzTranslation(body, /*responses=*/data[0] % 5 == 3);
     return 0;
   }
   RequestDefaults defaults;
   defaults.vocab_size = 1000;
   ApiRequest request;
-  const bool chat = data[0] % 3 == 0;
+  const bool chat = data[0] % 5 == 0;
   const auto error = chat ? ParseChatRequest(body, defaults, &request)
                           : ParseCompletionRequest(body, defaults, &request);
   if (!error) {

@@ -38,10 +38,12 @@ TEST(ApiRequestTest, AllFieldsOfChat) {
       R"("frequency_penalty":2,"seed":-5,"logit_bias":{"3":-100,"999":1.5},"stop":["a","b"],)"
       R"("max_tokens":5,"max_completion_tokens":6,"ignore_eos":true,"logprobs":true,)"
       R"("top_logprobs":20,"chat_template_kwargs":{"enable_thinking":false},)"
-      R"("n":1,"user":"u","metadata":{"a":"b"},"some_future_field":[1])"));
+      R"("n":3,"user":"u","return_progress":true,"metadata":{"a":"b"},"some_future_field":[1])"));
   EXPECT_EQ(request.kind, ApiKind::kChat);
   EXPECT_EQ(request.model, "m");
   EXPECT_TRUE(request.stream && request.include_usage && request.ignore_eos);
+  EXPECT_TRUE(request.return_progress);
+  EXPECT_EQ(request.choice_count, 3u);
   EXPECT_EQ(request.sampling.temperature, 0.25f);
   EXPECT_EQ(request.sampling.top_p, 0.5f);
   EXPECT_EQ(request.sampling.top_k, 7u);
@@ -92,6 +94,53 @@ TEST(ApiRequestTest, MessagesInNormalForm) {
             R"([{"role":"system","content":"be brief"},{"role":"system","content":""},)"
             R"({"role":"user","content":"a\nb","name":"n"},{"role":"assistant","content":""},)"
             R"({"role":"tool","content":"42","tool_call_id":"t1"}])");
+}
+
+TEST(ApiRequestTest, ToolsAndTheirCalls) {
+  const std::string tools =
+      R"("tools":[{"type":"function","function":{"name":"f","description":"d","parameters":)"
+      R"({"type":"object","properties":{"a":{"type":"string"}}}}},)"
+      R"({"type":"function","function":{"name":"g"}}])";
+  ApiRequest request = ParseChatOrFail(Chat(tools + R"(,"parallel_tool_calls":false)"));
+  ASSERT_EQ(request.tools.size(), 2u);
+  EXPECT_EQ(request.tools[0].name, "f");
+  EXPECT_EQ(request.tools[0].parameters["properties"]["a"]["type"], "string");
+  EXPECT_EQ(request.tools[1].parameters.dump(), R"({"type":"object"})");
+  EXPECT_FALSE(request.parallel_tool_calls);
+  EXPECT_EQ(request.tool_choice.kind, ToolChoice::Kind::kAuto);
+  EXPECT_EQ("{" + tools + "}", R"({"tools":)" + request.template_context["tools"].dump() + "}");
+
+  request = ParseChatOrFail(
+      Chat(tools + R"(,"tool_choice":{"type":"function","function":{"name":"g"}})"));
+  EXPECT_EQ(request.tool_choice.kind, ToolChoice::Kind::kNamed);
+  EXPECT_EQ(request.tool_choice.name, "g");
+  request = ParseChatOrFail(Chat(tools + R"(,"tool_choice":"none")"));
+  EXPECT_TRUE(request.tools.empty());
+  EXPECT_FALSE(request.template_context.contains("tools"));
+
+  request = ParseChatOrFail(
+      R"({"messages":[{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function",)"
+      R"("function":{"name":"f","arguments":"{\"a\": 1}"}},{"id":"2","type":"function",)"
+      R"("function":{"name":"g","arguments":"broken"}}]}]})");
+  const std::string head = R"([{"role":"assistant","content":"","tool_calls":[{"id":"1","type":)"
+                           R"("function","function":{"name":"f","arguments":)";
+  const std::string tail = R"(}},{"id":"2","type":"function","function":{"name":"g","arguments":)"
+                           R"("broken"}}]}])";
+  EXPECT_EQ(request.template_context["messages"].dump(), head + R"({"a":1})" + tail);
+  UseArgumentText(&request);  // to the byte as it came
+  EXPECT_EQ(request.template_context["messages"].dump(), head + R"("{\"a\": 1}")" + tail);
+}
+
+TEST(ApiRequestTest, ReasoningEffortGoesToTheTemplate) {
+  EXPECT_EQ(ParseChatOrFail(Chat(R"("reasoning_effort":"high")")).template_context["reasoning_effort"],
+            "high");
+  EXPECT_EQ(ParseChatOrFail(Chat(R"("reasoning_effort":"none")")).template_context["enable_thinking"],
+            false);
+  EXPECT_EQ(ParseChatOrFail(Chat(R"("reasoning_effort":"none",)"
+                                 R"("chat_template_kwargs":{"enable_thinking":true})"))
+                .template_context["enable_thinking"],
+            true);
+  EXPECT_FALSE(ParseChatOrFail(Chat(R"("reasoning_format":"none")")).split_reasoning);
 }
 
 TEST(ApiRequestTest, PromptsOfCompletions) {
@@ -188,6 +237,35 @@ TEST(ApiRequestTest, ErrorsNameFieldFoundAndExpected) {
        "top_logprobs: only allowed when logprobs is true"},
       {true, Chat(R"("logprobs":true,"top_logprobs":21)"), "top_logprobs",
        "top_logprobs: expected an integer from 0 to 20, found the number 21"},
+      {true, Chat(R"("response_format":"json")"), "response_format.type",
+       "response_format.type: expected text, json_object or json_schema, found null"},
+      {true, Chat(R"("response_format":{"type":"json_schema","json_schema":{}})"),
+       "response_format.json_schema.schema",
+       "response_format.json_schema.schema: expected a JSON schema, found null"},
+      {true, Chat(R"("n":9)"), "n", "n: expected an integer from 1 to 8, found the number 9"},
+      {true, Chat(R"("tools":[7])"), "tools[0]", "tools[0]: expected an object, found the number 7"},
+      {true, Chat(R"("tools":[{"type":"function","function":{"name":"a b"}}])"),
+       "tools[0].function.name",
+       "tools[0].function.name: expected 1 to 128 of a-z, A-Z, 0-9, _, - and ., found the string \"a "
+       "b\""},
+      {true, Chat(R"("tools":[{"type":"function","function":{"name":"f","parameters":3}}])"),
+       "tools[0].function.parameters",
+       "tools[0].function.parameters: expected a JSON schema, found the number 3"},
+      {true, Chat(R"("tool_choice":{"type":"function","function":{"name":"f"}})"), "tool_choice",
+       "tool_choice: expected one of the tools, found an object"},
+      {true, Chat(R"("tool_choice":"always")"), "tool_choice",
+       "tool_choice: expected \"none\", \"auto\", \"required\" or a function's name, found the "
+       "string \"always\""},
+      {true, R"({"messages":[{"role":"assistant","tool_calls":[{"id":"1","function":{"name":1}}]}]})",
+       "messages[0].tool_calls[0].function.name",
+       "messages[0].tool_calls[0].function.name: expected a string, found the number 1"},
+      {true,
+       R"({"messages":[{"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f",)"
+       R"("arguments":{}}}]}]})",
+       "messages[0].tool_calls[0].function.arguments",
+       "messages[0].tool_calls[0].function.arguments: expected a string of JSON, found an object"},
+      {true, Chat(R"("reasoning_format":"deepseek")"), "reasoning_format",
+       "reasoning_format: expected \"auto\" or \"none\", found the string \"deepseek\""},
       {true, Chat(R"("chat_template_kwargs":{"bos_token":"<|im_end|>"})"),
        "chat_template_kwargs.bos_token", "chat_template_kwargs.bos_token: set by the server"},
       {true, Chat(R"("chat_template_kwargs":{"messages":[]})"), "chat_template_kwargs.messages",
@@ -218,13 +296,9 @@ TEST(ApiRequestTest, ErrorsNameFieldFoundAndExpected) {
 
 TEST(ApiRequestTest, UnsupportedFieldsAreRefusedByName) {
   const std::pair<const char*, const char*> cases[] = {
-      {R"("tools":[{"type":"function"}])", "tools"},
       {R"("functions":[{}])", "functions"},
-      {R"("tool_choice":"required")", "tool_choice"},
-      {R"("response_format":{"type":"json_object"})", "response_format"},
-      {R"("response_format":{"type":"json_schema","json_schema":{}})", "response_format"},
-      {R"("response_format":"json")", "response_format"},
-      {R"("n":2)", "n"},
+      {R"("function_call":"auto")", "function_call"},
+      {R"("continue_final_message":true)", "continue_final_message"},
       {R"("best_of":2)", "best_of"},
       {R"("audio":{"voice":"x"})", "audio"},
       {R"("modalities":["text","audio"])", "modalities"},
@@ -253,10 +327,14 @@ TEST(ApiRequestTest, UnsupportedFieldsAreRefusedByName) {
   ASSERT_TRUE(error);
   EXPECT_EQ(error->param, "messages[0].content[0].type");
   EXPECT_EQ(error->code, "unsupported");
-  error = ParseChatRequest(R"({"messages":[{"role":"assistant","tool_calls":[{"id":"1"}]}]})",
-                           Defaults(), &request);
+  error = ParseChatRequest(R"({"messages":[{"role":"assistant","audio":{"id":"1"}}]})", Defaults(),
+                           &request);
   ASSERT_TRUE(error);
-  EXPECT_EQ(error->param, "messages[0].tool_calls");
+  EXPECT_EQ(error->param, "messages[0].audio");
+  error = ParseChatRequest(Chat(R"("tools":[{"type":"web_search"}])"), Defaults(), &request);
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->param, "tools[0].type");
+  EXPECT_EQ(error->code, "unsupported");
   error = ParseCompletionRequest(R"({"prompt":["a","b"]})", Defaults(), &request);
   ASSERT_TRUE(error);
   EXPECT_EQ(error->param, "prompt");

@@ -2,7 +2,28 @@
 
 #include <chrono>
 
+#include "model/constraint/token_constraint.h"
+
 namespace moraine {
+namespace {
+
+std::vector<std::string> AnswerOf(const std::string& prompt) {
+  const size_t begin = prompt.rfind("[say]");
+  const size_t end = prompt.rfind("[/say]");
+  if (begin == std::string::npos || end == std::string::npos) return FakeService::kAnswer;
+  const bool once = prompt.find("[say-once]") != std::string::npos;
+  if (once && prompt.find("\ntool: ") != std::string::npos) return FakeService::kAnswer;
+  std::vector<std::string> pieces;
+  int characters = 0;
+  for (const char c : prompt.substr(begin + 5, end - begin - 5)) {
+    const bool starts = (c & 0xC0) != 0x80;
+    if (starts && characters++ % 3 == 0) pieces.emplace_back();
+    pieces.back() += c;
+  }
+  return pieces;
+}
+
+}  // namespace
 
 FakeService::FakeService(size_t queue_limit)
     : queue_limit_(queue_limit), thread_([this] { Run(); }) {}
@@ -43,19 +64,49 @@ SamplingOptions FakeService::default_sampling() const {
   return sampling;
 }
 
-Result<std::vector<int32_t>> FakeService::EncodeText(std::string_view text) const {
+Result<std::vector<int32_t>> FakeService::EncodeText(std::string_view text,
+                                                     EncodeOptions options) const {
   std::vector<int32_t> ids;
+  if (options.add_special_tokens && text.starts_with("[bos]")) ids.push_back(1);
   for (const char c : text) ids.push_back(static_cast<uint8_t>(c));
   return ids;
 }
 
-Result<std::vector<int32_t>> FakeService::EncodeChat(nlohmann::ordered_json context) const {
+std::string FakeService::DecodeTokens(std::span<const int32_t> tokens) const {
+  return std::string(tokens.begin(), tokens.end());
+}
+
+std::shared_ptr<const TokenTrie> FakeService::token_trie() const {
+  std::vector<std::pair<std::string, int32_t>> tokens;
+  for (int byte = 0; byte < 255; ++byte) {
+    tokens.emplace_back(std::string(1, static_cast<char>(byte)), byte);
+  }
+  return std::make_shared<const TokenTrie>(std::move(tokens), kVocabSize);
+}
+
+std::string FakeService::chat_template() const { return chat_template_; }
+
+// Refuses arguments of tool calls that are not text if the template has "text-arguments" in it.
+Result<RenderedPrompt> FakeService::RenderChat(nlohmann::ordered_json context) const {
   std::string text;
+  for (const auto& tool : context.value("tools", nlohmann::ordered_json::array())) {
+    text += "tool: " + tool["function"]["name"].get<std::string>() + "\n";
+  }
   for (const auto& message : context["messages"]) {
     if (message["content"] == "[refuse]") return InvalidArgument("the template refuses");
     text += message["role"].get<std::string>() + ": " + message["content"].get<std::string>() + "\n";
+    for (const auto& call : message.value("tool_calls", nlohmann::ordered_json::array())) {
+      const auto& arguments = call["function"]["arguments"];
+      const bool wants_text = chat_template_.find("text-arguments") != std::string::npos;
+      if (wants_text && !arguments.is_string()) return InvalidArgument("cannot add an object");
+      text += call["function"]["name"].get<std::string>() + " <- " + arguments.dump() + "\n";
+    }
   }
-  return EncodeText(text);
+  return RenderedPrompt{{{text, false}}};
+}
+
+Result<std::vector<int32_t>> FakeService::EncodePrompt(const RenderedPrompt& prompt) const {
+  return EncodeText(prompt.text(), {.add_special_tokens = false});
 }
 
 std::string FakeService::TokenBytes(int32_t token) const {
@@ -180,24 +231,33 @@ void FakeService::Play(Job& job) {
     event.error = Corruption("expert 7 of layer 3: checksum mismatch");
     return Finish(job, FinishReason::kError, event);
   }
+  const std::vector<std::string> answer = AnswerOf(job.prompt);
   const uint32_t limit = job.request.max_tokens == 0 ? 100 : job.request.max_tokens;
-  for (uint32_t i = 0; i < kAnswer.size(); ++i) {
+  for (uint32_t i = 0; i < answer.size(); ++i) {
     if (i == limit) return Finish(job, FinishReason::kLength, event);
     if (i == 2 && has("[fail]")) {
       event.error = IoError("pack 0 at 4096: Input/output error");
       return Finish(job, FinishReason::kError, event);
     }
     GenerationEvent token;
-    token.text = kAnswer[i];
-    token.token = static_cast<int32_t>(i);
+    token.text = answer[i];
+    token.token = static_cast<int32_t>(i % kAnswer.size());
     if (job.request.top_logprobs) {
       Logprobs logprobs{.chosen = -0.5f, .top = {}};
       if (*job.request.top_logprobs > 0) logprobs.top.push_back({static_cast<int32_t>(i), -0.5f});
       token.logprobs = logprobs;
     }
+    if (job.request.constraint && !job.request.constraint->AcceptBytes(token.text)) {
+      event.error = Internal("the constraint does not allow: " + token.text);
+      return Finish(job, FinishReason::kError, event);
+    }
     ++event.timings.completion_tokens;
     job.request.on_event(token);
     if (i == 0 && has("[hold]") && !Hold(job)) return Finish(job, FinishReason::kCancelled, event);
+  }
+  if (job.request.constraint && !job.request.constraint->can_end()) {
+    event.error = Internal("the constraint does not allow the end");
+    return Finish(job, FinishReason::kError, event);
   }
   Finish(job, FinishReason::kStop, event);
 }

@@ -8,6 +8,9 @@
 //   [fail]         after two tokens: kError
 //   [fail-first]   before the first token: kError
 //   [too-long]     Submit refuses: context length exceeded
+//   [say]TEXT[/say]  the answer is TEXT, three characters a token; with [say-once] only as long as the
+//                    prompt has no message of a tool
+// An answer that its request's constraint does not allow is an error.
 // Tests wait for what has happened with WaitFor, never by sleeping.
 #pragma once
 
@@ -35,8 +38,13 @@ class FakeService final : public GenerationService {
   bool ready() const override;
   ModelInfo model_info() const override;
   SamplingOptions default_sampling() const override;
-  Result<std::vector<int32_t>> EncodeChat(nlohmann::ordered_json context) const override;
-  Result<std::vector<int32_t>> EncodeText(std::string_view text) const override;
+  std::string chat_template() const override;
+  Result<RenderedPrompt> RenderChat(nlohmann::ordered_json context) const override;
+  Result<std::vector<int32_t>> EncodePrompt(const RenderedPrompt& prompt) const override;
+  Result<std::vector<int32_t>> EncodeText(std::string_view text,
+                                          EncodeOptions options) const override;
+  std::shared_ptr<const TokenTrie> token_trie() const override;  // a token a byte
+  std::string DecodeTokens(std::span<const int32_t> tokens) const override;
   std::string TokenBytes(int32_t token) const override;
   Result<std::function<void()>> Submit(GenerationRequest request) override;
   EngineStats Stats() const override;
@@ -44,6 +52,8 @@ class FakeService final : public GenerationService {
   Result<RamBudgetRange> SetRamBudget(const std::string& text) override;
 
   void set_ready(bool ready);
+  // Before the server starts. Says which format tool calls have; not rendered.
+  void set_chat_template(std::string source) { chat_template_ = std::move(source); }
   // Lets every [hold] and [prefill] of now and later go on.
   void Release();
 
@@ -74,6 +84,7 @@ class FakeService final : public GenerationService {
   mutable std::condition_variable changed_;
   bool ready_ = true, released_ = false, stopping_ = false;
   size_t queue_limit_;
+  std::string chat_template_ = "<think></think><tool_call></tool_call>";
   std::deque<std::shared_ptr<Job>> queue_;
   std::shared_ptr<Job> running_;
   GenerationRequest last_request_;

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <future>
 #include <nlohmann/json.hpp>
 
@@ -167,6 +168,442 @@ TEST_F(HttpServerTest, ModelsHealthStatsMetrics) {
   EXPECT_NE(response.body.find("moraine_http_responses_total{code=\"404\"} 1\n"), std::string::npos);
   EXPECT_NE(response.body.find("\nmoraine_ready 1\n"), std::string::npos);
   EXPECT_NE(response.body.find("moraine_info{model=\"fake model\""), std::string::npos);
+}
+
+ordered_json PostJson(RawClient& client, const std::string& path, const std::string& body) {
+  client.Post(path, body);
+  return ordered_json::parse(client.Read().body, nullptr, false);
+}
+
+// The data of a stream's events, [DONE] left out.
+std::vector<ordered_json> Events(const std::string& stream) {
+  std::vector<ordered_json> events;
+  for (size_t at = stream.find("data: {"); at != std::string::npos;
+       at = stream.find("data: {", at + 1)) {
+    events.push_back(ordered_json::parse(stream.substr(at + 6, stream.find("\n\n", at) - at - 6)));
+  }
+  return events;
+}
+
+TEST_F(HttpServerTest, SeveralChoices) {
+  Start();
+  RawClient client(port());
+  ordered_json body = PostJson(client, "/v1/chat/completions",
+                               ChatBody("hi", R"(,"n":2,"seed":7,"max_tokens":2)"));
+  ASSERT_EQ(body["choices"].size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(body["choices"][i]["index"], i);
+    EXPECT_EQ(body["choices"][i]["message"]["content"], "Hello,");
+    EXPECT_EQ(body["choices"][i]["finish_reason"], "length");
+  }
+  EXPECT_EQ(body["usage"]["completion_tokens"], 4);
+  EXPECT_EQ(body["usage"]["prompt_tokens"], 9);  // counted once
+  EXPECT_EQ(service_.last_request().sampling.seed, 8u);  // so that the choices differ
+
+  client.Post("/v1/chat/completions", ChatBody("hi", R"(,"n":2,"stream":true)"));
+  client.ReadUntil("\r\n\r\n");
+  const std::string stream = Unchunk(client.ReadUntil("0\r\n\r\n"));
+  std::array<std::string, 2> text;
+  std::array<int, 2> roles = {}, ends = {};
+  for (const ordered_json& event : Events(stream)) {
+    const ordered_json& choice = event["choices"][0];
+    const size_t index = choice["index"].get<size_t>();
+    roles.at(index) += choice["delta"].contains("role");
+    ends.at(index) += !choice["finish_reason"].is_null();
+    text.at(index) += choice["delta"].value("content", "");
+  }
+  EXPECT_EQ(text[0], "Hello, wörld!");
+  EXPECT_EQ(text[1], "Hello, wörld!");
+  EXPECT_EQ(roles, (std::array{1, 1}));
+  EXPECT_EQ(ends, (std::array{1, 1}));
+  EXPECT_EQ(stream.find("[DONE]"), stream.rfind("[DONE]"));
+}
+
+// The queue takes 2 beside the one that runs.
+TEST_F(HttpServerTest, ChoicesThatDoNotFitTheQueueAreAllRefused) {
+  Start();
+  RawClient running(port()), client(port());
+  running.Post("/v1/chat/completions", ChatBody("[hold]", kStream));
+  running.ReadUntil("Hello");
+  client.Post("/v1/chat/completions", ChatBody("hi", R"(,"n":3)"));
+  const RawClient::Response response = client.Read();
+  EXPECT_EQ(response.status, 429);
+  EXPECT_EQ(ErrorCode(response), "queue_full");
+  ASSERT_TRUE(service_.WaitFor([](const auto& c) { return c.cancel_asked == 2; }));
+  service_.Release();
+  ASSERT_TRUE(service_.WaitFor([](const auto& c) { return c.finished == 3; }));
+  EXPECT_EQ(service_.counts().cancelled, 2);
+}
+
+constexpr const char* kTools =
+    R"(,"tools":[{"type":"function","function":{"name":"get_weather","parameters":{"type":"object"}}}])";
+const std::string kSayCall =
+    R"([say]<think>Hm.</think>Wait.<tool_call>\n{\"name\": \"get_weather\", \"arguments\": )"
+    R"({\"city\": \"Köln\"}}\n</tool_call>\n<tool_call>{\"name\": \"now\"}</tool_call>[/say])";
+
+TEST_F(HttpServerTest, ToolCallsAndReasoningOfAWholeAnswer) {
+  Start();
+  RawClient client(port());
+  ordered_json body = PostJson(client, "/v1/chat/completions", ChatBody(kSayCall, kTools));
+  EXPECT_EQ(body["choices"][0]["message"].dump(),
+            R"({"role":"assistant","content":"Wait.","reasoning_content":"Hm.","refusal":null,)"
+            R"("tool_calls":[{"id":"call_0000000000abcdef","type":"function","function":)"
+            R"({"name":"get_weather","arguments":"{\"city\": \"Köln\"}"}},)"
+            R"({"id":"call_0000000000abcdef","type":"function","function":{"name":"now",)"
+            R"("arguments":"{}"}}]})");
+  EXPECT_EQ(body["choices"][0]["finish_reason"], "tool_calls");
+  EXPECT_GT(body["usage"]["completion_tokens_details"]["reasoning_tokens"], 0);
+
+  body = PostJson(client, "/v1/chat/completions",
+                  ChatBody(kSayCall, std::string(kTools) + R"(,"parallel_tool_calls":false)"));
+  EXPECT_EQ(body["choices"][0]["message"]["tool_calls"].size(), 1u);
+  // Without tools a call is text; with reasoning_format none, so is reasoning.
+  body = PostJson(client, "/v1/chat/completions",
+                  ChatBody(kSayCall, R"(,"reasoning_format":"none")"));
+  EXPECT_EQ(body["choices"][0]["message"]["content"].get<std::string>().rfind(
+                "<think>Hm.</think>Wait.<tool_call>", 0), 0u);
+  EXPECT_EQ(body["choices"][0]["finish_reason"], "stop");
+}
+
+TEST_F(HttpServerTest, ToolCallsOfAStream) {
+  Start();
+  RawClient client(port());
+  client.Post("/v1/chat/completions", ChatBody(kSayCall, kTools + kStream));
+  client.ReadUntil("\r\n\r\n");
+  std::string content, reasoning, reason;
+  std::array<std::string, 2> names, arguments;
+  int argument_deltas = 0;
+  for (const ordered_json& event : Events(Unchunk(client.ReadUntil("0\r\n\r\n")))) {
+    const ordered_json& choice = event["choices"][0];
+    const ordered_json& delta = choice["delta"];
+    content += delta.value("content", "");
+    reasoning += delta.value("reasoning_content", "");
+    if (choice["finish_reason"].is_string()) reason = choice["finish_reason"];
+    if (!delta.contains("tool_calls")) continue;
+    const ordered_json& call = delta["tool_calls"][0];
+    const size_t index = call["index"].get<size_t>();  // in every delta
+    if (call.contains("id")) {
+      EXPECT_EQ(call["type"], "function");
+      EXPECT_EQ(names.at(index), "");
+      names.at(index) = call["function"]["name"];
+    }
+    argument_deltas += !call["function"]["arguments"].get<std::string>().empty();
+    arguments.at(index) += call["function"]["arguments"].get<std::string>();
+  }
+  EXPECT_EQ(content, "Wait.");
+  EXPECT_EQ(reasoning, "Hm.");
+  EXPECT_EQ(names[0], "get_weather");
+  EXPECT_EQ(arguments[0], R"({"city": "Köln"})");
+  EXPECT_EQ(names[1], "now");
+  EXPECT_EQ(arguments[1], "{}");
+  EXPECT_EQ(reason, "tool_calls");
+  EXPECT_GT(argument_deltas, 5);  // as they are written
+}
+
+TEST_F(HttpServerTest, CallsOfEarlierMessagesReachTheTemplateInTheFormItTakes) {
+  service_.set_chat_template("<tool_call> text-arguments");
+  Start();
+  RawClient client(port());
+  const std::string messages =
+      R"({"messages":[{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function",)"
+      R"("function":{"name":"f","arguments":"{\"a\":  1}"}}]},{"role":"tool","content":"42",)"
+      R"("tool_call_id":"1"}]})";
+  EXPECT_EQ(PostJson(client, "/apply-template", messages)["prompt"],
+            "assistant: \nf <- \"{\\\"a\\\":  1}\"\ntool: 42\n");
+}
+
+TEST_F(HttpServerTest, ToolsNeedATemplateThatKnowsThem) {
+  service_.set_chat_template("plain");
+  Start();
+  RawClient client(port());
+  client.Post("/v1/chat/completions", ChatBody("hi", kTools));
+  const RawClient::Response response = client.Read();
+  EXPECT_EQ(response.status, 400);
+  EXPECT_EQ(ErrorCode(response), "unsupported");
+}
+
+TEST_F(HttpServerTest, ConstrainedAnswers) {
+  Start();
+  RawClient client(port());
+  const std::string schema =
+      R"(,"response_format":{"type":"json_schema","json_schema":{"name":"s","schema":{"type":"object",)"
+      R"("properties":{"a":{"type":"integer"}},"required":["a"]}}})";
+  ordered_json body = PostJson(client, "/v1/chat/completions",
+                               ChatBody(R"([say]{\"a\": 12}[/say])", schema));
+  EXPECT_EQ(body["choices"][0]["message"]["content"], R"({"a": 12})");
+  // The service checks what it says against the constraint it was given.
+  body = PostJson(client, "/v1/chat/completions", ChatBody(R"([say]{\"b\": 12}[/say])", schema));
+  EXPECT_NE(body["error"]["message"].get<std::string>().find("does not allow"), std::string::npos);
+  const std::string json = R"(,"response_format":{"type":"json_object"})";
+  body = PostJson(client, "/v1/chat/completions", ChatBody("[say]<think>x</think>{}[/say]", json));
+  EXPECT_EQ(body["choices"][0]["message"]["content"], "{}");
+  EXPECT_EQ(body["choices"][0]["message"]["reasoning_content"], "x");
+  body = PostJson(client, "/v1/chat/completions", ChatBody("[say][1][/say]", json));
+  EXPECT_TRUE(body.contains("error"));
+  body = PostJson(client, "/v1/completions",
+                  R"({"prompt":"[say]{}[/say]","response_format":{"type":"json_object"}})");
+  EXPECT_EQ(body["choices"][0]["text"], "{}");
+
+  const std::string required = std::string(kTools) + R"(,"tool_choice":"required")";
+  body = PostJson(client, "/v1/chat/completions",
+                  ChatBody(R"([say]<tool_call>{\"name\": \"get_weather\", \"arguments\": {}}</tool_call>[/say])",
+                           required));
+  EXPECT_EQ(body["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "get_weather") << body;
+  EXPECT_EQ(body["choices"][0]["finish_reason"], "tool_calls");
+  body = PostJson(client, "/v1/chat/completions", ChatBody("[say]I would rather not[/say]", required));
+  EXPECT_TRUE(body.contains("error"));
+
+  client.Post("/v1/chat/completions",
+              ChatBody("hi", R"(,"response_format":{"type":"json_schema","json_schema":{"schema":)"
+                             R"({"uniqueItems":true}}})"));
+  const RawClient::Response response = client.Read();
+  EXPECT_EQ(response.status, 400);
+  EXPECT_EQ(ErrorCode(response), "unsupported");
+}
+
+// The types of a stream's events, repetitions once.
+std::vector<std::string> EventTypes(const std::string& stream) {
+  std::vector<std::string> types;
+  for (size_t at = stream.find("event: "); at != std::string::npos;
+       at = stream.find("event: ", at + 1)) {
+    std::string type = stream.substr(at + 7, stream.find('\n', at) - at - 7);
+    if (types.empty() || types.back() != type) types.push_back(std::move(type));
+  }
+  return types;
+}
+
+TEST_F(HttpServerTest, ResponsesWhole) {
+  Start();
+  RawClient client(port());
+  const ordered_json body = PostJson(
+      client, "/v1/responses",
+      R"({"input":[{"role":"user","content":[{"type":"input_text","text":")" + kSayCall + R"("}]}],)"
+      R"("instructions":"Be brief.","tools":[{"type":"function","name":"get_weather",)"
+      R"("parameters":{"type":"object"}}],"temperature":0.5,"max_output_tokens":90})");
+  EXPECT_EQ(body["id"], "resp_0000000000abcdef");
+  EXPECT_EQ(body["object"], "response");
+  EXPECT_EQ(body["status"], "completed");
+  EXPECT_EQ(body["instructions"], "Be brief.");
+  EXPECT_EQ(body["temperature"], 0.5);
+  ASSERT_EQ(body["output"].size(), 4u) << body.dump();
+  EXPECT_EQ(body["output"][0]["type"], "reasoning");
+  EXPECT_EQ(body["output"][0]["content"][0]["text"], "Hm.");
+  EXPECT_EQ(body["output"][1]["content"][0].dump(),
+            R"({"type":"output_text","annotations":[],"text":"Wait."})");
+  EXPECT_EQ(body["output"][2].dump(),
+            R"({"id":"fc_0000000000abcdef_2","type":"function_call","status":"completed",)"
+            R"("call_id":"call_0000000000abcdef","name":"get_weather",)"
+            R"("arguments":"{\"city\": \"Köln\"}"})");
+  EXPECT_EQ(body["usage"]["input_tokens_details"]["cached_tokens"], 3);
+  EXPECT_GT(body["usage"]["output_tokens_details"]["reasoning_tokens"], 0);
+  EXPECT_EQ(service_.last_request().max_tokens, 90u);
+  EXPECT_EQ(PostJson(client, "/v1/responses", R"({"input":"hi","max_output_tokens":2})")["status"],
+            "incomplete");
+}
+
+TEST_F(HttpServerTest, ResponsesStream) {
+  Start();
+  RawClient client(port());
+  client.Post("/v1/responses",
+              R"({"stream":true,"input":")" + kSayCall +
+                  R"(","tools":[{"type":"function","name":"get_weather","parameters":{"type":"object"}}]})");
+  client.ReadUntil("\r\n\r\n");
+  const std::string stream = Unchunk(client.ReadUntil("0\r\n\r\n"));
+  const std::vector<std::string> call = {
+      "response.output_item.added", "response.function_call_arguments.delta",
+      "response.function_call_arguments.done", "response.output_item.done"};
+  std::vector<std::string> expected = {
+      "response.created", "response.in_progress",
+      "response.output_item.added", "response.content_part.added", "response.reasoning_text.delta",
+      "response.reasoning_text.done", "response.content_part.done", "response.output_item.done",
+      "response.output_item.added", "response.content_part.added", "response.output_text.delta",
+      "response.output_text.done", "response.content_part.done", "response.output_item.done"};
+  for (int i = 0; i < 2; ++i) expected.insert(expected.end(), call.begin(), call.end());
+  expected.push_back("response.completed");
+  EXPECT_EQ(EventTypes(stream), expected);
+  uint64_t sequence = 0;
+  std::string text;
+  ordered_json last;
+  for (const ordered_json& event : Events(stream)) {
+    EXPECT_EQ(event["sequence_number"], sequence++);
+    if (event["type"] == "response.output_text.delta") text += event["delta"].get<std::string>();
+    last = event;
+  }
+  EXPECT_EQ(text, "Wait.");
+  EXPECT_EQ(last["response"]["output"].size(), 4u);
+  EXPECT_EQ(last["response"]["output"][3]["arguments"], "{}");
+}
+
+TEST_F(HttpServerTest, ResponsesTranslateConversations) {
+  Start();
+  RawClient client(port());
+  client.Post("/v1/responses",
+              R"({"instructions":"i","input":[{"role":"user","content":"a"},{"type":"reasoning",)"
+              R"("summary":[],"content":[{"type":"reasoning_text","text":"r"}]},{"type":"function_call",)"
+              R"("call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output",)"
+              R"("call_id":"c","output":"42"}]})");
+  EXPECT_EQ(client.Read().status, 200);
+  std::string prompt;
+  for (const int32_t token : service_.last_request().prompt) prompt += static_cast<char>(token);
+  EXPECT_EQ(prompt, "system: i\nuser: a\nassistant: \nf <- {}\ntool: 42\n");
+  for (const auto& [body, param] :
+       {std::pair(R"({"input":"a","previous_response_id":"x"})", "previous_response_id"),
+        std::pair("{}", "input"), std::pair(R"({"input":[{"type":"file"}]})", "input[0].type"),
+        std::pair(R"({"input":"a","max_output_tokens":0})", "max_output_tokens")}) {
+    EXPECT_EQ(PostJson(client, "/v1/responses", body)["error"]["param"], param) << body;
+  }
+}
+
+TEST_F(HttpServerTest, MessagesWhole) {
+  Start();
+  RawClient client(port());
+  const ordered_json body = PostJson(
+      client, "/v1/messages",
+      R"({"max_tokens":90,"system":[{"type":"text","text":"s"}],"messages":[{"role":"user","content":")" +
+          kSayCall + R"("}],"tools":[{"name":"get_weather","input_schema":{"type":"object"}}]})");
+  EXPECT_EQ(body.dump(),
+            R"({"id":"msg_0000000000abcdef","type":"message","role":"assistant","model":"fake model",)"
+            R"("content":[{"type":"thinking","thinking":"Hm.","signature":""},{"type":"text","text":"Wait."},)"
+            R"({"type":"tool_use","id":"call_0000000000abcdef","name":"get_weather","input":{"city":"Köln"}},)"
+            R"({"type":"tool_use","id":"call_0000000000abcdef","name":"now","input":{}}],)"
+            R"("stop_reason":"tool_use","stop_sequence":null,"usage":{"input_tokens":)" +
+                body["usage"]["input_tokens"].dump() +
+                R"(,"cache_creation_input_tokens":0,"cache_read_input_tokens":3,"output_tokens":)" +
+                body["usage"]["output_tokens"].dump() + "}}");
+  const std::string short_one = R"({"max_tokens":2,"messages":[{"role":"user","content":"hi"}]})";
+  EXPECT_EQ(PostJson(client, "/v1/messages", short_one)["stop_reason"], "max_tokens");
+  EXPECT_EQ(PostJson(client, "/v1/messages/count_tokens", R"({"messages":[{"role":"user","content":"hi"}]})").dump(),
+            R"({"input_tokens":9})");
+}
+
+TEST_F(HttpServerTest, MessagesStream) {
+  Start();
+  RawClient client(port());
+  client.Post("/v1/messages",
+              R"({"stream":true,"max_tokens":90,"messages":[{"role":"user","content":")" + kSayCall +
+                  R"("}],"tools":[{"name":"get_weather","input_schema":{"type":"object"}}]})");
+  client.ReadUntil("\r\n\r\n");
+  const std::string stream = Unchunk(client.ReadUntil("0\r\n\r\n"));
+  std::vector<std::string> expected = {"message_start"};
+  for (int i = 0; i < 4; ++i) {
+    expected.insert(expected.end(),
+                    {"content_block_start", "content_block_delta", "content_block_stop"});
+  }
+  expected.insert(expected.end(), {"message_delta", "message_stop"});
+  EXPECT_EQ(EventTypes(stream), expected);
+  std::array<std::string, 4> blocks;
+  for (const ordered_json& event : Events(stream)) {
+    if (event["type"] != "content_block_delta") continue;
+    for (const char* name : {"thinking", "text", "partial_json"}) {
+      blocks.at(event["index"].get<size_t>()) += event["delta"].value(name, "");
+    }
+  }
+  EXPECT_EQ(blocks, (std::array<std::string, 4>{"Hm.", "Wait.", R"({"city": "Köln"})", "{}"}));
+  EXPECT_NE(stream.find(R"("delta":{"stop_reason":"tool_use","stop_sequence":null})"), std::string::npos);
+}
+
+TEST_F(HttpServerTest, MessagesTranslateConversations) {
+  Start();
+  RawClient client(port());
+  client.Post("/v1/messages",
+              R"({"max_tokens":5,"messages":[{"role":"user","content":"a"},{"role":"assistant","content":)"
+              R"([{"type":"thinking","thinking":"t","signature":"x"},{"type":"text","text":"b"},)"
+              R"({"type":"tool_use","id":"c","name":"f","input":{"x":1}}]},{"role":"user","content":)"
+              R"([{"type":"tool_result","tool_use_id":"c","content":[{"type":"text","text":"42"}]},)"
+              R"({"type":"text","text":"go on"}]}]})");
+  EXPECT_EQ(client.Read().status, 200);
+  std::string prompt;
+  for (const int32_t token : service_.last_request().prompt) prompt += static_cast<char>(token);
+  EXPECT_EQ(prompt, "user: a\nassistant: b\nf <- {\"x\":1}\ntool: 42\nuser: go on\n");
+}
+
+TEST_F(HttpServerTest, MessagesHaveTheirOwnErrors) {
+  options_.api.access.api_key = "secret";
+  Start();
+  RawClient client(port());
+  client.Post("/v1/messages", "{}");
+  RawClient::Response response = client.Read();
+  EXPECT_EQ(response.status, 401);
+  EXPECT_EQ(ordered_json::parse(response.body)["error"]["type"], "authentication_error");
+  const std::string key = "x-api-key: secret\r\n";
+  for (const auto& [body, message] :
+       {std::pair(R"({"messages":[{"role":"user","content":"a"}]})", "max_tokens: expected an integer"),
+        std::pair(R"({"max_tokens":5})", "messages: expected an array"),
+        std::pair(R"({"max_tokens":5,"messages":[{"role":"user","content":[{"type":"image"}]}]})",
+                  "messages[0].content[0].type: not supported"),
+        std::pair(R"({"max_tokens":5,"messages":[{"role":"assistant","content":"a"}]})",
+                  "messages[0]: not supported"),
+        std::pair(R"({"max_tokens":5,"temperature":1.5,"messages":[{"role":"user","content":"a"}]})",
+                  "temperature: expected a number from 0 to 1")}) {
+    client.Post("/v1/messages", body, key);
+    response = client.Read();
+    EXPECT_EQ(response.status, 400) << body;
+    const ordered_json error = ordered_json::parse(response.body);
+    EXPECT_EQ(error["type"], "error");
+    EXPECT_EQ(error["error"]["type"], "invalid_request_error");
+    EXPECT_EQ(error["error"]["message"].get<std::string>().rfind(message, 0), 0u) << response.body;
+  }
+  client.Post("/v1/messages",
+              R"({"stream":true,"max_tokens":5,"messages":[{"role":"user","content":"[fail]"}]})", key);
+  client.ReadUntil("\r\n\r\n");
+  const std::string stream = Unchunk(client.ReadToEnd());
+  EXPECT_NE(stream.find("event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\""),
+            std::string::npos) << stream;
+}
+
+TEST_F(HttpServerTest, TokensAndTemplates) {
+  Start();
+  RawClient client(port());
+  EXPECT_EQ(PostJson(client, "/tokenize", R"({"content":"[bos]é"})").dump(),
+            R"({"count":7,"max_model_len":4096,"tokens":[91,98,111,115,93,195,169]})");
+  EXPECT_EQ(PostJson(client, "/tokenize", R"({"content":"[bos]","add_special":true})")["tokens"][0], 1);
+  EXPECT_EQ(PostJson(client, "/tokenize", R"({"prompt":"[bos]"})")["tokens"][0], 1);
+  EXPECT_EQ(PostJson(client, "/tokenize", R"({"messages":[{"role":"user","content":"hi"}]})")["count"], 9);
+  EXPECT_EQ(PostJson(client, "/tokenize", R"({"content":"\u0000\u0003","with_pieces":true})")["tokens"].dump(),
+            R"([{"id":0,"piece":"Hello"},{"id":3,"piece":[240,159]}])");
+  EXPECT_EQ(PostJson(client, "/detokenize", R"({"tokens":[104,105]})").dump(),
+            R"({"content":"hi","prompt":"hi"})");
+  EXPECT_EQ(PostJson(client, "/apply-template",
+                     ChatBody("hi", kTools))["prompt"], "tool: get_weather\nuser: hi\n");
+  for (const auto& [path, body, param] :
+       {std::tuple("/tokenize", "{}", "content"), std::tuple("/detokenize", "{}", "tokens"),
+        std::tuple("/detokenize", R"({"tokens":[256]})", "tokens"),
+        std::tuple("/tokenize", R"({"content":1})", "content"),
+        std::tuple("/apply-template", "{}", "messages")}) {
+    EXPECT_EQ(PostJson(client, path, body)["error"]["param"], param) << path;
+  }
+  client.Get("/tokenize");
+  EXPECT_EQ(client.Read().status, 405);
+}
+
+TEST_F(HttpServerTest, PropertiesAndSlots) {
+  Start();
+  RawClient client(port()), running(port());
+  client.Get("/props");
+  const ordered_json props = ordered_json::parse(client.Read().body);
+  EXPECT_EQ(props["default_generation_settings"]["n_ctx"], 4096);
+  EXPECT_EQ(props["output_format"], "hermes");
+  EXPECT_EQ(props["chat_template"], service_.chat_template());
+  client.Get("/slots");
+  EXPECT_EQ(client.Read().body, "[]");
+  running.Post("/v1/chat/completions", ChatBody("[hold]", kStream));
+  running.ReadUntil("Hello");
+  client.Get("/slots");
+  EXPECT_EQ(client.Read().body,
+            R"([{"id":"chatcmpl-0000000000abcdef","state":"decode","is_processing":true,)"
+            R"("n_prompt_tokens":13,"n_prompt_tokens_processed":13,"n_decoded":1}])");
+  service_.set_ready(false);
+  client.Get("/props");
+  EXPECT_EQ(client.Read().status, 503);
+}
+
+TEST_F(HttpServerTest, ProgressOfPrefillIsTold) {
+  Start();
+  RawClient client(port());
+  client.Post("/v1/chat/completions", ChatBody("[prefill]", R"(,"stream":true,"return_progress":true)"));
+  client.ReadUntil(R"("choices":[],"prompt_progress":{"total":2048,"cache":3,"processed":512}})");
+  service_.Release();
+  client.ReadUntil("data: [DONE]");
 }
 
 TEST_F(HttpServerTest, HeadHasTheHeadOnly) {

@@ -20,16 +20,6 @@ function checkText(found) {
   if (real) assert.ok(found.length > 0);
   else assert.equal(found, text);
 }
-// Polls /stats until `condition` holds: how a cancelled request shows from outside.
-async function eventually(condition) {
-  for (let tries = 0; tries < 2000; ++tries) {
-    const response = await fetch(`${server.url}/stats?layers=0`, { headers: { 'x-api-key': 'test-key' } });
-    if (condition(await response.json())) return;
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
-  assert.fail('the statistics never showed it');
-}
-
 before(async () => {
   server = await startServer();
   client = makeClient();
@@ -119,7 +109,7 @@ test('errors have their classes and fields', async () => {
     assert.equal(error.type, 'invalid_request_error');
     return true;
   });
-  await assert.rejects(client.chat.completions.create(chat('x', { n: 2 })), { code: 'unsupported' });
+  await assert.rejects(client.chat.completions.create(chat('x', { best_of: 2 })), { code: 'unsupported' });
   await assert.rejects(client.chat.completions.create(chat('x', { model: 'other' })), OpenAI.NotFoundError);
   await assert.rejects(makeClient({ apiKey: 'wrong' }).models.list(), OpenAI.AuthenticationError);
   const long = real ? 'word '.repeat(20000) : '[too-long]';
@@ -127,6 +117,97 @@ test('errors have their classes and fields', async () => {
     await assert.rejects(client.chat.completions.create(chat(long, { stream })),
                          { status: 400, code: 'context_length_exceeded' });
   }
+});
+
+const call = '<think>Hm.</think><tool_call>\n{"name": "get_weather", "arguments": {"city": "Köln"}}\n</tool_call>';
+const tools = [{
+  type: 'function',
+  function: {
+    name: 'get_weather',
+    parameters: { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] },
+  },
+}];
+
+test('tools, streamed by the helper', { skip: real && 'the demo template has no tools' }, async () => {
+  const request = chat(`[say]${call}[/say]`, { tools, max_tokens: 500, tool_choice: 'required' });
+  const whole = await client.chat.completions.create(request);
+  const expected = whole.choices[0].message.tool_calls[0];
+  assert.deepEqual(JSON.parse(expected.function.arguments), { city: 'Köln' });
+  assert.equal(whole.choices[0].message.reasoning_content, 'Hm.');
+  assert.equal(whole.choices[0].finish_reason, 'tool_calls');
+  const final = await client.chat.completions.stream(request).finalChatCompletion();
+  const found = final.choices[0].message.tool_calls[0];
+  assert.equal(found.function.name, 'get_weather');
+  assert.equal(found.function.arguments, expected.function.arguments);
+});
+
+test('tools run by the helper', { skip: real && 'the demo template has no tools' }, async () => {
+  const asked = [];
+  const runner = client.chat.completions.runTools(chat(`[say-once][say]${call}[/say]`, {
+    max_tokens: 500,
+    tools: [{
+      type: 'function',
+      function: {
+        name: 'get_weather', parse: JSON.parse, parameters: tools[0].function.parameters,
+        function: ({ city }) => { asked.push(city); return 'sunny'; },
+      },
+    }],
+  }));
+  checkText(await runner.finalContent());
+  assert.deepEqual(asked, ['Köln']);
+});
+
+test('JSON that follows a schema', async () => {
+  const schema = {
+    type: 'object', additionalProperties: false, required: ['name', 'age', 'pets'],
+    properties: {
+      name: { type: 'string', maxLength: 20 }, age: { type: 'integer', minimum: 0, maximum: 120 },
+      pets: { type: 'array', maxItems: 2, items: { enum: ['cat', 'dog'] } },
+    },
+  };
+  const request = chat(real ? 'Who are you?' : '[say]{"name": "Ann", "age": 7, "pets": ["cat"]}[/say]', {
+    max_tokens: 300, response_format: { type: 'json_schema', json_schema: { name: 'person', strict: true, schema } },
+  });
+  const whole = await client.chat.completions.create(request);
+  const person = JSON.parse(whole.choices[0].message.content);
+  assert.deepEqual(Object.keys(person), ['name', 'age', 'pets']);
+  assert.ok(Number.isInteger(person.age) && person.age <= 120 && person.name.length <= 20);
+  assert.equal(whole.choices[0].finish_reason, 'stop');
+  const final = await client.chat.completions.stream(request).finalChatCompletion();
+  assert.equal(final.choices[0].message.content, whole.choices[0].message.content);
+  for (const temperature of real ? [1, 2] : []) {  // whatever is drawn, it is JSON
+    for (let seed = 0; seed < 4; ++seed) {
+      const drawn = await client.chat.completions.create({ ...request, temperature, seed });
+      JSON.parse(drawn.choices[0].message.content);
+    }
+  }
+  await assert.rejects(client.chat.completions.create({
+    ...request, response_format: { type: 'json_schema', json_schema: { name: 'x', schema: { not: {} } } },
+  }), { code: 'unsupported', param: 'response_format' });
+});
+
+test('responses', async () => {
+  const request = { model, input: 'Hello', max_output_tokens: 8, temperature: 0 };
+  const whole = await client.responses.create(request);
+  checkText(whole.output_text);
+  const stream = client.responses.stream(request);
+  let text = '';
+  stream.on('response.output_text.delta', (event) => { text += event.delta; });
+  const final = await stream.finalResponse();
+  assert.equal(text, whole.output_text);
+  assert.equal(final.output_text, whole.output_text);
+  assert.equal(final.usage.output_tokens, whole.usage.output_tokens);
+  await assert.rejects(client.responses.create({ ...request, previous_response_id: 'x' }), { code: 'unsupported' });
+  if (real) return;
+  const called = await client.responses.create({
+    model, input: `[say]${call}[/say]`, tools: [{ type: 'function', ...tools[0].function, strict: true }],
+  });
+  const item = called.output.find((entry) => entry.type === 'function_call');
+  assert.deepEqual(JSON.parse(item.arguments), { city: 'Köln' });
+  const failing = await client.responses.create({ model, input: '[fail]', stream: true });
+  await assert.rejects(async () => {
+    for await (const event of failing) assert.notEqual(event.type, 'response.completed');
+  }, OpenAI.APIError);
 });
 
 // A request that goes on for long: until it is cancelled (fake), or for 3000 tokens.
@@ -139,7 +220,7 @@ test('abort in mid-stream cancels, and the next one runs', async () => {
   for await (const chunk of stream) {
     if (chunk.choices[0]?.delta.content) break;  // leaving the loop aborts
   }
-  await eventually((stats) => stats.requests_cancelled >= 1);
+  await server.eventually((stats) => stats.requests_cancelled >= 1);
   checkText((await client.chat.completions.create(chat('hi'))).choices[0].message.content);
 });
 
@@ -169,7 +250,7 @@ test('a full queue: 429, and the client comes back by itself', async () => {
     if (i === 0) await (await stream)[Symbol.asyncIterator]().next();
     else stream.catch(() => {});
   }
-  await eventually((stats) => stats.queue_length === 1);
+  await server.eventually((stats) => stats.queue_length === 1);
   const refused = await client.chat.completions.create(chat('hi')).catch((error) => error);
   assert.ok(refused instanceof OpenAI.RateLimitError);
   assert.ok(Number(refused.headers.get('retry-after')) >= 1);

@@ -2,7 +2,17 @@
 import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 
-// Resolves to { url, stop }; rejects with what the process wrote if it ends before it is ready.
+// Polls /stats until `condition` holds: how a cancelled request shows from outside.
+async function eventually(url, condition) {
+  for (let tries = 0; tries < 2000; ++tries) {
+    const response = await fetch(`${url}/stats?layers=0`, { headers: { 'x-api-key': 'test-key' } });
+    if (condition(await response.json())) return;
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  throw new Error('the statistics never showed it');
+}
+
+// Resolves to { url, stop, eventually }; rejects with what the process wrote if it ends before it is ready.
 export function startServer() {
   const real = process.env.MORAINE_BIN !== undefined;
   const [command, args] = real
@@ -21,7 +31,7 @@ export function startServer() {
     child.on('exit', (code) => reject(new Error(`${command} ended with ${code}: ${errors}`)));
     createInterface({ input: child.stdout }).on('line', (line) => {
       const url = line.match(/http:\/\/[0-9.:]+/);
-      if (url) resolve({ url: url[0], stop });
+      if (url) resolve({ url: url[0], stop, eventually: (condition) => eventually(url[0], condition) });
     });
   });
 }
