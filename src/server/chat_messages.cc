@@ -71,8 +71,10 @@ std::optional<ApiError> ReadToolCalls(const Json& calls, const std::string& wher
     call["type"] = "function";
     call["function"]["name"] = name;
     // What a model wrote may be broken; then the template gets the text.
-    const Json parsed = Json::parse(text.get_ref<const std::string&>(), nullptr, false);
-    call["function"]["arguments"] = parsed.is_object() ? parsed : text;
+    Json parsed;
+    const bool is_object =
+        ParseJsonText(text.get_ref<const std::string&>(), &parsed) && parsed.is_object();
+    call["function"]["arguments"] = is_object ? std::move(parsed) : text;
     arguments->push_back(text);
     out->push_back(std::move(call));
   }

@@ -74,6 +74,12 @@ std::optional<ApiError> ParseJsonBody(std::string_view body, Json* out) {
   return std::nullopt;
 }
 
+bool ParseJsonText(std::string_view text, Json* out) {
+  if (CheckJsonSize(text)) return false;
+  *out = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  return !out->is_discarded();
+}
+
 std::string DescribeJson(const Json& value) {
   switch (value.type()) {
     case Json::value_t::null: return "null";

@@ -17,6 +17,8 @@ using Json = nlohmann::ordered_json;
 // Untrusted text -> value. Refused: nesting beyond kMaxJsonDepth, more than kMaxJsonValues values,
 // invalid UTF-8, anything but an object. Of duplicate keys the last one wins, as everywhere.
 std::optional<ApiError> ParseJsonBody(std::string_view body, Json* out);
+// The same for text within a body, or by a model: any value; false if it is none or breaks a limit.
+bool ParseJsonText(std::string_view text, Json* out);
 // A message with parts is 5 deep; the rest is for template variables.
 inline constexpr int kMaxJsonDepth = 64;
 // A value takes 16 to 100 bytes in memory whatever it took on the wire (",1"): this bounds a hostile

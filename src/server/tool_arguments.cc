@@ -40,12 +40,9 @@ std::string ArgumentMember(std::span<const ToolDefinition> tools, std::string_vi
                            const std::string& key, std::string_view text, bool first) {
   if (text.starts_with('\n')) text.remove_prefix(1);
   if (text.ends_with('\n')) text.remove_suffix(1);
-  Json value = std::string(text);
-  if (!IsOnlyString(SchemaOf(tools, tool, key))) {
-    const Json parsed = Json::parse(text, nullptr, false);
-    if (!parsed.is_discarded()) value = parsed;
-  }
-  return (first ? "{" : ", ") + Dump(key) + ": " + Dump(value);
+  const bool as_json = !IsOnlyString(SchemaOf(tools, tool, key)) && Json::accept(text);
+  return (first ? "{" : ", ") + Dump(key) + ": " +
+         (as_json ? std::string(text) : Dump(std::string(text)));
 }
 
 }  // namespace moraine

@@ -13,6 +13,9 @@ Expression::Expression() {
 }
 
 Expression MakeExpression(Expression::Node node) {
+  for (const Expression& part : node.parts) {
+    node.depth = std::max(node.depth, part.node().depth + 1);
+  }
   Expression expression;
   expression.node_ = std::make_shared<const Expression::Node>(std::move(node));
   return expression;

@@ -32,6 +32,7 @@ class Expression {
     uint32_t min = 0, max = 0;      // kRepeat
     std::string text;               // kLiteral, kUntil: the mark
     RuleId rule = 0;                // kRule
+    uint32_t depth = 1;             // of the expressions within; set by MakeExpression
   };
 
   // Matches the empty text.

@@ -18,9 +18,15 @@ using Json = nlohmann::ordered_json;
 constexpr int kMaxSchemaDepth = 64;
 // Of a count: one state an element. Longer lists than this no model writes.
 constexpr uint32_t kMaxCount = 100'000;
-// What follows bounds memory, and the C++ stack: an expression nests once for a character of a key that
-// others must differ from, and once for an item with a place of its own.
 constexpr size_t kMaxSchemaBytes = size_t{1} << 20;
+// Each that may come next is a way to be followed: more than TokenConstraint follows, and some would
+// never be written.
+constexpr size_t kMaxProperties = 512;
+constexpr size_t kMaxEnumValues = 1000;
+// An expression nests twice for a property that may be left out, once for a character of a key that
+// others must differ from, once for an item with a place of its own; and compiling it takes about 1 KiB
+// of C++ stack a level.
+constexpr uint32_t kMaxExpressionDepth = 1500;
 constexpr size_t kMaxKeyBytes = 256;
 constexpr size_t kMaxPrefixItems = 256;
 
@@ -201,6 +207,9 @@ Result<Expression> JsonGrammar::Compile(const Json& schema, const std::string& p
   };
   Result<Expression> result = compile();
   --depth_;
+  if (result.ok() && result->node().depth > kMaxExpressionDepth) {
+    return Unsupported(path + ": too many properties or items within each other");
+  }
   return result;
 }
 
@@ -250,6 +259,9 @@ Result<Expression> JsonGrammar::CompileChoice(const Json& list, const std::strin
 Result<Expression> JsonGrammar::CompileEnum(const Json& list, const std::string& path) {
   if (!list.is_array() || list.empty()) {
     return InvalidArgument(path + ": expected an array of at least one value");
+  }
+  if (list.size() > kMaxEnumValues) {
+    return Unsupported(fmt::format("{}: more than {} values, found {}", path, kMaxEnumValues, list.size()));
   }
   std::vector<Expression> choices;
   for (const Json& value : list) choices.push_back(Literal(DumpValue(value)));
@@ -331,6 +343,10 @@ Expression RestOfOtherKey(const std::vector<std::string_view>& names) {
 Result<Expression> JsonGrammar::CompileObject(const Json& schema, const std::string& path) {
   const Json properties = schema.value("properties", Json::object());
   if (!properties.is_object()) return At(path, "properties", "an object");
+  if (properties.size() > kMaxProperties) {
+    return Unsupported(fmt::format("{}.properties: more than {}, found {}", path, kMaxProperties,
+                                   properties.size()));
+  }
   std::set<std::string> required;
   for (const Json& name : schema.value("required", Json::array())) {
     if (!name.is_string()) return At(path, "required", "names of properties");

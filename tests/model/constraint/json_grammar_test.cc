@@ -183,6 +183,29 @@ TEST(JsonGrammarTest, HugeGrammarsAreRefused) {
   const auto grammar = Grammar::Build({Choice(std::move(words))}, 0);
   ASSERT_FALSE(grammar.ok());
   EXPECT_EQ(grammar.status().code(), StatusCode::kResourceExhausted);
+  const auto object_of = [](int count, const nlohmann::ordered_json& last) {
+    nlohmann::ordered_json properties;
+    for (int i = 0; i < count; ++i) properties[std::to_string(i)] = true;
+    properties["last"] = last;
+    return nlohmann::ordered_json{{"properties", properties}};
+  };
+  EXPECT_TRUE(JsonGrammar().Schema(object_of(511, true), "schema").ok());
+  const auto wide = JsonGrammar().Schema(object_of(512, true), "schema");
+  ASSERT_FALSE(wide.ok());
+  EXPECT_EQ(wide.status().message(), "schema.properties: more than 512, found 513");
+  // What compiles is not too deep for the stack, in any form of nesting.
+  JsonGrammar deepest;
+  const auto two = deepest.Schema(object_of(511, object_of(200, true)), "schema");
+  ASSERT_TRUE(two.ok());
+  EXPECT_TRUE(std::move(deepest).Build(*two).ok());
+  const auto deep = JsonGrammar().Schema(object_of(511, object_of(511, true)), "schema");
+  ASSERT_FALSE(deep.ok());
+  EXPECT_EQ(deep.status().message(), "schema: too many properties or items within each other");
+  list = nlohmann::ordered_json::array();
+  for (int i = 0; i < 1000; ++i) list.push_back(std::to_string(i));
+  EXPECT_TRUE(Matches(GrammarOfSchema(nlohmann::ordered_json{{"enum", list}}.dump()), "\"0\""));
+  list.push_back("1000");
+  EXPECT_FALSE(JsonGrammar().Schema({{"enum", list}}, "schema").ok());
   JsonGrammar keys;
   EXPECT_FALSE(keys.Schema({{"properties", {{std::string(1000, 'k'), {{"type", "null"}}}}},
                             {"additionalProperties", true}}, "schema").ok());
