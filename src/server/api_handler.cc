@@ -319,6 +319,7 @@ std::optional<ApiError> ApiHandler::PrepareGeneration(Route route, std::string_v
                                                         : "messages";
   prepared->generations = std::move(setup.generations);
   prepared->writer = MakeWriter(route, request, json, prepared->id, std::move(setup.parsers));
+  prepared->writer->set_choices_per_prompt(request.choice_count);
   if (!request.parallel_tool_calls) prepared->writer->set_max_tool_calls(1);
   return std::nullopt;
 }

@@ -21,8 +21,10 @@ constexpr uint32_t kMaxTokensField = std::numeric_limits<int32_t>::max();
 // What /v1/completions generates when max_tokens is absent: OpenAI's default, which clients of that
 // endpoint rely on. Chat has none.
 constexpr uint32_t kCompletionDefaultTokens = 16;
-// Each choice is a generation with a place in the queue, whose limit is 8 unless the user says more.
+// Each choice holds its answer in memory until the last one has ended.
 constexpr uint32_t kMaxChoices = 8;
+// What evaluation harnesses send at a time.
+constexpr size_t kMaxPrompts = 128;
 
 void RefuseUnsupported(FieldReader& fields) {
   struct Refusal {
@@ -40,7 +42,6 @@ void RefuseUnsupported(FieldReader& fields) {
       {"suffix", "text is only appended, not inserted"},
       {"echo", "the prompt is not repeated"},
       {"use_beam_search", "tokens are sampled"},
-      {"continue_final_message", "an answer is always a message of its own"},
       {"guided_json", kNoGuide},
       {"guided_regex", kNoGuide},
       {"guided_choice", kNoGuide},
@@ -215,40 +216,63 @@ void ReadReasoning(FieldReader& fields, ApiRequest* out) {
   }
 }
 
-// Token ids, if `value` is a list of them; `field` names it in errors.
-bool ReadTokenIds(FieldReader& fields, const Json& value, uint32_t vocab_size,
-                  std::optional<std::vector<int32_t>>* tokens) {
-  if (!value.is_array() || value.empty() || !value[0].is_number()) return false;
-  std::vector<int32_t>& ids = tokens->emplace();
-  for (const Json& item : value) {
-    const bool fits = item.is_number_unsigned() && item.get<uint64_t>() < vocab_size;
-    if (!fits) {
-      fields.Fail("prompt", fmt::format("token ids below {}", vocab_size), item);
-      return true;
-    }
-    ids.push_back(item.get<int32_t>());
-  }
-  return true;
+bool IsTokenIds(const Json& value) {
+  return value.is_array() && !value.empty() && value[0].is_number();
 }
 
-void ReadPrompt(FieldReader& fields, uint32_t vocab_size, ApiRequest* out) {
+void ReadTextPrompt(FieldReader& fields, const std::string& where, const Json& value,
+                    uint32_t vocab_size, TextPrompt* out) {
+  if (!IsTokenIds(value)) {
+    if (!value.is_string()) return fields.Fail(where, "a string or an array of token ids", value);
+    out->text = value.get_ref<const std::string&>();
+    return;
+  }
+  std::vector<int32_t>& ids = out->tokens.emplace();
+  for (const Json& item : value) {
+    const bool fits = item.is_number_unsigned() && item.get<uint64_t>() < vocab_size;
+    if (!fits) return fields.Fail(where, fmt::format("token ids below {}", vocab_size), item);
+    ids.push_back(item.get<int32_t>());
+  }
+}
+
+void ReadPrompts(FieldReader& fields, uint32_t vocab_size, ApiRequest* out) {
   if (fields.failed()) return;
   const Json* prompt = fields.Get("prompt");
-  static constexpr const char* kExpected = "a string or an array of token ids";
   if (prompt == nullptr) {
-    return fields.Fail(
-        InvalidRequest(fmt::format("prompt: expected {}, found nothing", kExpected), "prompt"));
+    return fields.Fail(InvalidRequest(
+        "prompt: expected a string or an array of token ids, found nothing", "prompt"));
   }
-  if (ReadTokenIds(fields, *prompt, vocab_size, &out->prompt_tokens)) return;
-  if (prompt->is_array() && !prompt->empty()) {
-    if (prompt->size() > 1) {
-      return fields.Fail(UnsupportedField("prompt", "one prompt per request"));
-    }
-    prompt = &(*prompt)[0];
-    if (ReadTokenIds(fields, *prompt, vocab_size, &out->prompt_tokens)) return;
+  const bool is_list = prompt->is_array() && !prompt->empty() && !IsTokenIds(*prompt);
+  if (!is_list) {
+    return ReadTextPrompt(fields, "prompt", *prompt, vocab_size, &out->prompts.emplace_back());
   }
-  if (!prompt->is_string()) return fields.Fail("prompt", kExpected, *prompt);
-  out->prompt_text = prompt->get_ref<const std::string&>();
+  if (prompt->size() > kMaxPrompts) {
+    return fields.Fail("prompt", fmt::format("at most {} prompts", kMaxPrompts), *prompt);
+  }
+  for (size_t i = 0; i < prompt->size() && !fields.failed(); ++i) {
+    ReadTextPrompt(fields, fmt::format("prompt[{}]", i), (*prompt)[i], vocab_size,
+                   &out->prompts.emplace_back());
+  }
+}
+
+// An answer goes on with the assistant's last message, as llama.cpp and Anthropic do it, unless
+// `continue_final_message` or `add_generation_prompt` (vLLM's fields) say otherwise.
+void ReadContinuation(FieldReader& fields, ApiRequest* out) {
+  bool generation_prompt = false, wanted = true;
+  fields.Bool("add_generation_prompt", &generation_prompt);
+  const bool asked = fields.Get("continue_final_message") != nullptr;
+  fields.Bool("continue_final_message", &wanted);
+  if (fields.failed()) return;
+  const Json& last = out->template_context["messages"].back();
+  const bool possible = last["role"] == "assistant" && !last.contains("tool_calls") &&
+                        last["content"].get_ref<const std::string&>().find_first_not_of(" \t\r\n") !=
+                            std::string::npos;
+  if (asked && wanted && !possible) {
+    return fields.Fail(InvalidRequest(
+        "continue_final_message: expected a last message of the assistant with text and no tool calls",
+        "continue_final_message"));
+  }
+  out->continues_message = possible && wanted && !generation_prompt;
 }
 
 }  // namespace
@@ -264,7 +288,8 @@ std::optional<ApiError> ReadChatRequest(const Json& body, const RequestDefaults&
   ReadReasoning(fields, out);
   ReadMessages(fields, out);
   ReadTools(fields, out);
-  out->template_context["add_generation_prompt"] = true;
+  if (!fields.failed()) ReadContinuation(fields, out);
+  out->template_context["add_generation_prompt"] = !out->continues_message;
   return fields.error();
 }
 
@@ -291,7 +316,10 @@ std::optional<ApiError> ParseCompletionRequest(std::string_view body,
     fields.Unsigned("logprobs", 0, kMaxTopLogprobs, &count);
     out->top_logprobs = count;
   }
-  ReadPrompt(fields, defaults.vocab_size, out);
+  if (AsksForSomething(fields.Get("continue_final_message"))) {
+    fields.Fail(UnsupportedField("continue_final_message", "for /v1/chat/completions"));
+  }
+  ReadPrompts(fields, defaults.vocab_size, out);
   return fields.error();
 }
 

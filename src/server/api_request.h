@@ -21,13 +21,19 @@ namespace moraine {
 enum class ResponseFormat : uint8_t { kText, kJsonObject, kJsonSchema };
 enum class ApiKind : uint8_t { kChat, kCompletion };
 
+// A raw prompt: ids if they were given, else the text.
+struct TextPrompt {
+  std::string text;
+  std::optional<std::vector<int32_t>> tokens;
+};
+
 struct ApiRequest {
   ApiKind kind = ApiKind::kChat;
   std::string model;  // empty: not said
   bool stream = false;
   bool include_usage = false;
   bool return_progress = false;  // llama.cpp's field: chunks that say how far prefill is
-  uint32_t choice_count = 1;     // "n"
+  uint32_t choice_count = 1;     // "n": of each prompt
   // kChat: what the template gets, messages in normal form (content is a string, the arguments of tool
   // calls are objects).
   nlohmann::ordered_json template_context;
@@ -39,9 +45,9 @@ struct ApiRequest {
   bool split_reasoning = true;
   ResponseFormat response_format = ResponseFormat::kText;
   nlohmann::ordered_json response_schema;  // kJsonSchema
-  // kCompletion: ids if they were given, else the text.
-  std::string prompt_text;
-  std::optional<std::vector<int32_t>> prompt_tokens;
+  // kChat: the last message is the assistant's, and the answer goes on where it ends.
+  bool continues_message = false;
+  std::vector<TextPrompt> prompts;  // kCompletion: at least one; each has choice_count choices
 
   SamplingOptions sampling;
   uint32_t max_tokens = 0;  // 0: up to the context's end

@@ -17,6 +17,7 @@
 #include <boost/beast/http/read.hpp>
 #include <boost/beast/http/string_body.hpp>
 #include <cmath>
+#include <deque>
 #include <exception>
 #include <optional>
 
@@ -108,6 +109,8 @@ class TcpConnection final : public Connection, public std::enable_shared_from_th
   asio::awaitable<Next> Respond(HttpResponse response);
   asio::awaitable<Next> Generate(Route route, std::string body, LargeBodyHold hold);
   std::optional<ApiError> Submit(PreparedRequest* prepared);
+  std::optional<ApiError> SubmitWaiting();
+  void EndChoices();
   asio::awaitable<Next> SendStream(ResponseWriter* writer);
   asio::awaitable<Next> SendWhole(ResponseWriter* writer);
   asio::awaitable<bool> Write(std::string_view bytes);
@@ -133,7 +136,11 @@ class TcpConnection final : public Connection, public std::enable_shared_from_th
   bool keep_alive_ = false;  // what the client wants
   bool idle_ = true;
   std::shared_ptr<Exchange> exchange_;
-  SlotReport slot_;  // of the request that generates
+  // Of the request that generates:
+  SlotReport slot_;
+  std::string prompt_field_;
+  uint32_t choice_count_ = 0, choices_running_ = 0;
+  std::deque<GenerationRequest> waiting_;  // the last choices, which have not been submitted yet
 };
 
 RequestHead MakeHead(const http::request_parser<http::string_body>::value_type& message) {
@@ -336,8 +343,7 @@ asio::awaitable<TcpConnection::Next> TcpConnection::Generate(Route route, std::s
   if (prepared.answer) co_return co_await Respond(std::move(*prepared.answer));
   if (auto error = Submit(&prepared)) co_return co_await Respond(Refusal(*error));
 
-  const auto exchange = exchange_;
-  asio::co_spawn(executor, WatchForDisconnect(exchange), asio::detached);
+  asio::co_spawn(executor, WatchForDisconnect(exchange_), asio::detached);
   ResponseWriter* writer = prepared.writer.get();
   Next next = Next::kClose;
   if (writer->streams()) {
@@ -345,8 +351,7 @@ asio::awaitable<TcpConnection::Next> TcpConnection::Generate(Route route, std::s
   } else {
     next = co_await SendWhole(writer);
   }
-  exchange_.reset();
-  exchange->Cancel();  // does nothing if it has finished
+  EndChoices();
   // Ends the watcher: nothing else is under way on this socket.
   error_code ignored;
   stream_.socket().cancel(ignored);
@@ -354,33 +359,54 @@ asio::awaitable<TcpConnection::Next> TcpConnection::Generate(Route route, std::s
   co_return next;
 }
 
-// All choices or none.
+// The first choice is accepted, or the request is refused. Others that find the queue full follow when one
+// before them ends.
 std::optional<ApiError> TcpConnection::Submit(PreparedRequest* prepared) {
   const auto began = std::chrono::steady_clock::now();
-  const uint32_t count = static_cast<uint32_t>(prepared->generations.size());
-  auto exchange = std::make_shared<Exchange>(stream_.get_executor(), count, [state = state_, began] {
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
-    state->mean_generation_s = 0.8 * state->mean_generation_s + 0.2 * took.count();
-  });
-  for (uint32_t choice = 0; choice < count; ++choice) {
-    GenerationRequest& generation = prepared->generations[choice];
-    generation.on_event = exchange->Listener(choice);
-    Result<std::function<void()>> submitted =
-        state_->draining ? FailedPrecondition("the server is shutting down")
-                         : state_->handler->service().Submit(std::move(generation));
-    if (submitted.ok()) {
-      exchange->Submitted(std::move(*submitted));
-      continue;
-    }
-    exchange->Abandon(count - choice);
-    exchange->Cancel();
-    return ErrorOfSubmit(submitted.status(), prepared->prompt_field, RetryAfterSeconds());
-  }
-  exchange_ = std::move(exchange);
+  waiting_.assign(std::move_iterator(prepared->generations.begin()),
+                  std::move_iterator(prepared->generations.end()));
+  choice_count_ = static_cast<uint32_t>(waiting_.size());
+  choices_running_ = 0;
+  prompt_field_ = prepared->prompt_field;
   slot_ = SlotReport();
   slot_.id = prepared->id;
   slot_.state = "queued";
+  exchange_ = std::make_shared<Exchange>(
+      stream_.get_executor(), choice_count_, [state = state_, began] {
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+        state->mean_generation_s = 0.8 * state->mean_generation_s + 0.2 * took.count();
+      });
+  std::optional<ApiError> error = SubmitWaiting();
+  if (error) EndChoices();
+  return error;
+}
+
+std::optional<ApiError> TcpConnection::SubmitWaiting() {
+  while (!waiting_.empty()) {
+    GenerationRequest generation = waiting_.front();  // a copy: a refusal must not lose it
+    generation.on_event =
+        exchange_->Listener(choice_count_ - static_cast<uint32_t>(waiting_.size()));
+    Result<std::function<void()>> submitted =
+        state_->draining ? FailedPrecondition("the server is shutting down")
+                         : state_->handler->service().Submit(std::move(generation));
+    if (!submitted.ok()) {
+      const bool full = submitted.status().code() == StatusCode::kResourceExhausted;
+      if (full && choices_running_ > 0) return std::nullopt;
+      return ErrorOfSubmit(submitted.status(), prompt_field_, RetryAfterSeconds());
+    }
+    exchange_->Submitted(std::move(*submitted));
+    waiting_.pop_front();
+    ++choices_running_;
+  }
   return std::nullopt;
+}
+
+// Whatever has not finished never will.
+void TcpConnection::EndChoices() {
+  const auto exchange = std::exchange(exchange_, nullptr);
+  exchange->Abandon(static_cast<uint32_t>(waiting_.size()));
+  waiting_.clear();
+  exchange->Cancel();
 }
 
 ApiError TcpConnection::ErrorOf(const GenerationEvent& finished) const {
@@ -425,6 +451,10 @@ std::string TcpConnection::HandleEvents(ResponseWriter* writer, std::optional<Ap
     }
     NoteEvent(next.event);
     text += writer->Handle(next.choice, next.event);
+    if (next.event.kind == GenerationEvent::Kind::kFinished) {
+      --choices_running_;
+      if ((*error = SubmitWaiting())) return text;
+    }
   }
   return text;
 }

@@ -11,6 +11,8 @@
 namespace moraine {
 namespace {
 
+constexpr std::string_view kBlanks = " \t\r\n";
+
 // The prompt ends with <think>: some templates begin the reasoning themselves.
 bool EndsInReasoning(const RenderedPrompt& prompt) {
   std::string tail;
@@ -18,7 +20,7 @@ bool EndsInReasoning(const RenderedPrompt& prompt) {
     tail = segment->text + tail;
     if (tail.size() > 64) break;
   }
-  const size_t last = tail.find_last_not_of(" \t\r\n");
+  const size_t last = tail.find_last_not_of(kBlanks);
   return last != std::string::npos && tail.substr(0, last + 1).ends_with(kThinkBegin);
 }
 
@@ -48,7 +50,32 @@ std::optional<ApiError> PlanOutput(const std::string& chat_template, const ApiRe
 
 }  // namespace
 
-Result<RenderedPrompt> RenderChatPrompt(const GenerationService& service, ApiRequest* request) {
+namespace {
+
+// Cuts off what the template writes behind the last message's text. The text is looked for where
+// untrusted text is, so that no mark of the template is taken for it.
+Status EndWithMessage(const std::string& message, RenderedPrompt* prompt) {
+  // Templates trim: what is at the end of the text stays if it is there.
+  const size_t begin = message.find_first_not_of(kBlanks);
+  const size_t end = message.find_last_not_of(kBlanks) + 1;
+  const std::string_view core = std::string_view(message).substr(begin, end - begin);
+  const std::string_view blanks = std::string_view(message).substr(end);
+  for (size_t i = prompt->segments.size(); i-- > 0;) {
+    PromptSegment& segment = prompt->segments[i];
+    if (segment.trusted) continue;
+    const size_t at = segment.text.rfind(core);
+    if (at == std::string::npos) continue;
+    size_t length = at + core.size();
+    if (std::string_view(segment.text).substr(length).starts_with(blanks)) length += blanks.size();
+    segment.text.resize(length);
+    prompt->segments.resize(i + 1);
+    return OkStatus();
+  }
+  return Unsupported("the chat template does not repeat the last message's text, so that it cannot be "
+                     "continued");
+}
+
+Result<RenderedPrompt> RenderWhole(const GenerationService& service, ApiRequest* request) {
   if (request->tool_arguments.empty()) {
     return service.RenderChat(std::move(request->template_context));
   }
@@ -59,11 +86,27 @@ Result<RenderedPrompt> RenderChatPrompt(const GenerationService& service, ApiReq
   return retried.ok() ? std::move(retried) : std::move(prompt);  // the first error says more
 }
 
+Result<std::vector<int32_t>> EncodeTextPrompt(const GenerationService& service, TextPrompt prompt) {
+  if (prompt.tokens) return std::move(*prompt.tokens);
+  return service.EncodeText(prompt.text, {});
+}
+
+}  // namespace
+
+Result<RenderedPrompt> RenderChatPrompt(const GenerationService& service, ApiRequest* request) {
+  if (!request->continues_message) return RenderWhole(service, request);
+  const std::string last = request->template_context["messages"].back()["content"];
+  ASSIGN_OR_RETURN(RenderedPrompt prompt, RenderWhole(service, request));
+  RETURN_IF_ERROR(EndWithMessage(last, &prompt));
+  return prompt;
+}
+
 std::optional<ApiError> SetUpGeneration(const GenerationService& service, ApiRequest* request,
                                         std::function<uint64_t()> random_bits,
                                         GenerationSetup* out) {
   OutputPlan plan;
   GenerationRequest generation;
+  std::vector<std::vector<int32_t>> prompts;
   if (request->kind == ApiKind::kChat) {
     if (auto error = PlanOutput(service.chat_template(), *request, &plan)) return error;
     const Result<RenderedPrompt> prompt = RenderChatPrompt(service, request);
@@ -72,13 +115,12 @@ std::optional<ApiError> SetUpGeneration(const GenerationService& service, ApiReq
     plan.parser.begins_in_reasoning = plan.parser.split_reasoning && EndsInReasoning(*prompt);
     Result<std::vector<int32_t>> tokens = service.EncodePrompt(*prompt);
     if (!tokens.ok()) return ErrorOfEncoding(tokens.status(), "messages");
-    generation.prompt = std::move(*tokens);
-  } else if (request->prompt_tokens) {
-    generation.prompt = std::move(*request->prompt_tokens);
-  } else {
-    Result<std::vector<int32_t>> tokens = service.EncodeText(request->prompt_text, {});
+    prompts.push_back(std::move(*tokens));
+  }
+  for (TextPrompt& prompt : request->prompts) {
+    Result<std::vector<int32_t>> tokens = EncodeTextPrompt(service, std::move(prompt));
     if (!tokens.ok()) return ErrorOfEncoding(tokens.status(), "prompt");
-    generation.prompt = std::move(*tokens);
+    prompts.push_back(std::move(*tokens));
   }
   if (plan.grammar.format == nullptr) plan.grammar.format = &FormatOfTemplate("");
   std::shared_ptr<const Grammar> grammar;
@@ -92,10 +134,11 @@ std::optional<ApiError> SetUpGeneration(const GenerationService& service, ApiReq
   plan.parser.make_call_id = [random_bits = std::move(random_bits)] {
     return fmt::format("call_{:016x}", random_bits());
   };
-  for (uint32_t choice = 0; choice < request->choice_count; ++choice) {
+  for (size_t i = 0; i < prompts.size() * request->choice_count; ++i) {
     out->generations.push_back(generation);
+    out->generations.back().prompt = prompts[i / request->choice_count];
     // Choices must differ, and a request with a seed must give the same ones again.
-    out->generations.back().sampling.seed = request->sampling.seed + choice;
+    out->generations.back().sampling.seed = request->sampling.seed + i % request->choice_count;
     if (grammar != nullptr) {
       out->generations.back().constraint = std::make_shared<TokenConstraint>(
           grammar, service.token_trie(), service.model_info().eos_tokens);

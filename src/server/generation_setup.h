@@ -13,7 +13,8 @@
 namespace moraine {
 
 struct GenerationSetup {
-  std::vector<GenerationRequest> generations;  // one a choice; all but on_event
+  // One a choice, prompt by prompt; all but on_event.
+  std::vector<GenerationRequest> generations;
   std::vector<std::unique_ptr<OutputParser>> parsers;
 };
 
@@ -23,7 +24,8 @@ std::optional<ApiError> SetUpGeneration(const GenerationService& service, ApiReq
                                         std::function<uint64_t()> random_bits, GenerationSetup* out);
 
 // The prompt of a chat. Tool calls of the messages go in as objects, or as text if the template does not
-// take them so.
+// take them so. If the last message is to be continued, the prompt ends with its text: kUnsupported if
+// the template does not repeat it.
 Result<RenderedPrompt> RenderChatPrompt(const GenerationService& service, ApiRequest* request);
 
 }  // namespace moraine

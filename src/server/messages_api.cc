@@ -119,10 +119,6 @@ void TranslateMessages(FieldReader& fields, Json* chat) {
     if (role != "user" && role != "assistant") {
       return fields.Fail(where + ".role", "user or assistant", role);
     }
-    if (role == "assistant" && i + 1 == list->size()) {
-      return fields.Fail(UnsupportedField(where, "an answer is always a message of its own, so the "
-                                                 "last message must be the user's"));
-    }
     const Json content = message.value("content", Json());
     BlockTranslator blocks(fields, role.get<std::string>(), &messages);
     if (content.is_string()) {
@@ -318,9 +314,9 @@ std::string MessagesWriter::FullBody() {
     content.push_back({{"type", "text"}, {"text", answer.content}});
   }
   for (const ToolCall& call : answer.tool_calls) {
-    Json input = Json::parse(call.arguments, nullptr, false);
+    Json input;
     // What was cut off is no object; the API has nothing else for it.
-    if (!input.is_object()) input = Json::object();
+    if (!ParseJsonText(call.arguments, &input) || !input.is_object()) input = Json::object();
     content.push_back(
         {{"type", "tool_use"}, {"id", call.id}, {"name", call.name}, {"input", std::move(input)}});
   }

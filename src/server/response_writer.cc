@@ -71,9 +71,12 @@ void ResponseWriter::Collect(uint32_t choice) {
 
 UsageTotals ResponseWriter::Usage() const {
   UsageTotals usage;
-  usage.prompt_tokens = choices_.front().timings.prompt_tokens;
-  usage.cached_tokens = choices_.front().timings.cached_tokens;
-  for (const ChoiceAnswer& answer : choices_) {
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    const ChoiceAnswer& answer = choices_[i];
+    if (i % choices_per_prompt_ == 0) {
+      usage.prompt_tokens += answer.timings.prompt_tokens;
+      usage.cached_tokens += answer.timings.cached_tokens;
+    }
     usage.completion_tokens += answer.timings.completion_tokens;
     usage.reasoning_tokens += answer.reasoning_tokens;
   }

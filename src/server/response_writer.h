@@ -44,6 +44,8 @@ class ResponseWriter {
   bool streams() const { return streams_; }
   // Calls beyond this many are left out of the answer: for parallel_tool_calls false.
   void set_max_tool_calls(size_t count) { max_tool_calls_ = count; }
+  // Choices come prompt by prompt, so many each.
+  void set_choices_per_prompt(size_t count) { choices_per_prompt_ = count; }
   // Takes one event of one choice; a failed or cancelled end is not given to it. Returns what to send:
   // nothing unless this streams.
   std::string Handle(uint32_t choice, const GenerationEvent& event);
@@ -69,7 +71,7 @@ class ResponseWriter {
   virtual void NoteToken(uint32_t, const GenerationEvent&) {}
 
   const std::vector<ChoiceAnswer>& choices() const { return choices_; }
-  // The prompt is counted once, whatever the number of choices.
+  // A prompt is counted once, whatever the number of its choices.
   UsageTotals Usage() const;
 
  private:
@@ -79,6 +81,7 @@ class ResponseWriter {
   std::vector<ChoiceAnswer> choices_;
   const bool streams_;
   size_t max_tool_calls_ = SIZE_MAX;
+  size_t choices_per_prompt_ = SIZE_MAX;
   bool started_ = false;
   size_t unfinished_;
   std::vector<OutputDelta> deltas_;  // scratch

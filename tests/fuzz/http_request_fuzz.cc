@@ -38,8 +38,9 @@ void CheckAccepted(const ApiRequest& request, uint32_t vocab_size) {
       CHECK(!error || nlohmann::json::accept(error->ToJson()), "an error must be valid JSON");
     }
   }
-  if (request.prompt_tokens) {
-    for (const int32_t token : *request.prompt_tokens) {
+  CHECK(request.prompts.empty() == (request.kind == ApiKind::kChat), "prompts");
+  for (const TextPrompt& prompt : request.prompts) {
+    for (const int32_t token : prompt.tokens.value_or(std::vector<int32_t>())) {
       CHECK(token >= 0 && static_cast<uint32_t>(token) < vocab_size, "token of the prompt");
     }
   }

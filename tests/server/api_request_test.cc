@@ -1,5 +1,6 @@
 #include "server/api_request.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "server/json_fields.h"
@@ -144,11 +145,16 @@ TEST(ApiRequestTest, ReasoningEffortGoesToTheTemplate) {
 }
 
 TEST(ApiRequestTest, PromptsOfCompletions) {
-  EXPECT_EQ(ParseRawOrFail(R"({"prompt":"hi"})").prompt_text, "hi");
-  EXPECT_EQ(ParseRawOrFail(R"({"prompt":["hi"]})").prompt_text, "hi");
+  EXPECT_EQ(ParseRawOrFail(R"({"prompt":"hi"})").prompts.at(0).text, "hi");
+  EXPECT_EQ(ParseRawOrFail(R"({"prompt":["hi"]})").prompts.at(0).text, "hi");
   const std::vector<int32_t> ids = {1, 999};
-  EXPECT_EQ(ParseRawOrFail(R"({"prompt":[1,999]})").prompt_tokens, ids);
-  EXPECT_EQ(ParseRawOrFail(R"({"prompt":[[1,999]]})").prompt_tokens, ids);
+  EXPECT_EQ(ParseRawOrFail(R"({"prompt":[1,999]})").prompts.at(0).tokens, ids);
+  EXPECT_EQ(ParseRawOrFail(R"({"prompt":[[1,999]]})").prompts.at(0).tokens, ids);
+  const ApiRequest several = ParseRawOrFail(R"({"prompt":["a",[1,999],"b"]})");
+  ASSERT_EQ(several.prompts.size(), 3u);
+  EXPECT_EQ(several.prompts[0].text, "a");
+  EXPECT_EQ(several.prompts[1].tokens, ids);
+  EXPECT_EQ(several.prompts[2].text, "b");
   EXPECT_EQ(ParseRawOrFail(Raw(R"("logprobs":0)")).top_logprobs, 0u);
 }
 
@@ -298,7 +304,6 @@ TEST(ApiRequestTest, UnsupportedFieldsAreRefusedByName) {
   const std::pair<const char*, const char*> cases[] = {
       {R"("functions":[{}])", "functions"},
       {R"("function_call":"auto")", "function_call"},
-      {R"("continue_final_message":true)", "continue_final_message"},
       {R"("best_of":2)", "best_of"},
       {R"("audio":{"voice":"x"})", "audio"},
       {R"("modalities":["text","audio"])", "modalities"},
@@ -335,10 +340,53 @@ TEST(ApiRequestTest, UnsupportedFieldsAreRefusedByName) {
   ASSERT_TRUE(error);
   EXPECT_EQ(error->param, "tools[0].type");
   EXPECT_EQ(error->code, "unsupported");
-  error = ParseCompletionRequest(R"({"prompt":["a","b"]})", Defaults(), &request);
+}
+
+TEST(ApiRequestTest, ALastMessageOfTheAssistantIsContinued) {
+  const auto chat = [](const std::string& last, const std::string& more = "") {
+    return R"({"messages":[{"role":"user","content":"a"},)" + last + "]" + more + "}";
+  };
+  const std::string prefix = R"({"role":"assistant","content":"b"})";
+  ApiRequest request = ParseChatOrFail(chat(prefix));
+  EXPECT_TRUE(request.continues_message);
+  EXPECT_EQ(request.template_context["add_generation_prompt"], false);
+  EXPECT_TRUE(ParseChatOrFail(chat(prefix, R"(,"continue_final_message":true)")).continues_message);
+  for (const std::string& body :
+       {chat(prefix, R"(,"continue_final_message":false)"),
+        chat(prefix, R"(,"add_generation_prompt":true)"),
+        chat(R"({"role":"assistant","content":" "})"), chat(R"({"role":"user","content":"b"})"),
+        chat(R"({"role":"assistant","content":"b","tool_calls":[{"id":"1","function":{"name":"f"}}]})")}) {
+    request = ParseChatOrFail(body);
+    EXPECT_FALSE(request.continues_message) << body;
+    EXPECT_EQ(request.template_context["add_generation_prompt"], true) << body;
+  }
+  const auto error = ParseChatRequest(Chat(R"("continue_final_message":true)"), Defaults(), &request);
   ASSERT_TRUE(error);
-  EXPECT_EQ(error->param, "prompt");
-  EXPECT_EQ(error->code, "unsupported");
+  EXPECT_EQ(error->param, "continue_final_message");
+}
+
+// Arguments of earlier calls are JSON within JSON, to which the limits of a body apply, too: deep values
+// would overflow the stack, and objects of many members cost the square of their number.
+TEST(ApiRequestTest, ArgumentsOfEarlierCallsThatAreTooLargeStayText) {
+  const auto arguments_of = [](const std::string& text) {
+    const ApiRequest request = ParseChatOrFail(
+        R"({"messages":[{"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f","arguments":)" +
+        Json(text).dump() + "}}]}]}");
+    return request.template_context["messages"][0]["tool_calls"][0]["function"]["arguments"];
+  };
+  EXPECT_TRUE(arguments_of(R"({"a":[1]})").is_object());
+  std::string deep = "1";
+  for (int i = 0; i < 60; ++i) deep = R"({"a":)" + deep + "}";
+  EXPECT_TRUE(arguments_of(deep).is_object());
+  const size_t levels = 1'000'000;
+  deep.clear();
+  for (size_t i = 0; i < levels; ++i) deep += R"({"a":)";
+  deep += "1" + std::string(levels, '}');
+  EXPECT_TRUE(arguments_of(deep).is_string());
+  std::string wide = "{";
+  for (int i = 0; i < 2000; ++i) wide += fmt::format(R"("{}":1,)", i);
+  wide.back() = '}';
+  EXPECT_TRUE(arguments_of(wide).is_string());
 }
 
 TEST(JsonBodyTest, SizeOfStructureIsBounded) {

@@ -220,19 +220,63 @@ TEST_F(HttpServerTest, SeveralChoices) {
 }
 
 // The queue takes 2 beside the one that runs.
-TEST_F(HttpServerTest, ChoicesThatDoNotFitTheQueueAreAllRefused) {
+TEST_F(HttpServerTest, ChoicesThatDoNotFitTheQueueAreServedInTurn) {
   Start();
-  RawClient running(port()), client(port());
-  running.Post("/v1/chat/completions", ChatBody("[hold]", kStream));
-  running.ReadUntil("Hello");
-  client.Post("/v1/chat/completions", ChatBody("hi", R"(,"n":3)"));
-  const RawClient::Response response = client.Read();
-  EXPECT_EQ(response.status, 429);
-  EXPECT_EQ(ErrorCode(response), "queue_full");
-  ASSERT_TRUE(service_.WaitFor([](const auto& c) { return c.cancel_asked == 2; }));
-  service_.Release();
-  ASSERT_TRUE(service_.WaitFor([](const auto& c) { return c.finished == 3; }));
-  EXPECT_EQ(service_.counts().cancelled, 2);
+  RawClient client(port());
+  const ordered_json whole = PostJson(client, "/v1/chat/completions", ChatBody("hi", R"(,"n":8)"));
+  ASSERT_EQ(whole["choices"].size(), 8u) << whole.dump();
+  for (int i = 0; i < 8; ++i) {
+    EXPECT_EQ(whole["choices"][i]["index"], i);
+    EXPECT_EQ(whole["choices"][i]["message"]["content"], "Hello, wörld!");
+  }
+  EXPECT_EQ(whole["usage"]["completion_tokens"], 8 * FakeService::kAnswer.size());
+  EXPECT_EQ(service_.last_request().sampling.seed, 0xABCDEFu + 7);
+}
+
+TEST_F(HttpServerTest, ChoicesThatWaitGoWithTheConnection) {
+  Start();
+  RawClient client(port());
+  client.Post("/v1/chat/completions", ChatBody("[hold]", R"(,"n":8,"stream":true)"));
+  client.ReadUntil("Hello");
+  client.Close();
+  ASSERT_TRUE(service_.WaitFor(
+      [](const auto& c) { return c.cancelled > 0 && c.cancelled == c.submitted; }));
+  // Two or three: whether the first had left the queue when the third came.
+  EXPECT_LE(service_.counts().submitted, 3);
+}
+
+TEST_F(HttpServerTest, SeveralPrompts) {
+  Start();
+  RawClient client(port());
+  const ordered_json whole = PostJson(
+      client, "/v1/completions",
+      R"({"prompt":["[say]one[/say]","[say]three[/say]",[104,105]],"n":2,"max_tokens":9})");
+  const char* const expected[] = {"one", "one", "three", "three", "Hello, wörld!", "Hello, wörld!"};
+  ASSERT_EQ(whole["choices"].size(), std::size(expected)) << whole.dump();
+  for (size_t i = 0; i < std::size(expected); ++i) {
+    EXPECT_EQ(whole["choices"][i]["index"], i);
+    EXPECT_EQ(whole["choices"][i]["text"], expected[i]);
+  }
+  // Each prompt once; three tokens of each were cached.
+  EXPECT_EQ(whole["usage"]["prompt_tokens"], 14 + 16 + 2);
+  EXPECT_EQ(whole["usage"]["prompt_tokens_details"]["cached_tokens"], 9);
+  EXPECT_EQ(whole["usage"]["completion_tokens"], 2 * (1 + 2 + 5));
+}
+
+TEST_F(HttpServerTest, TheAssistantsLastMessageIsContinued) {
+  Start();
+  RawClient client(port());
+  const std::string messages = R"({"messages":[{"role":"user","content":"a"},{"role":"assistant",)"
+                               R"("content":"  The answer is "}])";
+  EXPECT_EQ(PostJson(client, "/apply-template", messages + "}")["prompt"],
+            "user: a\nassistant:   The answer is ");
+  EXPECT_EQ(PostJson(client, "/apply-template", messages + R"(,"add_generation_prompt":true})")["prompt"],
+            "user: a\nassistant:   The answer is \n");
+  EXPECT_EQ(PostJson(client, "/v1/messages", R"({"max_tokens":5,)" + messages.substr(1) + "}")["content"][0]["text"],
+            "Hello, wörld!");
+  std::string prompt;
+  for (const int32_t token : service_.last_request().prompt) prompt += static_cast<char>(token);
+  EXPECT_EQ(prompt, "user: a\nassistant:   The answer is ");
 }
 
 constexpr const char* kTools =
@@ -531,8 +575,6 @@ TEST_F(HttpServerTest, MessagesHaveTheirOwnErrors) {
         std::pair(R"({"max_tokens":5})", "messages: expected an array"),
         std::pair(R"({"max_tokens":5,"messages":[{"role":"user","content":[{"type":"image"}]}]})",
                   "messages[0].content[0].type: not supported"),
-        std::pair(R"({"max_tokens":5,"messages":[{"role":"assistant","content":"a"}]})",
-                  "messages[0]: not supported"),
         std::pair(R"({"max_tokens":5,"temperature":1.5,"messages":[{"role":"user","content":"a"}]})",
                   "temperature: expected a number from 0 to 1")}) {
     client.Post("/v1/messages", body, key);
