@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/bytes.h"
@@ -70,6 +71,7 @@ void VisitReads(S& s, Visitor&& f) {
   f("deadline_misses", s.deadline_misses);
   f("cancelled", s.cancelled);
   f("submit_calls", s.submit_calls);
+  f("demand_latency", s.demand_latency);
   f("busy_ns", s.busy_ns);
 }
 
@@ -137,6 +139,9 @@ struct Writer {
   void operator()(const char* name, const T& value) const {
     out[name] = value;
   }
+  void operator()(const char* name, const LatencyCounts& latency) const {
+    out[name] = {{"counts", latency.counts}, {"sum_ns", latency.sum_ns}};
+  }
 };
 
 Json LookupsJson(const LookupCounters& lookups) {
@@ -169,6 +174,20 @@ class Reader {
       if (!value->is_number_integer()) return Fail(name, "an integer", *value);
     }
     out = value->get<T>();
+  }
+
+  void operator()(const char* name, LatencyCounts& out) const {
+    Nested(name, Json::value_t::object, [&](const Json& json, const std::string& path) {
+      const Reader inner(json, path + ".", status_);
+      inner("sum_ns", out.sum_ns);
+      inner.Nested("counts", Json::value_t::array, [&](const Json& list, const std::string&) {
+        const auto is_count = [](const Json& count) { return count.is_number_integer(); };
+        if (list.size() != out.counts.size() || !std::all_of(list.begin(), list.end(), is_count)) {
+          return inner.Fail("counts", "an integer for each bucket", list);
+        }
+        std::copy(list.begin(), list.end(), out.counts.begin());
+      });
+    });
   }
 
   // An object or array below; calls `read` with it.
@@ -324,6 +343,12 @@ class PrometheusText {
   void Sample(const std::string& labels, uint64_t value) {
     out_ += fmt::format("{}{} {}\n", name_, labels, value);
   }
+  void Bucket(double bound, uint64_t count) {
+    out_ += fmt::format("{}_bucket{{le=\"{}\"}} {}\n", name_, bound, count);
+  }
+  void HistogramEnd(double sum, uint64_t count) {
+    out_ += fmt::format("{0}_bucket{{le=\"+Inf\"}} {2}\n{0}_sum {1}\n{0}_count {2}\n", name_, sum, count);
+  }
   void Single(const char* name, const char* type, const char* help, uint64_t value) {
     Family(name, type, help);
     Sample("", value);
@@ -411,6 +436,14 @@ void ReadMetrics(const EngineStats& stats, PrometheusText* text) {
   text->Sample("{kind=\"speculative\"}", r.speculative_bytes);
   text->Family("moraine_drive_busy_seconds_total", "counter", "Time with a read in flight.");
   text->Sample("", static_cast<double>(r.busy_ns) * 1e-9);
+  text->Family("moraine_drive_read_seconds", "histogram",
+               "Expert records that were waited for, from the request to the last byte.");
+  uint64_t below = 0;
+  for (size_t bucket = 0; bucket + 1 < LatencyCounts::kBuckets; ++bucket) {
+    below += r.demand_latency.counts[bucket];
+    text->Bucket(static_cast<double>(LatencyCounts::BoundNs(bucket)) * 1e-9, below);
+  }
+  text->HistogramEnd(static_cast<double>(r.demand_latency.sum_ns) * 1e-9, r.demand_latency.total());
   text->Single("moraine_drive_retries_total", "counter", "Reads tried again.", r.retries);
   text->Single("moraine_drive_failures_total", "counter", "Records given up.", r.failures);
   text->Single("moraine_drive_deadline_misses_total", "counter", "Records past their deadline.",

@@ -493,6 +493,7 @@ void ReadScheduler::Impl::Leave(Record* record) {
   if (record->fate == Fate::kFailed || record->fate == Fate::kTruncated) ++stats_.failures;
   if (record->fate == Fate::kReading) {
     ++(IsSpeculative(*record) ? stats_.speculative_records : stats_.demand_records);
+    if (!IsSpeculative(*record)) stats_.demand_latency.Add(record->finished_ns - record->enqueued_ns);
   }
 }
 

@@ -41,6 +41,7 @@
 
 #include "base/clock.h"
 #include "io/block_reader.h"
+#include "io/latency_counts.h"
 
 namespace moraine {
 
@@ -94,6 +95,7 @@ struct ReadSchedulerStats {
   uint64_t demand_records = 0, speculative_records = 0;  // completed; promoted ones are demand
   uint64_t short_reads = 0, retries = 0, failures = 0, deadline_misses = 0, cancelled = 0;
   uint64_t submit_calls = 0;
+  LatencyCounts demand_latency;  // of demand_records, from Enqueue to the last completion
   uint64_t busy_ns = 0;  // time with at least one read in flight, on the clock
 };
 

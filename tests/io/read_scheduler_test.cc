@@ -9,6 +9,26 @@ namespace {
 using testing::ElementsAre;
 using testing::IsEmpty;
 
+TEST(LatencyCountsTest, QuantilesAreBoundsOfBuckets) {
+  LatencyCounts latency;
+  EXPECT_FALSE(latency.QuantileNs(0.5));
+  for (int i = 0; i < 98; ++i) latency.Add(32'000);
+  EXPECT_EQ(latency.QuantileNs(0.5), 32'000);
+  latency.Add(1'000'000);
+  latency.Add(-1);
+  EXPECT_EQ(latency.QuantileNs(0.99), 32'000);
+  EXPECT_EQ(latency.QuantileNs(1), 1'024'000);
+  for (size_t bucket = 0; bucket + 1 < LatencyCounts::kBuckets; ++bucket) {
+    LatencyCounts one;
+    one.Add(LatencyCounts::BoundNs(bucket));
+    EXPECT_EQ(one.counts[bucket], 1u) << bucket;
+    EXPECT_LT(LatencyCounts::BoundNs(bucket), LatencyCounts::BoundNs(bucket + 1));
+  }
+  latency.Add(60'000'000'000);  // beyond all bounds: no figure rather than a wrong one
+  EXPECT_FALSE(latency.QuantileNs(1));
+  EXPECT_EQ(latency.total(), 101u);
+}
+
 class ReadSchedulerTest : public SchedulerFixture {};
 
 TEST_F(ReadSchedulerTest, ARecordInChunksArrivesWhole) {
@@ -29,6 +49,7 @@ TEST_F(ReadSchedulerTest, ARecordInChunksArrivesWhole) {
   EXPECT_EQ(IssuedOffsets().size(), 6u);  // ceil(21 / 4), none smaller than 21 / 6
   EXPECT_EQ(scheduler_->stats().demand_bytes, 21u * kBlock);
   EXPECT_EQ(scheduler_->stats().demand_records, 1u);
+  EXPECT_EQ(scheduler_->stats().demand_latency.total(), 1u);
   EXPECT_EQ(scheduler_->demand_in_flight(), 0u);
 }
 

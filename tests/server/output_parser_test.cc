@@ -112,7 +112,7 @@ std::vector<FormatCase> Cases() {
        "<parameter=note>\n{\"a\": [1,2]}\n</parameter>\n<parameter=other>\nfree text\n\n</parameter>\n"
        "</function>\n</tool_call>",
        "C:Looking.|T:get_weather id0|A:{\"city\": \"42\", \"days\": 3, \"zip\": \"007\", "
-       "\"note\": {\"a\":[1,2]}, \"other\": \"free text\\n\"}"},
+       "\"note\": {\"a\": [1,2]}, \"other\": \"free text\\n\"}"},
       {"qwen3-coder", "no parameters, twice",
        "<tool_call>\n<function=now>\n</function>\n</tool_call>\n<tool_call><function=now></function>"
        "</tool_call>",
