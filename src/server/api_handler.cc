@@ -193,6 +193,7 @@ HttpResponse ApiHandler::Metrics() const {
       response.body += fmt::format("moraine_http_responses_total{{code=\"{}\"}} {}\n", status, count);
     }
   }
+  response.body += request_metrics_.ToPrometheus();
   if (ready) response.body += service_->Stats().ToPrometheus();
   return response;
 }

@@ -17,6 +17,7 @@
 #include "server/api_request.h"
 #include "server/generation_service.h"
 #include "server/http_message.h"
+#include "server/request_metrics.h"
 #include "server/response_writer.h"
 
 namespace moraine {
@@ -95,6 +96,7 @@ class ApiHandler {
   void Finalize(const RequestHead& head, HttpResponse* response);
   int64_t UnixTime() const;
   GenerationService& service() const { return *service_; }
+  RequestMetrics& request_metrics() { return request_metrics_; }
 
  private:
   std::optional<ApiError> NotReady() const;
@@ -114,6 +116,7 @@ class ApiHandler {
   ApiHandlerOptions options_;
   AccessPolicy access_;
   GenerationService* service_;
+  RequestMetrics request_metrics_;
   mutable std::mutex mutex_;
   std::map<int, uint64_t> responses_by_status_;  // guarded by mutex_
 };

@@ -118,7 +118,8 @@ class TcpConnection final : public Connection, public std::enable_shared_from_th
   asio::awaitable<void> Linger();
 
   std::string HandleEvents(ResponseWriter* writer, std::optional<ApiError>* error);
-  void NoteEvent(const GenerationEvent& event);
+  void NoteEvent(uint32_t choice, const GenerationEvent& event);
+  void NoteTime(uint32_t choice, GenerationEvent::Kind kind);
   HttpResponse StreamHead() const;
   HttpResponse Refusal(const ApiError& error) const {
     return ErrorResponse(error, ErrorShapeOfPath(head_.path()));
@@ -140,6 +141,8 @@ class TcpConnection final : public Connection, public std::enable_shared_from_th
   SlotReport slot_;
   std::string prompt_field_;
   uint32_t choice_count_ = 0, choices_running_ = 0;
+  std::chrono::steady_clock::time_point began_;
+  std::vector<std::optional<std::chrono::steady_clock::time_point>> last_token_;  // by choice
   std::deque<GenerationRequest> waiting_;  // the last choices, which have not been submitted yet
 };
 
@@ -362,7 +365,8 @@ asio::awaitable<TcpConnection::Next> TcpConnection::Generate(Route route, std::s
 // The first choice is accepted, or the request is refused. Others that find the queue full follow when one
 // before them ends.
 std::optional<ApiError> TcpConnection::Submit(PreparedRequest* prepared) {
-  const auto began = std::chrono::steady_clock::now();
+  began_ = std::chrono::steady_clock::now();
+  last_token_.assign(prepared->generations.size(), std::nullopt);
   waiting_.assign(std::move_iterator(prepared->generations.begin()),
                   std::move_iterator(prepared->generations.end()));
   choice_count_ = static_cast<uint32_t>(waiting_.size());
@@ -372,7 +376,7 @@ std::optional<ApiError> TcpConnection::Submit(PreparedRequest* prepared) {
   slot_.id = prepared->id;
   slot_.state = "queued";
   exchange_ = std::make_shared<Exchange>(
-      stream_.get_executor(), choice_count_, [state = state_, began] {
+      stream_.get_executor(), choice_count_, [state = state_, began = began_] {
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
         state->mean_generation_s = 0.8 * state->mean_generation_s + 0.2 * took.count();
       });
@@ -421,7 +425,22 @@ bool EndsInError(const GenerationEvent& event) {
           event.finish_reason == FinishReason::kCancelled);
 }
 
-void TcpConnection::NoteEvent(const GenerationEvent& event) {
+void TcpConnection::NoteTime(uint32_t choice, GenerationEvent::Kind kind) {
+  RequestMetrics& metrics = state_->handler->request_metrics();
+  const auto now = std::chrono::steady_clock::now();
+  if (kind == GenerationEvent::Kind::kFinished) metrics.NoteEnd(now - began_);
+  if (kind != GenerationEvent::Kind::kToken) return;
+  auto& last = last_token_[choice];
+  if (last) {
+    metrics.NoteNextToken(now - *last);
+  } else {
+    metrics.NoteFirstToken(now - began_);
+  }
+  last = now;
+}
+
+void TcpConnection::NoteEvent(uint32_t choice, const GenerationEvent& event) {
+  NoteTime(choice, event.kind);
   switch (event.kind) {
     case GenerationEvent::Kind::kStarted:
       slot_.prompt_tokens = event.timings.prompt_tokens;
@@ -446,10 +465,11 @@ std::string TcpConnection::HandleEvents(ResponseWriter* writer, std::optional<Ap
   while (exchange_->has_events()) {
     const Exchange::Event next = exchange_->Take();
     if (EndsInError(next.event)) {
+      NoteTime(next.choice, next.event.kind);
       *error = ErrorOf(next.event);
       return text;
     }
-    NoteEvent(next.event);
+    NoteEvent(next.choice, next.event);
     text += writer->Handle(next.choice, next.event);
     if (next.event.kind == GenerationEvent::Kind::kFinished) {
       --choices_running_;

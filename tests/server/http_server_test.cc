@@ -175,6 +175,22 @@ ordered_json PostJson(RawClient& client, const std::string& path, const std::str
   return ordered_json::parse(client.Read().body, nullptr, false);
 }
 
+TEST_F(HttpServerTest, MetricsSayHowLongClientsWait) {
+  Start();
+  RawClient client(port());
+  PostJson(client, "/v1/chat/completions", ChatBody("hi", R"(,"n":2)"));
+  PostJson(client, "/v1/chat/completions", ChatBody("[fail]"));
+  client.Get("/metrics");
+  const std::string metrics = client.Read().body;
+  // Five tokens each, and two before the failure.
+  for (const char* line : {"moraine_time_to_first_token_seconds_count 3\n",
+                           "moraine_time_between_tokens_seconds_count 9\n",
+                           "moraine_generation_seconds_count 3\n",
+                           "moraine_generation_seconds_bucket{le=\"900\"} 3\n"}) {
+    EXPECT_NE(metrics.find(line), std::string::npos) << line << metrics;
+  }
+}
+
 // The data of a stream's events, [DONE] left out.
 std::vector<ordered_json> Events(const std::string& stream) {
   std::vector<ordered_json> events;

@@ -8,7 +8,7 @@ import re
 import subprocess
 import unittest
 
-from moraine_command import DEMO, FAILED, MORAINE, OK, USAGE, CommandTestCase
+from moraine_command import CHECKOUT, DEMO, FAILED, MORAINE, OK, USAGE, CommandTestCase
 
 
 class StatsTest(CommandTestCase):
@@ -85,6 +85,29 @@ class StatsTest(CommandTestCase):
         speeds = [p["decode_tokens_per_s"] for p in json.loads(result.stdout)["report"]["projection"]]
         self.assertEqual(speeds, sorted(speeds))
         self.assertGreater(speeds[3], speeds[0])
+
+    def test_metrics_have_what_the_dashboard_shows(self):
+        self.generate(5)
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
+        connection.request("GET", "/metrics")
+        metrics = connection.getresponse().read().decode()
+        connection.close()
+        with open(f"{CHECKOUT}/contrib/grafana/moraine.json") as file:
+            dashboard = json.load(file)
+        expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+        self.assertGreater(len(expressions), 20)
+        for expression in expressions:
+            for name, labels in re.findall(r'(moraine_[a-z_]+)\{instance=~"\$instance",?([^}]*)\}', expression):
+                samples = re.findall(rf"^{name}(?:\{{(.*)\}})? [\d.e+-]+$", metrics, re.MULTILINE)
+                self.assertTrue(samples, f"{name} is not in /metrics")
+                for label, pattern in re.findall(r'(\w+)=~?"([^"]*)"', labels):
+                    found = {dict(re.findall(r'(\w+)="([^"]*)"', sample)).get(label) for sample in samples}
+                    self.assertTrue(any(value and re.fullmatch(pattern, value) for value in found),
+                                    f"{name}: no {label} is {pattern}, found {found}")
+            for label in re.findall(r"by \((\w+)\)", expression):
+                self.assertRegex(metrics, rf'[{{,]{label}="')
+        for name in ("time_to_first_token", "time_between_tokens", "generation"):
+            self.assertRegex(metrics, rf"moraine_{name}_seconds_count [1-9]")
 
     def test_what_does_not_go_together_is_refused(self):
         self.expect(USAGE, ["--store"], "stats", "5", "--store", self.store)
