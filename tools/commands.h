@@ -22,6 +22,10 @@ void RegisterProfileCommand(CLI::App& app, int* exit_code);
 void RegisterTraceCommand(CLI::App& app, int* exit_code);
 void RegisterTraceRecordCommand(CLI::App& trace, int* exit_code);
 
+struct ConfigFile;  // config_file.h
+// config, completion and man, which describe all others. `config`: filled in before the callbacks run.
+void RegisterDescribeCommands(CLI::App& app, const ConfigFile* config, int* exit_code);
+
 // `moraine bench`, which holds those below.
 void RegisterBenchCommand(CLI::App& app, int* exit_code);
 void RegisterBenchForwardCommands(CLI::App& bench, int* exit_code);  // decode and prefill

@@ -1,5 +1,7 @@
 #include "common_options.h"
 
+#include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cstdio>
 #include <vector>
@@ -98,6 +100,20 @@ void AddGpuArguments(CLI::App* command, RunnerArguments* a) {
                    "VRAM for all of them (16GiB), or auto, the default: what is free. Experts that do "
                    "not fit are streamed from page-locked DRAM")
       ->needs(gpu);
+}
+
+void NameEnvironment(CLI::App* command) {
+  for (CLI::Option* option : command->get_options()) {
+    if (option->get_lnames().empty() || option == command->get_help_ptr()) continue;
+    std::string name = option->get_lnames().front();
+    const bool is_flag = option->get_items_expected_max() == 0;
+    const bool turns_off = is_flag && option->get_flag_value(name, "true") == "false";
+    if (turns_off || !option->get_envname().empty() || name == "isa" || name == "io") continue;
+    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) {
+      return c == '-' ? '_' : static_cast<char>(std::toupper(c));
+    });
+    option->envname("MORAINE_" + name);
+  }
 }
 
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments) {

@@ -28,6 +28,10 @@ void AddGpuArguments(CLI::App* command, RunnerArguments* arguments);
 // Parses the budgets; errors name the option.
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments);
 
+// Gives each option that takes a value, and each flag that turns something on, the environment variable
+// MORAINE_NAME unless it has one. Not --isa and --io: those variables are read where the choice is made.
+void NameEnvironment(CLI::App* command);
+
 // For CLI11's check(): its own conversion error says what it could not convert, but not to what.
 CLI::Validator WholeNumber(uint64_t highest);
 CLI::Validator Number();

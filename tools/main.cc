@@ -4,6 +4,8 @@
 
 #include "base/log.h"
 #include "commands.h"
+#include "common_options.h"
+#include "config_file.h"
 
 int main(int argc, char** argv) {
   const char* const log_level = std::getenv("MORAINE_LOG");
@@ -26,6 +28,12 @@ int main(int argc, char** argv) {
   moraine::RegisterDoctorCommand(app, &exit_code);
   moraine::RegisterProfileCommand(app, &exit_code);
   moraine::RegisterTraceCommand(app, &exit_code);
+  moraine::ConfigFile config;
+  moraine::RegisterDescribeCommands(app, &config, &exit_code);
+  std::string config_path;  // read by FindConfigFile; here for --help
+  app.add_option("--config", config_path,
+                 "configuration file (default: ~/.config/moraine/config.toml, else /etc/moraine/config.toml)")
+      ->envname("MORAINE_CONFIG");
   constexpr int kUsage = 2;
   // CLI11 alone would say that a subcommand is required.
   const auto named = [&](CLI::App* command) { return command->get_name() == argv[1]; };
@@ -33,6 +41,12 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "moraine: '%s' is no subcommand; moraine --help lists them\n", argv[1]);
     return kUsage;
   }
+  auto applied = moraine::ApplyConfigFile(moraine::FindConfigFile(argc, argv), &app);
+  if (!applied.ok()) {
+    moraine::PrintError(applied.status());
+    return kUsage;
+  }
+  config = std::move(*applied);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -226,6 +226,7 @@ void RegisterServeCommand(CLI::App& app, int* exit_code) {
                     "give memory back under memory pressure (PSI), take it again when that is over");
   command->add_flag("--admin", a->server.api.admin,
                     "POST /admin/ram-budget: from this machine, or with the API key");
+  NameEnvironment(command);
   command->callback([a, exit_code] {
     a->server.api.fingerprint = "moraine-" MORAINE_VERSION;
     const Status status = Serve(*a);
