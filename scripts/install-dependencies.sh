@@ -10,6 +10,7 @@ packages=(
   libgtest-dev libgmock-dev        # tests
   python3 python3-jinja2           # oracle of the chat template tests
   clang libclang-rt-14-dev         # libFuzzer
+  dpkg-dev groff                   # .deb packages; a test of the manual pages
   curl
   fio                              # the yardstick of `moraine bench io`, which does without if it is absent
 )

@@ -17,6 +17,7 @@
 #include "common_options.h"
 #include "engine_session.h"
 #include "server/http_server.h"
+#include "service_manager.h"
 
 namespace moraine {
 namespace {
@@ -109,11 +110,10 @@ Result<ModelInfo> KnownModel(const std::string& store_directory) {
   return known;
 }
 
-void WarnIfOpen(const HttpServerOptions& options) {
-  const bool loopback = options.host == "localhost" || options.host == "::1" ||
-                        options.host.rfind("127.", 0) == 0;
-  if (!loopback && options.api.access.api_key.empty()) {
-    LOG_WARN("{} can be reached from other machines and no --api-key is set", options.host);
+void WarnIfOpen(const std::string& url, const AccessOptions& access) {
+  const bool loopback = url.starts_with("http://127.") || url.starts_with("http://[::1]");
+  if (!loopback && access.api_key.empty()) {
+    LOG_WARN("{} can be reached from other machines and no --api-key is set", url);
   }
 }
 
@@ -137,18 +137,20 @@ void ExitAtSecondSignal(sigset_t signals) {
   }).detach();
 }
 
-Status Serve(const ServeArguments& a) {
+Status Serve(ServeArguments a) {
+  ASSIGN_OR_RETURN(a.server.listening_socket, InheritedSocket());
   ASSIGN_OR_RETURN(ModelInfo known, KnownModel(a.runner.options.store_directory));
   const sigset_t signals = ServerSignals(a);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
 
   EngineService service(std::move(known));
-  WarnIfOpen(a.server);
   // Declared before the server: requests in flight refer to it until the server is gone.
   std::unique_ptr<Engine> engine;
   ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> server, HttpServer::Start(a.server, &service));
+  WarnIfOpen(server->url(), a.server.api.access);
   LOG_INFO("listening on {}, loading the model", server->url());
+  NotifyServiceManager("STATUS=loading the model");
 
   Status loaded;
   // After the engine: it stops using it before that goes.
@@ -170,6 +172,7 @@ Status Serve(const ServeArguments& a) {
     std::printf("moraine serves %s at %s/v1\n", engine->model_info().name.c_str(),
                 server->url().c_str());
     std::fflush(stdout);
+    NotifyServiceManager("READY=1\nSTATUS=serving " + engine->model_info().name + " at " + server->url());
   });
 
   int signal = 0;
@@ -184,6 +187,7 @@ Status Serve(const ServeArguments& a) {
     _exit(0);
   }
   loader.join();
+  NotifyServiceManager("STOPPING=1\nSTATUS=running requests may finish");
   if (signal != SIGUSR1) {
     LOG_INFO("stopping: what runs may finish for {} s; interrupt again to exit at once",
              a.grace_seconds);

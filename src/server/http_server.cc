@@ -1,6 +1,7 @@
 #include "server/http_server.h"
 
 #include <fmt/format.h>
+#include <sys/socket.h>
 
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -11,6 +12,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <cerrno>
 #include <thread>
 
 #include "base/log.h"
@@ -52,6 +54,8 @@ class HttpServer::Impl {
   tcp::endpoint endpoint;
 
  private:
+  Status Listen(const HttpServerOptions& options);
+  Status TakeOver(int listening_socket);
   asio::awaitable<void> Accept();
   void BeginDrain(std::chrono::milliseconds grace);
   void CancelAll();
@@ -70,15 +74,9 @@ class HttpServer::Impl {
   std::thread thread_;
 };
 
-Status HttpServer::Impl::Start(const HttpServerOptions& options, GenerationService* service) {
-  state_->options = options;
-  const std::string address = options.host == "localhost" ? "127.0.0.1" : options.host;
-  state_->options.api.access.bind_address = address;
-  handler_ = std::make_unique<ApiHandler>(state_->options.api, service);
-  state_->handler = handler_.get();
-  state_->workers = &workers_;
-
+Status HttpServer::Impl::Listen(const HttpServerOptions& options) {
   error_code ec;
+  const std::string address = options.host == "localhost" ? "127.0.0.1" : options.host;
   const auto ip = asio::ip::make_address(address, ec);
   if (ec) return InvalidArgument(fmt::format("--host: expected an IP address, found {}", options.host));
   const tcp::endpoint wanted(ip, options.port);
@@ -90,7 +88,35 @@ Status HttpServer::Impl::Start(const HttpServerOptions& options, GenerationServi
   if (ec) return AsioError(fmt::format("cannot listen on {}:{}", address, options.port), ec);
   acceptor_.listen(asio::socket_base::max_listen_connections, ec);
   if (ec) return AsioError("listen", ec);
+  return OkStatus();
+}
+
+// The socket listens already; its address is not ours to choose.
+Status HttpServer::Impl::TakeOver(int listening_socket) {
+  sockaddr_storage address{};
+  socklen_t size = sizeof(address);
+  error_code ec;
+  if (::getsockname(listening_socket, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+    ec.assign(errno, boost::system::system_category());
+    return AsioError("the socket that was handed over", ec);
+  }
+  acceptor_.assign(address.ss_family == AF_INET6 ? tcp::v6() : tcp::v4(), listening_socket, ec);
+  if (ec) return AsioError("the socket that was handed over", ec);
+  return OkStatus();
+}
+
+Status HttpServer::Impl::Start(const HttpServerOptions& options, GenerationService* service) {
+  state_->options = options;
+  if (options.listening_socket) {
+    RETURN_IF_ERROR(TakeOver(*options.listening_socket));
+  } else {
+    RETURN_IF_ERROR(Listen(options));
+  }
   endpoint = acceptor_.local_endpoint();
+  state_->options.api.access.bind_address = endpoint.address().to_string();
+  handler_ = std::make_unique<ApiHandler>(state_->options.api, service);
+  state_->handler = handler_.get();
+  state_->workers = &workers_;
   asio::co_spawn(io_, Accept(), asio::detached);
   thread_ = std::thread([this] { io_.run(); });
   return OkStatus();

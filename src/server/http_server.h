@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/status.h"
@@ -20,6 +21,8 @@ namespace moraine {
 struct HttpServerOptions {
   std::string host = "127.0.0.1";  // a literal address, or "localhost"
   uint16_t port = 8080;            // 0: any free one
+  // A listening TCP socket in place of these two, from a service manager; the server closes it.
+  std::optional<int> listening_socket;
   ApiHandlerOptions api;           // api.access.bind_address is set from `host`
 
   uint32_t header_limit_bytes = 64 * 1024;
