@@ -17,7 +17,9 @@
 #include "engine/runner.h"
 #include "engine/text_model.h"
 #include "io/read_measurement.h"
+#include "model/kv_pool.h"
 #include "model/sampler.h"
+#include "model/sequence_state.h"
 
 namespace moraine {
 namespace {
@@ -27,7 +29,7 @@ using Json = nlohmann::ordered_json;
 struct BenchForwardArguments {
   RunnerArguments runner;
   std::string text;
-  uint32_t prompt_tokens = 64, tokens = 128, warm_tokens = 32;
+  uint32_t prompt_tokens = 64, tokens = 128, warm_tokens = 32, batch = 1;
   int rounds = 3;
   uint64_t seed = 1;
   bool against_no_lookahead = false, warm = false, json = false;
@@ -106,9 +108,11 @@ class ForwardBench {
 
   Status Run() {
     ASSIGN_OR_RETURN(RunnerOptions options, FinishRunnerOptions(arguments_.runner));
-    options.max_context = std::max(options.max_context,
-                                   arguments_.prompt_tokens + arguments_.warm_tokens +
-                                       arguments_.tokens + 1);
+    // Sequences have whole blocks.
+    const uint32_t each = KvPool::BlocksFor(arguments_.prompt_tokens + arguments_.warm_tokens +
+                                            arguments_.tokens + 1) * kKvBlockPositions;
+    options.max_sequences = arguments_.batch;
+    options.max_context = std::max(options.max_context, arguments_.batch * each);
     io_ = options.io;
     ASSIGN_OR_RETURN(runner_, Runner::Open(options));
     if (runner_->gpu() != nullptr) return RunOnGpu();
@@ -224,7 +228,7 @@ class ForwardBench {
     return prompt;
   }
 
-  // GB/s of random records, as many at once as a layer of a token can miss.
+  // GB/s of random records, as many at once as a layer of a step can miss.
   Result<double> DriveRate(int round) {
     ASSIGN_OR_RETURN(std::unique_ptr<BlockReader> reader, CreateBlockReader(io_));
     const Store& store = runner_->store();
@@ -243,25 +247,70 @@ class ForwardBench {
       return ReadPlace{place.pack, place.offset, place.bytes, 0};
     };
     options.chunk_bytes = ReadSchedulerOptions{}.chunk_bytes;
-    options.records = runner_->config().top_k;
+    options.records = std::min(arguments_.batch * runner_->config().top_k,
+                               runner_->config().expert_count);
     options.seconds = 0.5;
     options.seed = arguments_.seed + static_cast<uint64_t>(round);
     ASSIGN_OR_RETURN(const ReadMeasurement measured, MeasureReads(std::move(reader), options));
     return measured.gb_per_s;
   }
 
-  // A prompt and, for decode, what follows it. before: when what is measured begins.
+  // One of the sequences that are decoded together.
+  struct Stream {
+    SequenceState* state = nullptr;
+    std::unique_ptr<Sampler> sampler;
+    std::vector<float> logits;
+    LogitsSink keep;
+    int32_t token = 0;
+  };
+
+  Status Begin(Stream* stream, uint32_t index, int text) {
+    const uint64_t seed = arguments_.seed + static_cast<uint64_t>(text);
+    stream->state = &runner_->sequence(index);
+    stream->state->Reset();
+    stream->sampler = std::make_unique<Sampler>(SamplingOptions{.temperature = 1.0f, .seed = seed},
+                                                runner_->config().vocab_size);
+    stream->keep = [stream](uint32_t, std::span<const float> logits) {
+      stream->logits.assign(logits.begin(), logits.end());
+    };
+    const std::vector<int32_t> prompt = Prompt(text);
+    for (size_t at = 0; at < prompt.size(); at += runner_->prefill_chunk()) {
+      const size_t count = std::min<size_t>(runner_->prefill_chunk(), prompt.size() - at);
+      BatchSegment segment = {.tokens = std::span(prompt).subspan(at, count),
+                              .state = stream->state,
+                              .sink = &stream->keep};
+      if (at + count < prompt.size()) segment.logits = LogitsMode::kNone;
+      runner_->Step({&segment, 1});
+      RETURN_IF_ERROR(segment.status);
+    }
+    return OkStatus();
+  }
+
+  Status DecodeStep(std::vector<Stream>* streams) {
+    std::vector<BatchSegment> batch;
+    for (Stream& stream : *streams) {
+      stream.token = stream.sampler->Sample(stream.logits);
+      batch.push_back({.tokens = {&stream.token, 1},
+                       .state = stream.state,
+                       .sink = &stream.keep,
+                       .decode = true});
+    }
+    runner_->Step(batch);
+    for (const BatchSegment& segment : batch) RETURN_IF_ERROR(segment.status);
+    return OkStatus();
+  }
+
+  // Prompts and, for decode, what follows them. before: when what is measured begins.
   Status Compute(int round, EngineStats* before) {
-    runner_->ResetSequence();
+    std::vector<Stream> streams(arguments_.batch);
     *before = runner_->Stats();
-    RETURN_IF_ERROR(runner_->Forward(Prompt(round), {.sink = &keep_}));
-    if (!decode_) return OkStatus();
-    Sampler sampler({.temperature = 1.0f, .seed = arguments_.seed + static_cast<uint64_t>(round)},
-                    runner_->config().vocab_size);
-    for (uint32_t i = 0; i < arguments_.warm_tokens + arguments_.tokens; ++i) {
+    for (uint32_t s = 0; s < streams.size(); ++s) {
+      RETURN_IF_ERROR(Begin(&streams[s], s, round * static_cast<int>(arguments_.batch) +
+                                                static_cast<int>(s)));
+    }
+    for (uint32_t i = 0; decode_ && i < arguments_.warm_tokens + arguments_.tokens; ++i) {
       if (i == arguments_.warm_tokens) *before = runner_->Stats();
-      const int32_t token = sampler.Sample(logits_);
-      RETURN_IF_ERROR(runner_->Forward(std::span(&token, 1), {.sink = &keep_}));
+      RETURN_IF_ERROR(DecodeStep(&streams));
     }
     return OkStatus();
   }
@@ -280,8 +329,9 @@ class ForwardBench {
   void Print(const Sample& s, bool lookahead) const {
     const EngineStats stats = runner_->Stats();
     if (!arguments_.json) {
-      std::printf("%s %s, %u of %llu experts have slots, %s\n", decode_ ? "decode " : "prefill",
-                  stats.model.c_str(), stats.residency.slot_count,
+      std::printf("%s %s, batch %u, %u of %llu experts have slots, %s\n",
+                  decode_ ? "decode " : "prefill", stats.model.c_str(), arguments_.batch,
+                  stats.residency.slot_count,
                   static_cast<unsigned long long>(stats.expert_count),
                   lookahead ? "reading ahead" : "without reading ahead");
       std::printf("  %.2f tok/s, %.1f %% of the bound of %.2f (drive %.2f GB/s, %.1f MiB a token, "
@@ -298,7 +348,10 @@ class ForwardBench {
                  {"policy", stats.policy},                  {"isa", stats.isa},
                  {"threads", stats.threads},                {"lookahead", lookahead},
                  {"prompt_tokens", arguments_.prompt_tokens}};
-    if (decode_) json["tokens"] = arguments_.tokens;
+    if (decode_) {
+      json["tokens"] = arguments_.tokens;
+      json["batch"] = arguments_.batch;
+    }
     for (const auto& [name, field] : kFields) json[name] = s.*field;
     std::printf("%s\n", json.dump().c_str());
   }
@@ -308,10 +361,6 @@ class ForwardBench {
   BlockReaderOptions io_;
   std::unique_ptr<Runner> runner_;
   std::vector<int32_t> text_tokens_;
-  std::vector<float> logits_;
-  const Runner::LogitsSink keep_ = [this](uint32_t, std::span<const float> logits) {
-    logits_.assign(logits.begin(), logits.end());
-  };
 };
 
 void RegisterForward(CLI::App& bench, const char* name, const char* help, bool decode,
@@ -326,8 +375,11 @@ void RegisterForward(CLI::App& bench, const char* name, const char* help, bool d
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   if (decode) {
-    command->add_option("--tokens", a->tokens, "tokens that are measured, a round")
+    command->add_option("--tokens", a->tokens, "tokens of each sequence that are measured, a round")
         ->check(CLI::Range(1, 1 << 20))
+        ->capture_default_str();
+    command->add_option("--batch", a->batch, "sequences that are decoded together; tok/s are of all")
+        ->check(CLI::Range(1, 256))
         ->capture_default_str();
     command->add_option("--warm-tokens", a->warm_tokens, "tokens before them that are not")
         ->check(CLI::Range(0, 1 << 20))

@@ -215,6 +215,12 @@ void RegisterServeCommand(CLI::App& app, int* exit_code) {
                       "name under which clients may reach the server, beside localhost");
   command->add_option("--cors-origin", access->cors_origins,
                       "origin whose web pages may use the server, such as https://example.org");
+  a->runner.options.max_sequences = 0;  // chosen
+  command
+      ->add_option("--parallel", a->runner.options.max_sequences,
+                   "requests that are computed together; they share --max-context (default, and 0: 8, of "
+                   "models with recurrent state 4)")
+      ->check(CLI::Range(0, 256));
   command->add_option("--queue", a->queue_limit, "requests that may wait; more get 429")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();

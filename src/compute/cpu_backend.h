@@ -48,6 +48,10 @@ struct KvView {
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;
   KvStrides strides;
+  // Where positions [i, i + 1) * kKvBlockPositions are: block_bytes * blocks[i] behind keys and values.
+  // Null: all positions are side by side.
+  const uint32_t* blocks = nullptr;
+  size_t block_bytes = 0;
 };
 
 // Matrices of one shape and encoding, one behind the other.

@@ -19,6 +19,10 @@ enum class KvFormat : uint8_t { kF32, kBf16, kQ8 };
 const char* KvFormatName(KvFormat format);  // "f32", "bf16", "q8"
 Result<KvFormat> ParseKvFormat(std::string_view name);
 
+// Positions of a block of keys and values where a sequence has them in blocks that lie anywhere; what a
+// kernel of attention works on at a time, so that it looks a block's place up once.
+inline constexpr uint32_t kKvBlockPositions = 64;
+
 // Bytes of one head at one position.
 size_t KvHeadBytes(KvFormat format, uint32_t head_dim);
 

@@ -28,7 +28,7 @@ Result<RamBudget> ParseRamBudget(std::string_view text);
 // What is resident besides expert slots.
 struct FixedMemory {
   uint64_t dense_bytes = 0, kv_bytes = 0, scratch_bytes = 0;
-  // Code, allocator, catalogue, stacks: measured, see kProcessBytes in runner.cc.
+  // Code, allocator, catalogue, stacks: measured, see kProcessBytes in fixed_memory.cc.
   uint64_t process_bytes = 0;
   uint64_t total() const { return dense_bytes + kv_bytes + scratch_bytes + process_bytes; }
 };

@@ -4,58 +4,22 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "base/bytes.h"
-#include "base/log.h"
+#include "engine/batch_scheduler.h"
+#include "engine/generation_config.h"
 #include "engine/profile_saver.h"
-#include "engine/text_assembler.h"
-#include "model/constraint/token_constraint.h"
 
 namespace moraine {
 namespace {
 
-using nlohmann::json;
-
 constexpr size_t kMaxGoneFactor = 8;
 // Between two looks at the queue: about 50 ms of a change of budget.
 constexpr uint64_t kIdleResizeBytes = 256 * kMiB;
-
-// The sampling defaults a model's authors ship. Fields of the wrong type are left at ours; values out of
-// range would fail every request that inherits them, so then all are.
-SamplingOptions ReadDefaultSampling(const Manifest& manifest, uint32_t vocab_size) {
-  SamplingOptions sampling;
-  const auto file = manifest.files.find("generation_config.json");
-  if (file == manifest.files.end()) return sampling;
-  const json config = json::parse(file->second, nullptr, false);
-  if (!config.is_object()) return sampling;
-  const auto number = [&](const char* name, float* field) {
-    const auto it = config.find(name);
-    if (it != config.end() && it->is_number()) *field = it->get<float>();
-  };
-  const auto sample = config.find("do_sample");
-  if (sample != config.end() && *sample == true) {
-    sampling.temperature = 1.0f;
-    number("temperature", &sampling.temperature);
-  }
-  const auto top_k = config.find("top_k");
-  if (top_k != config.end() && top_k->is_number_unsigned() &&
-      top_k->get<uint64_t>() <= vocab_size) {
-    sampling.top_k = top_k->get<uint32_t>();
-  }
-  number("top_p", &sampling.top_p);
-  number("min_p", &sampling.min_p);
-  number("repetition_penalty", &sampling.repetition_penalty);
-  const Status valid = sampling.Validate(vocab_size);
-  if (valid.ok()) return sampling;
-  LOG_WARN("generation_config.json: {}; its sampling defaults are not used", valid.message());
-  return SamplingOptions{};
-}
 
 }  // namespace
 
@@ -73,10 +37,7 @@ class Engine::Impl {
   };
 
   void ThreadMain();
-  void RunJob(Job& job);
-  Status Prefill(const Job& job, GenerationEvent* event, std::span<const float>* logits);
-  FinishReason Decode(const Job& job, std::span<const float> logits, GenerationEvent* last);
-  void Finish(const Job& job, GenerationEvent* event, FinishReason reason);
+  void TakeJobs(std::unique_lock<std::mutex>* lock);
   void PublishStats();
   void PublishStatsIfDue();
   void SaveProfileIfDue(bool now);
@@ -88,17 +49,16 @@ class Engine::Impl {
   std::unique_ptr<ProfileSaver> profile_saver_;  // null: the store is read-only
   int64_t profile_saved_ns_ = 0, stats_published_ns_ = 0;
   uint64_t profile_saved_tokens_ = 0;
-  std::vector<float> logits_;  // of the last position, engine thread only
+  std::unique_ptr<BatchScheduler> scheduler_;  // engine thread only
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Job> queue_;                            // guarded by mutex_
   std::deque<std::function<void(Runner&)>> calls_;   // guarded by mutex_
-  std::shared_ptr<Generation> running_;              // guarded by mutex_
+  std::vector<std::shared_ptr<Generation>> running_;  // guarded by mutex_; some may have ended
   bool stopping_ = false;                            // guarded by mutex_
   bool resizing_ = false;                            // guarded by mutex_
   EngineStats stats_;                                // guarded by mutex_
-  uint64_t requests_ = 0, failed_ = 0, cancelled_ = 0;  // engine thread only
   std::thread thread_;
 };
 
@@ -116,7 +76,7 @@ Status Engine::Impl::Open(const EngineOptions& options) {
                                                     runner_->profile());
   }
   profile_saved_ns_ = RealClock().NowNs();
-  logits_.resize(runner_->config().vocab_size);
+  scheduler_ = std::make_unique<BatchScheduler>(*runner_, *text_, [this] { PublishStats(); });
   stats_ = runner_->Stats();
   thread_ = std::thread([this] { ThreadMain(); });
   return OkStatus();
@@ -126,7 +86,7 @@ Engine::Impl::~Impl() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
-    if (running_) running_->Cancel();
+    for (const auto& generation : running_) generation->Cancel();
   }
   wake_.notify_all();
   if (thread_.joinable()) thread_.join();
@@ -155,7 +115,7 @@ Result<std::shared_ptr<Generation>> Engine::Impl::Submit(GenerationRequest reque
   // Requests whose client has gone keep no place, up to a bound on what may pile up behind a long one.
   const size_t waiting = static_cast<size_t>(
       std::count_if(queue_.begin(), queue_.end(), [](const Job& job) {
-        return !job.generation->cancelled_.load(std::memory_order_relaxed);
+        return !job.generation->cancelled();
       }));
   if (waiting >= options_.queue_limit || queue_.size() >= kMaxGoneFactor * options_.queue_limit) {
     return ResourceExhausted(
@@ -192,187 +152,75 @@ void Engine::Impl::ThreadMain() {
     const auto ready = [&] {
       return stopping_ || resizing_ || !queue_.empty() || !calls_.empty();
     };
-    if (profile_saver_) {
-      wake_.wait_for(lock, std::chrono::nanoseconds(options_.profile_save_interval_ns), ready);
-    } else {
-      wake_.wait(lock, ready);
-    }
-    if (!calls_.empty()) {
-      const auto call = std::move(calls_.front());
-      calls_.pop_front();
-      lock.unlock();
-      call(*runner_);
-      lock.lock();
-      continue;
-    }
-    if (queue_.empty()) {
-      if (stopping_) break;
-      if (std::exchange(resizing_, false)) {
+    if (scheduler_->idle()) {
+      if (profile_saver_) {
+        wake_.wait_for(lock, std::chrono::nanoseconds(options_.profile_save_interval_ns), ready);
+      } else {
+        wake_.wait(lock, ready);
+      }
+      if (!calls_.empty()) {
+        const auto call = std::move(calls_.front());
+        calls_.pop_front();
         lock.unlock();
-        const bool more = runner_->AdvanceResize(kIdleResizeBytes);
-        PublishStats();
+        call(*runner_);
+        runner_->ResetSequence();  // gives its blocks back
         lock.lock();
-        resizing_ |= more;
         continue;
       }
+    }
+    TakeJobs(&lock);
+    if (scheduler_->idle()) {
+      if (stopping_ && queue_.empty()) break;
+      const bool resizing = std::exchange(resizing_, false);
       lock.unlock();
+      bool more = false;
+      if (resizing) {
+        more = runner_->AdvanceResize(kIdleResizeBytes);
+        PublishStats();
+      }
       SaveProfileIfDue(false);
       lock.lock();
+      resizing_ |= more;
       continue;
     }
-    Job job = std::move(queue_.front());
-    queue_.pop_front();
-    running_ = job.generation;
-    if (stopping_) job.generation->Cancel();
     lock.unlock();
-    RunJob(job);
-    PublishStats();
+    const uint64_t ended = scheduler_->ended();
+    scheduler_->Step();
+    PublishStatsIfDue();
     SaveProfileIfDue(false);
     lock.lock();
-    running_.reset();
+    if (scheduler_->ended() != ended) scheduler_->GetGenerations(&running_);
   }
   lock.unlock();
   SaveProfileIfDue(true);
   profile_saver_.reset();  // writes it, before the store goes
   // Here, because reads ahead may still be in flight and the ring belongs to the thread that submits.
+  scheduler_.reset();
   runner_.reset();
 }
 
-void Engine::Impl::RunJob(Job& job) {
-  GenerationEvent event;
-  event.timings.prompt_tokens = static_cast<uint32_t>(job.request.prompt.size());
-  event.timings.queue_ns = RealClock().NowNs() - job.submitted_ns;
-  ++requests_;
-  if (job.generation->cancelled_.load(std::memory_order_relaxed)) {
-    Finish(job, &event, FinishReason::kCancelled);
-    return;
+// From the queue into places, while there are any and no call waits for those to be empty. Those that have
+// been cancelled end wherever in the queue they are.
+void Engine::Impl::TakeJobs(std::unique_lock<std::mutex>* lock) {
+  for (auto job = queue_.begin(); job != queue_.end();) {
+    if (stopping_) job->generation->Cancel();
+    const bool cancelled = job->generation->cancelled();
+    if (!cancelled && (!scheduler_->has_place() || !calls_.empty())) {
+      ++job;
+      continue;
+    }
+    Job taken = std::move(*job);
+    queue_.erase(job);
+    if (!cancelled) running_.push_back(taken.generation);
+    lock->unlock();
+    if (cancelled) {
+      scheduler_->EndUnbegun(std::move(taken.request), taken.generation, taken.submitted_ns);
+    } else {
+      scheduler_->Begin(std::move(taken.request), taken.generation, taken.submitted_ns);
+    }
+    lock->lock();
+    job = queue_.begin();  // others may have come or gone
   }
-  event.kind = GenerationEvent::Kind::kStarted;
-  job.request.on_event(event);
-
-  int64_t begin = RealClock().NowNs();
-  runner_->ResetSequence();
-  std::span<const float> logits;
-  const Status prefilled = Prefill(job, &event, &logits);
-  event.timings.prefill_ns = RealClock().NowNs() - begin;
-  if (!prefilled.ok()) {
-    event.error = prefilled;
-    Finish(job, &event, prefilled.code() == StatusCode::kCancelled ? FinishReason::kCancelled
-                                                                   : FinishReason::kError);
-    return;
-  }
-  PublishStats();
-  begin = RealClock().NowNs();
-  const FinishReason reason = Decode(job, logits, &event);
-  event.timings.decode_ns = RealClock().NowNs() - begin;
-  Finish(job, &event, reason);
-}
-
-Status Engine::Impl::Prefill(const Job& job, GenerationEvent* event,
-                             std::span<const float>* logits) {
-  const Runner::LogitsSink keep = [&](uint32_t, std::span<const float> values) {
-    std::copy(values.begin(), values.end(), logits_.begin());
-  };
-  const std::function<void(uint32_t)> progress = [&](uint32_t done) {
-    event->kind = GenerationEvent::Kind::kPrefillProgress;
-    event->prefilled_tokens = done;
-    job.request.on_event(*event);
-    PublishStatsIfDue();
-    SaveProfileIfDue(false);
-  };
-  RETURN_IF_ERROR(runner_->Forward(job.request.prompt,
-                                   {.sink = &keep,
-                                    .cancelled = &job.generation->cancelled_,
-                                    .on_chunk = &progress}));
-  *logits = logits_;
-  return OkStatus();
-}
-
-FinishReason Engine::Impl::Decode(const Job& job, std::span<const float> logits,
-                                  GenerationEvent* event) {
-  const GenerationRequest& request = job.request;
-  const std::vector<int32_t>& eos = runner_->info().eos_tokens;
-  TokenConstraint* constraint = request.constraint.get();
-  const uint32_t room = runner_->max_context() - runner_->position();
-  const uint32_t budget = request.max_tokens > 0 ? std::min(request.max_tokens, room) : room;
-  Sampler sampler(request.sampling, runner_->config().vocab_size);
-  sampler.AcceptPrompt(request.prompt);
-  TextAssembler text(&text_->tokenizer(), request.stop, request.keep_special_tokens);
-  const Runner::LogitsSink keep = [&](uint32_t, std::span<const float> values) {
-    std::copy(values.begin(), values.end(), logits_.begin());
-  };
-  FinishReason reason = FinishReason::kLength;
-  for (uint32_t i = 0; i < budget; ++i) {
-    if (job.generation->cancelled_.load(std::memory_order_relaxed)) {
-      return FinishReason::kCancelled;
-    }
-    if (constraint != nullptr && constraint->must_end()) {
-      reason = FinishReason::kStop;
-      break;
-    }
-    const int32_t token = constraint == nullptr
-                              ? sampler.Sample(logits)
-                              : sampler.Sample(logits, constraint->AllowedTokens());
-    if (!std::isfinite(logits[static_cast<size_t>(token)])) {
-      event->error = Internal("the model computed logits that are not finite");
-      return FinishReason::kError;
-    }
-    ++event->timings.completion_tokens;
-    const bool may_end = !request.ignore_eos || constraint != nullptr;
-    if (may_end && std::find(eos.begin(), eos.end(), token) != eos.end()) {
-      reason = FinishReason::kStop;
-      break;
-    }
-    if (constraint != nullptr && !constraint->Accept(token)) {
-      event->error = constraint->too_complex()
-                         ? ResourceExhausted("the schema leaves too many ways open to follow them all")
-                         : Internal("no token of the vocabulary continues the constrained output");
-      return FinishReason::kError;
-    }
-    event->kind = GenerationEvent::Kind::kToken;
-    event->token = token;
-    event->text = text.Push(token);
-    if (request.top_logprobs) {
-      event->logprobs = ComputeLogprobs(logits, token, *request.top_logprobs);
-    }
-    request.on_event(*event);
-    event->text.clear();
-    if (!text.stopped_by().empty()) {
-      event->stop_string = text.stopped_by();
-      return FinishReason::kStop;
-    }
-    if (i + 1 == budget) break;
-    const Status status = runner_->Forward(
-        std::span(&token, 1), {.sink = &keep, .cancelled = &job.generation->cancelled_});
-    if (!status.ok()) {
-      event->error = status;
-      return status.code() == StatusCode::kCancelled ? FinishReason::kCancelled
-                                                     : FinishReason::kError;
-    }
-    PublishStatsIfDue();
-    SaveProfileIfDue(false);
-  }
-  event->text = text.Flush();
-  if (!text.stopped_by().empty()) {
-    event->stop_string = text.stopped_by();
-    reason = FinishReason::kStop;
-  }
-  return reason;
-}
-
-void Engine::Impl::Finish(const Job& job, GenerationEvent* event, FinishReason reason) {
-  if (reason == FinishReason::kError) ++failed_;
-  if (reason == FinishReason::kCancelled) ++cancelled_;
-  event->kind = GenerationEvent::Kind::kFinished;
-  event->finish_reason = reason;
-  event->logprobs.reset();
-  event->token = -1;
-  if (reason == FinishReason::kCancelled && event->error.ok()) {
-    event->error = Cancelled("request cancelled");
-  }
-  // Before the event, so that whoever waits for it sees this request in the statistics.
-  PublishStats();
-  job.request.on_event(*event);
 }
 
 // A snapshot walks all experts and reads /proc, which does not belong in every token.
@@ -384,9 +232,7 @@ void Engine::Impl::PublishStatsIfDue() {
 void Engine::Impl::PublishStats() {
   stats_published_ns_ = RealClock().NowNs();
   EngineStats fresh = runner_->Stats();
-  fresh.requests = requests_;
-  fresh.requests_failed = failed_;
-  fresh.requests_cancelled = cancelled_;
+  scheduler_->AddTo(&fresh);
   std::lock_guard lock(mutex_);
   stats_ = std::move(fresh);
 }

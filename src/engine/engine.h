@@ -1,8 +1,9 @@
 // Engine: requests in, events out.
 //
 // One thread owns the model, the residency manager and the I/O (engine thread); everybody else talks
-// to it through a bounded queue and gets events back. Requests are served one at a time, in order of
-// arrival; the queue's limit is the back-pressure (kResourceExhausted, HTTP 429).
+// to it through a bounded queue and gets events back. Up to RunnerOptions::max_sequences requests are computed
+// together, begun in order of arrival (batch_scheduler.h); each gets what it would get alone, to the bit.
+// The queue's limit is the back-pressure (kResourceExhausted, HTTP 429).
 //
 // Threads: thread-safe. Events arrive on the engine thread: a listener must not block (a server
 // posts them to its own executor).
@@ -73,14 +74,16 @@ class Generation {
   // Takes effect within one layer, in prefill too; kFinished(kCancelled) follows. Idempotent.
   void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }  // pairs with the layer loop
 
+  bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+  const std::atomic<bool>* flag() const { return &cancelled_; }
+
  private:
-  friend class Engine;
   std::atomic<bool> cancelled_{false};
 };
 
 struct EngineOptions {
   RunnerOptions runner;
-  uint32_t queue_limit = 8;  // waiting requests, the running one not counted
+  uint32_t queue_limit = 8;  // waiting requests, those that run not counted
   // The profile is saved this often, if anything was computed, also during a generation: what a kill
   // can cost. Read-only stores: never.
   int64_t profile_save_interval_ns = 3'000'000'000;
@@ -105,7 +108,8 @@ class Engine {
   Status SetRamBudget(const RamBudget& budget);
   RamBudgetRange ram_budget_range() const;
 
-  // Runs a function on the engine thread between requests and waits for it (warm, eval).
+  // Runs a function on the engine thread while no request runs, and waits for it (warm, eval). What runs is
+  // finished first, what waits comes after.
   void RunOnEngineThread(const std::function<void(Runner&)>& function);
 
   // A consistent copy, made by the engine thread at the end of a step or when idle.

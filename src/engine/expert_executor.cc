@@ -30,9 +30,9 @@ ExpertExecutor::ExpertExecutor(const ModelConfig& config, std::vector<ExpertLayo
   leases_.resize(experts);
   tasks_.reserve(experts);
   task_expert_.reserve(experts);
-  lookahead_.reserve(config.top_k);
+  lookahead_.reserve(rows);
   stream_.reserve(config.expert_count);
-  streamed_.resize(config.expert_count);
+  named_.resize(config.expert_count);
   for (const uint32_t count : config.experts_per_layer()) expert_total_ += count;
   uint32_t first = 0;
   while (first + 1 < config.layers.size() &&
@@ -54,7 +54,7 @@ Status ExpertExecutor::RunExperts(LayerId layer, const RoutingDecision& routing,
   if (recorder_ != nullptr) recorder_->Record(layer, routing);
   GroupByExpert(routing);
   CollectArrivals();
-  const bool defers = Defers();
+  const bool defers = Defers(routing);
   if (defers) deferral_.Choose(layer, routing, x, &experts_);
   LearnTokens(layer, routing);
   OrderByResidency(layer);
@@ -81,9 +81,9 @@ Status ExpertExecutor::RunExperts(LayerId layer, const RoutingDecision& routing,
   return status;
 }
 
-bool ExpertExecutor::Defers() const {
+bool ExpertExecutor::Defers(const RoutingDecision& routing) const {
   // This layer's experts, those deferred by the layer before and those deferred now hold slots together.
-  return deferral_.on() && mode_ == AcquireMode::kCached &&
+  return deferral_.on() && mode_ == AcquireMode::kCached && routing.token_count == 1 &&
          residency_.stats().slot_count >= 3 * config_.top_k;
 }
 
@@ -104,9 +104,9 @@ float ExpertExecutor::ResidentPreference(LayerId layer, std::span<uint8_t> resid
 }
 
 void ExpertExecutor::LearnTokens(LayerId layer, const RoutingDecision& routing) {
-  if (token_table_ == nullptr || layer != first_moe_layer_) return;
-  for (uint32_t t = 0; t < tokens_.size() && t < routing.token_count; ++t) {
-    token_table_->Learn(tokens_[t], &routing.experts[size_t{t} * routing.top_k]);
+  if (token_table_ == nullptr || routing.tokens == nullptr || layer != first_moe_layer_) return;
+  for (uint32_t t = 0; t < routing.token_count; ++t) {
+    token_table_->Learn(routing.tokens[t], &routing.experts[size_t{t} * routing.top_k]);
   }
 }
 
@@ -185,7 +185,6 @@ void ExpertExecutor::BeginStep(AcquireMode mode, std::span<const int32_t> tokens
   if (mode != mode_ || mode == AcquireMode::kTransient) residency_.CancelPrefetches();
   if (deferral_.on()) deferral_.Reset();
   mode_ = mode;
-  tokens_ = tokens;
   if (mode != AcquireMode::kCached) {
     step_begin_ns_ = step_end_ns_ = 0;
     return;
@@ -194,9 +193,10 @@ void ExpertExecutor::BeginStep(AcquireMode mode, std::span<const int32_t> tokens
   watchdog_.OnStep(residency_.stats().prefetch_issued, residency_.stats().prefetch_used,
                    step_end_ns_ - step_begin_ns_);
   step_begin_ns_ = step_end_ns_ = clock_.NowNs();
-  if (token_table_ == nullptr || tokens.size() != 1 || ReadAheadDepth() == 0) return;
+  if (token_table_ == nullptr || ReadAheadDepth() == 0) return;
   lookahead_.clear();
-  token_table_->Append(tokens[0], &lookahead_);
+  for (const int32_t token : tokens) token_table_->Append(token, &lookahead_);
+  KeepDistinct(&lookahead_);
   if (!lookahead_.empty()) {
     residency_.Prefetch(first_moe_layer_, lookahead_, PrefetchReason::kLookahead);
   }
@@ -219,8 +219,19 @@ void ExpertExecutor::Speculate(const RoutingDecision& routing) {
   if (routing.lookaheads.empty() || ReadAheadDepth() == 0) return;
   const RouterLookahead& ahead = routing.lookaheads.front();
   lookahead_.clear();
-  for (uint32_t i = 0; i < routing.top_k; ++i) lookahead_.emplace_back(ahead.experts[i]);
+  for (uint32_t rank = 0; rank < routing.top_k; ++rank) {
+    for (uint32_t t = 0; t < routing.token_count; ++t) {
+      lookahead_.emplace_back(ahead.experts[size_t{t} * routing.top_k + rank]);
+    }
+  }
+  KeepDistinct(&lookahead_);
   residency_.Prefetch(ahead.layer, lookahead_, PrefetchReason::kLookahead);
+}
+
+// The first of each.
+void ExpertExecutor::KeepDistinct(std::vector<ExpertId>* experts) {
+  std::fill(named_.begin(), named_.end(), false);
+  std::erase_if(*experts, [&](ExpertId e) { return std::exchange(named_[e.value()], true); });
 }
 
 // A chunk of many tokens wants most of a layer; what its lookahead names is nearly all of that.
@@ -230,12 +241,12 @@ void ExpertExecutor::PlanStream(const RoutingDecision& routing) {
   if (routing.lookaheads.empty() || ReadAheadDepth() == 0) return;
   const RouterLookahead& ahead = routing.lookaheads[0];
   stream_layer_ = ahead.layer;
-  std::fill(streamed_.begin(), streamed_.end(), false);
+  std::fill(named_.begin(), named_.end(), false);
   for (size_t i = 0; i < size_t{routing.token_count} * routing.top_k; ++i) {
-    streamed_[ahead.experts[i]] = true;
+    named_[ahead.experts[i]] = true;
   }
-  for (uint32_t e = 0; e < streamed_.size(); ++e) {
-    if (streamed_[e]) stream_.emplace_back(e);
+  for (uint32_t e = 0; e < named_.size(); ++e) {
+    if (named_[e]) stream_.emplace_back(e);
   }
 }
 
@@ -258,6 +269,7 @@ size_t ExpertExecutor::Poll(int64_t wait_ns) {
 
 Status ExpertExecutor::ComputeAll(LayerId layer, const RoutingDecision& routing) {
   bool speculated = false;
+  failed_expert_.reset();
   size_t acquired = 0, done = 0;
   if (mode_ == AcquireMode::kTransient) PlanStream(routing);
   while (done < experts_.size()) {
@@ -295,7 +307,10 @@ Status ExpertExecutor::ComputeReady(LayerId layer, size_t acquired, size_t* done
   tasks_.clear();
   task_expert_.clear();
   for (size_t i = 0; i < acquired; ++i) {
-    if (leases_[i].state() == Lease::State::kFailed) return leases_[i].failure();
+    if (leases_[i].state() == Lease::State::kFailed) {
+      failed_expert_ = experts_[i];
+      return leases_[i].failure();
+    }
     if (leases_[i].state() != Lease::State::kReady) continue;
     const uint32_t expert = experts_[i].value();
     tasks_.push_back({ViewExpert(layouts_[layer.value()], leases_[i].data()),

@@ -1,7 +1,8 @@
 // ExpertExecutor: the routed experts of one layer, wherever they are.
 //
-// Decode: leases for all experts of the token, misses submitted in one batch; the resident ones are
-// computed while the misses land, each missing one as it arrives. Prefill: the same over all experts that
+// Decode: leases for all experts of the tokens (one of each sequence of the batch, who gain from one
+// another's reads), misses submitted in one batch; the resident ones are computed while the misses land,
+// each missing one as it arrives. Prefill: the same over all experts that
 // the chunk routes to, each read once, through the ring. Behind them the drive reads what the next
 // layers' routers probably want (their answer to this layer's hidden state), which changes when bytes
 // arrive and never what is computed. Outputs are kept per (token, rank) and summed in router order at
@@ -11,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "base/clock.h"
@@ -42,11 +44,12 @@ class ExpertExecutor final : public MoeExecutor {
 
   static uint64_t ScratchBytes(const ModelConfig& config, uint32_t max_tokens);
 
-  // What the following RunExperts belong to: decode keeps its misses, prefill streams them. tokens: of the
-  // step, to be kept until its end; empty if unknown.
+  // What the following RunExperts belong to: decode keeps its misses, prefill streams them. tokens: those
+  // that are decoded, for the token table; empty if unknown.
   void BeginStep(AcquireMode mode, std::span<const int32_t> tokens = {});
   Status RunExperts(LayerId layer, const RoutingDecision& routing, const float* x,
                     float* out) override;
+  std::optional<ExpertId> failed_expert() const override { return failed_expert_; }
   uint32_t LookaheadDepth() const override;
   // Off: only what routers have asked for is read. On by default.
   void set_lookahead(bool on) { lookahead_allowed_ = on; }
@@ -54,7 +57,8 @@ class ExpertExecutor final : public MoeExecutor {
   void set_token_table(TokenExpertTable* table) { token_table_ = table; }
   // Writes down all routing from now on; null: no more. Not owned.
   void set_recorder(RoutingRecorder* recorder) { recorder_ = recorder; }
-  // Lossy, see expert_deferral.h: experts a layer that may join one layer late; 0: none.
+  // Lossy, see expert_deferral.h: experts a layer that may join one layer late; 0: none. It and the next
+  // work in steps of one token only, so not while several sequences decode together.
   void set_deferral(uint32_t experts) { deferral_.set_limit(experts); }
   // Lossy: how much a router's choice leans to what is in memory, in shares of the span between the token's
   // highest and lowest router logit; 0: not at all. After "Mixture of Cache-Conditional Experts"
@@ -73,11 +77,12 @@ class ExpertExecutor final : public MoeExecutor {
   uint32_t ReadAheadDepth() const;
   void GroupByExpert(const RoutingDecision& routing);
   void OrderByResidency(LayerId layer);
-  bool Defers() const;
+  bool Defers(const RoutingDecision& routing) const;
   void SkipDeferredRows(const RoutingDecision& routing);
   void LearnTokens(LayerId layer, const RoutingDecision& routing);
   Status ComputeAll(LayerId layer, const RoutingDecision& routing);
   void Speculate(const RoutingDecision& routing);
+  void KeepDistinct(std::vector<ExpertId>* experts);
   void PlanStream(const RoutingDecision& routing);
   void Stream();
   class PollTimer;
@@ -97,7 +102,7 @@ class ExpertExecutor final : public MoeExecutor {
   int64_t step_begin_ns_ = 0, step_end_ns_ = 0;  // of the last decode step: to its last layer's experts
   const ModelConfig& config_;
   LayerId first_moe_layer_;
-  std::span<const int32_t> tokens_;  // of the step
+  std::optional<ExpertId> failed_expert_;  // of the last RunExperts
   TokenExpertTable* token_table_ = nullptr;
   RoutingRecorder* recorder_ = nullptr;
   ExpertDeferral deferral_;
@@ -121,7 +126,7 @@ class ExpertExecutor final : public MoeExecutor {
   // Prefill: what the next layer will want, in file order, and how much of it has been dealt with.
   LayerId stream_layer_;
   std::vector<ExpertId> stream_;
-  std::vector<uint8_t> streamed_;  // by expert id: named in stream_
+  std::vector<uint8_t> named_;  // by expert id, while a list is made
   size_t stream_next_ = 0;
 };
 

@@ -4,20 +4,21 @@
 
 #include <algorithm>
 #include <ctime>
-#include <nlohmann/json.hpp>
-#include <numeric>
 #include <utility>
 
 #include "base/log.h"
 #include "compute/cpu_backend.h"
 #include "engine/dense_weights.h"
 #include "engine/expert_executor.h"
+#include "engine/fixed_memory.h"
+#include "engine/generation_config.h"
 #include "engine/gpu/gpu_model.h"
 #include "engine/manifest_check.h"
 #include "engine/slot_memory.h"
 #include "engine/store_record_source.h"
 #include "io/mirrored_reader.h"
 #include "model/decoder_model.h"
+#include "model/kv_pool.h"
 #include "model/sequence_state.h"
 #include "residency/slot_segments.h"
 #include "store/profile_section.h"
@@ -25,56 +26,18 @@
 namespace moraine {
 namespace {
 
-// Code, RocksDB, allocator, thread stacks and I/O rings: the demo model keeps about 18 MiB resident
-// beyond what CountFixedMemory counts (`moraine run --json`: memory.resident_set_bytes less the rest).
-constexpr uint64_t kProcessBytes = 32 * kMiB;
-// The tokenizer: 120 bytes for a token's bytes and index, as much again for its merge and the word cache.
-constexpr uint64_t kTokenizerBytesPerToken = 256;
-
 // What a change of budget may move before a chunk: 64 MiB are copied or zeroed in about 10 ms.
 constexpr uint64_t kStepResizeBytes = 64 * kMiB;
 
-constexpr uint32_t kDefaultContext = 4096;
 constexpr char kTokenSection[] = "token_experts";  // of the profile: TokenExpertTable
 
 // A read that takes this long is not coming: a busy drive answers in milliseconds, a SATA disk that
 // retries a bad sector gives up after 7 to 20 s. The request fails, the slot waits for the device.
 constexpr int64_t kReadDeadlineNs = 30'000'000'000;
 
-// CpuBackend keeps the activations of a chunk three times (dense input, expert input, expert
-// intermediate), each as floats, int8 codes, and scale and sum for every 32 columns.
-uint64_t BackendScratchBytes(uint64_t tokens, uint64_t cols) {
-  return 3 * tokens * (AlignUp(cols, kTileCols) * 5 + cols / kGroupCols * 8);
-}
-
-FixedMemory CountFixedMemory(const Manifest& manifest, const ModelConfig& config,
-                             uint32_t max_context, uint32_t chunk, KvFormat kv_format) {
-  FixedMemory fixed;
-  fixed.dense_bytes = DenseWeights::BytesFor(manifest);
-  fixed.kv_bytes = SequenceState::BytesFor(config, max_context, kv_format);
-  fixed.scratch_bytes = DecoderModel::ScratchBytes(config, chunk) +
-                        ExpertExecutor::ScratchBytes(config, chunk) +
-                        BackendScratchBytes(chunk, DecoderModel::WidestInput(config)) +
-                        TokenExpertTable::BytesFor(config.vocab_size, config.top_k);
-  fixed.process_bytes = kProcessBytes + kTokenizerBytesPerToken * config.vocab_size;
-  return fixed;
-}
-
-void AddGenerationConfig(const Manifest& manifest, ModelInfo* info) {
-  const auto file = manifest.files.find("generation_config.json");
-  if (file == manifest.files.end()) return;
-  const auto json = nlohmann::json::parse(file->second, nullptr, false);
-  if (!json.is_object() || !json.contains("eos_token_id")) return;
-  const auto& eos = json["eos_token_id"];
-  for (const auto& id : eos.is_array() ? eos : nlohmann::json::array({eos})) {
-    if (!id.is_number_unsigned() || id.get<uint64_t>() >= info->vocab_size) continue;
-    const int32_t token = id.get<int32_t>();
-    if (std::find(info->eos_tokens.begin(), info->eos_tokens.end(), token) ==
-        info->eos_tokens.end()) {
-      info->eos_tokens.push_back(token);
-    }
-  }
-}
+// --parallel unless it is given: batches of 8 already read an expert for more than two tokens on average;
+// fewer where each sequence takes recurrent state (158 MB for Qwen3-Next).
+constexpr uint32_t kDefaultSequences = 8, kDefaultRecurrentSequences = 4;
 
 }  // namespace
 
@@ -82,6 +45,8 @@ class Runner::Impl {
  public:
   Status Open(const RunnerOptions& options);
   Status Forward(std::span<const int32_t> tokens, const ForwardOptions& options);
+  void Step(std::span<BatchSegment> batch);
+  void Account(std::span<const BatchSegment> batch, const PhaseStats& step);
   Status Warm(WarmOrder order, const std::function<void(uint64_t, uint64_t)>& progress);
   ProfileSnapshot Snapshot() const;
   Status LoadProfile();
@@ -91,9 +56,10 @@ class Runner::Impl {
 
   Result<std::vector<FileId>> OpenPacks(std::unique_ptr<BlockReader>* reader);
   Status PlanMemory(const Manifest& manifest, const MemoryLimit& limit);
+  uint32_t step_tokens() const { return std::max(options_.prefill_chunk, options_.max_sequences); }
+  Status OpenSequences(const std::vector<LayerStateShape>& shapes);
   Status OpenGpu();
-  Status StepOnGpu(std::span<const int32_t> chunk, LogitsMode mode, const ForwardOptions& options);
-  uint32_t length() const { return gpu_ ? gpu_length_ : sequence_->length(); }
+  void StepOnGpu(std::span<BatchSegment> batch);
   Status OpenResidency(const Topology& topology);
   Status SetRamBudget(const RamBudget& budget);
   RamBudgetRange BudgetRange() const;
@@ -103,7 +69,7 @@ class Runner::Impl {
   RunnerOptions options_;
   ModelConfig config_;
   ModelInfo info_;
-  uint32_t max_context_ = 0;
+  uint32_t kv_tokens_ = 0, max_context_ = 0;  // of all sequences; of one
   std::vector<ExpertLayout> layouts_;  // moved into executor_
   SlotPlan plan_;
   FixedMemory fixed_;
@@ -123,7 +89,9 @@ class Runner::Impl {
   std::unique_ptr<DenseWeights> dense_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<CpuBackend> backend_;
-  std::unique_ptr<SequenceState> sequence_;
+  std::unique_ptr<KvPool> kv_pool_;
+  std::vector<SequenceState> sequences_;
+  std::vector<int32_t> decode_tokens_;  // of a step
   std::unique_ptr<SlotSegments> segments_;
   std::unique_ptr<ReadScheduler> scheduler_;
   const MirroredReader* mirrored_ = nullptr;  // the scheduler's reader, if the store has a mirror
@@ -134,8 +102,7 @@ class Runner::Impl {
   std::unique_ptr<DecoderModel> model_;
   // Instead of all of these but the store.
   std::unique_ptr<GpuModel> gpu_;
-  std::vector<uint32_t> gpu_pages_;  // of the one sequence
-  uint32_t gpu_length_ = 0;
+  std::vector<GpuSegment> gpu_batch_;  // of a step
 };
 
 Status Runner::Impl::Open(const RunnerOptions& options) {
@@ -155,13 +122,21 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
            .max_context = 0,
            .vocab_size = config_.vocab_size,
            .eos_tokens = config_.eos_tokens};
-  AddGenerationConfig(manifest, &info_);
-  if (options.max_context > config_.max_position) {
-    return InvalidArgument(fmt::format("--max-context is {}, the model allows at most {}",
-                                       options.max_context, config_.max_position));
+  AddEosTokens(manifest, config_.vocab_size, &info_.eos_tokens);
+  if (options.max_sequences == 0) {
+    const uint64_t recurrent =
+        SequenceState::RecurrentBytes(StateShapesOf(config_, options.kv_format));
+    options_.max_sequences = recurrent > 0 ? kDefaultRecurrentSequences : kDefaultSequences;
   }
-  max_context_ = options.max_context > 0 ? options.max_context
-                                         : std::min(config_.max_position, kDefaultContext);
+  const uint64_t most_tokens = uint64_t{config_.max_position} * options_.max_sequences;
+  if (options.max_context > most_tokens) {
+    return InvalidArgument(fmt::format("--max-context is {}, the model allows at most {}{}",
+                                       options.max_context, config_.max_position,
+                                       options_.max_sequences == 1 ? "" : " a sequence"));
+  }
+  kv_tokens_ = options.max_context > 0 ? options.max_context
+                                       : std::min(config_.max_position, kDefaultContext);
+  max_context_ = std::min(kv_tokens_, config_.max_position);
   info_.max_context = max_context_;
   if (options.gpu) return OpenGpu();
 
@@ -184,14 +159,25 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
 
   const Topology topology = Topology::Detect();
   pool_ = std::make_unique<ThreadPool>(topology, ThreadPoolOptions{options.threads, true});
-  backend_ = std::make_unique<CpuBackend>(isa, *pool_, options_.prefill_chunk,
+  backend_ = std::make_unique<CpuBackend>(isa, *pool_, step_tokens(),
                                           DecoderModel::WidestInput(config_));
-  ASSIGN_OR_RETURN(SequenceState state,
-                   SequenceState::Allocate(config_, max_context_, options_.kv_format));
-  sequence_ = std::make_unique<SequenceState>(std::move(state));
+  RETURN_IF_ERROR(OpenSequences(StateShapesOf(config_, options_.kv_format)));
   RETURN_IF_ERROR(OpenResidency(topology));
   ASSIGN_OR_RETURN(dense_, DenseWeights::Load(*store_));
-  model_ = std::make_unique<DecoderModel>(config_, *dense_, *backend_, options_.prefill_chunk);
+  model_ = std::make_unique<DecoderModel>(config_, *dense_, *backend_, step_tokens());
+  return OkStatus();
+}
+
+Status Runner::Impl::OpenSequences(const std::vector<LayerStateShape>& shapes) {
+  ASSIGN_OR_RETURN(kv_pool_, KvPool::Create(shapes, options_.kv_format,
+                                            KvPool::BlocksFor(kv_tokens_)));
+  sequences_.reserve(options_.max_sequences);
+  for (uint32_t i = 0; i < options_.max_sequences; ++i) {
+    ASSIGN_OR_RETURN(SequenceState state,
+                     SequenceState::Create(shapes, kv_pool_.get(), max_context_));
+    sequences_.push_back(std::move(state));
+  }
+  decode_tokens_.reserve(step_tokens());
   return OkStatus();
 }
 
@@ -201,7 +187,7 @@ Status Runner::Impl::OpenGpu() {
   }
   ASSIGN_OR_RETURN(gpu_, GpuModel::Open(*store_, config_, layouts_,
                                         {.vram_budget_bytes = options_.vram_budget_bytes,
-                                         .max_context = max_context_,
+                                         .max_context = kv_tokens_,
                                          .prefill_chunk = options_.prefill_chunk,
                                          .kv_format = options_.kv_format,
                                          .io = options_.io,
@@ -209,33 +195,51 @@ Status Runner::Impl::OpenGpu() {
                                          .progress = options_.gpu_progress}));
   options_.gpu_progress = nullptr;
   options_.prefill_chunk = gpu_->max_chunk();
-  gpu_pages_.resize(gpu_->page_count());
-  std::iota(gpu_pages_.begin(), gpu_pages_.end(), 0);
+  // Which pages of VRAM are whose is told by the blocks of a pool that has next to no memory of its own.
+  static_assert(kGpuPagePositions == kKvBlockPositions);
+  CHECK(gpu_->page_count() >= KvPool::BlocksFor(kv_tokens_), "fewer pages than blocks");
+  RETURN_IF_ERROR(OpenSequences({LayerStateShape{.position_bytes = 1}}));
+  gpu_batch_.reserve(options_.max_sequences);
   LOG_INFO("{}: {}", gpu_->gpu_name(), gpu_->plan().ToText());
   return OkStatus();
 }
 
-Status Runner::Impl::StepOnGpu(std::span<const int32_t> chunk, LogitsMode mode,
-                               const ForwardOptions& options) {
-  const auto count = static_cast<uint32_t>(chunk.size());
-  GpuSegment segment{.tokens = chunk,
-                     .first = gpu_length_,
-                     .pages = gpu_pages_.data(),
-                     .sink = options.sink,
-                     .cancelled = options.cancelled};
-  if (options.sink != nullptr) {
-    segment.logits = mode == LogitsMode::kAll ? count : mode == LogitsMode::kLast ? 1 : 0;
+void Runner::Impl::StepOnGpu(std::span<BatchSegment> batch) {
+  gpu_batch_.clear();
+  for (BatchSegment& segment : batch) {
+    const auto count = static_cast<uint32_t>(segment.tokens.size());
+    GpuSegment on_gpu{.tokens = segment.tokens,
+                      .first = segment.state->length(),
+                      .sink = segment.sink,
+                      .cancelled = segment.cancelled};
+    if (segment.sink != nullptr && segment.logits != LogitsMode::kNone) {
+      on_gpu.logits = segment.logits == LogitsMode::kAll ? count : 1;
+    }
+    if (segment.state->Reserve(count)) {
+      on_gpu.pages = segment.state->positions(0).blocks;
+      gpu_batch_.push_back(on_gpu);
+    } else {
+      segment.status = ResourceExhausted("no memory for keys and values is left");
+    }
   }
-  gpu_->Step({&segment, 1});
-  if (segment.status.ok()) gpu_length_ += count;
-  return segment.status;
+  gpu_->Step(gpu_batch_);
+  size_t next = 0;
+  for (BatchSegment& segment : batch) {
+    if (!segment.status.ok()) continue;
+    segment.status = std::move(gpu_batch_[next++].status);
+    if (segment.status.ok()) segment.state->Commit(static_cast<uint32_t>(segment.tokens.size()));
+  }
 }
 
 // Slots and, unless it was given, the prefill chunk: first with the default chunk, then with what the slots
 // spare, if the minimum still fits.
 Status Runner::Impl::PlanMemory(const Manifest& manifest, const MemoryLimit& limit) {
   const auto fixed_with = [&](uint32_t chunk) {
-    return CountFixedMemory(manifest, config_, max_context_, chunk, options_.kv_format);
+    return CountFixedMemory(manifest, config_,
+                            {.context = kv_tokens_,
+                             .sequences = options_.max_sequences,
+                             .step_tokens = std::max(chunk, options_.max_sequences),
+                             .kv_format = options_.kv_format});
   };
   const bool choose = options_.prefill_chunk == 0;
   if (choose) options_.prefill_chunk = RunnerOptions().prefill_chunk;
@@ -311,7 +315,7 @@ Status Runner::Impl::OpenResidency(const Topology& topology) {
     ASSIGN_OR_RETURN(residency_,
                      ResidencyManager::Create(residency, *segments_, *source_, *scheduler_));
     executor_ = std::make_unique<ExpertExecutor>(config_, std::move(layouts_), *residency_,
-                                                 *backend_, options_.prefill_chunk);
+                                                 *backend_, step_tokens());
     executor_->set_lookahead(options_.lookahead);
     token_table_ = std::make_unique<TokenExpertTable>(config_.vocab_size, config_.top_k);
     executor_->set_token_table(token_table_.get());
@@ -369,10 +373,11 @@ class NoExperts final : public MoeExecutor {
 }  // namespace
 
 Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptions& options) {
+  SequenceState& sequence = sequences_[0];
   if (tokens.empty()) return InvalidArgument("no tokens");
-  if (length() + tokens.size() > max_context_) {
+  if (sequence.length() + tokens.size() > max_context_) {
     return InvalidArgument(fmt::format("context length exceeded: {} tokens and {} more, the limit is "
-                                       "{}", length(), tokens.size(), max_context_));
+                                       "{}", sequence.length(), tokens.size(), max_context_));
   }
   for (const int32_t token : tokens) {
     if (token < 0 || static_cast<uint32_t>(token) >= config_.vocab_size) {
@@ -380,47 +385,90 @@ Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptio
           fmt::format("token id {} is not below the vocabulary's {}", token, config_.vocab_size));
     }
   }
-  NoExperts no_experts;
-  MoeExecutor& executor = executor_ ? static_cast<MoeExecutor&>(*executor_) : no_experts;
   for (size_t begin = 0; begin < tokens.size(); begin += options_.prefill_chunk) {
     const auto chunk =
         tokens.subspan(begin, std::min<size_t>(options_.prefill_chunk, tokens.size() - begin));
     const bool last = begin + chunk.size() == tokens.size();
+    BatchSegment segment = {.tokens = chunk,
+                            .state = &sequence,
+                            .logits = options.logits,
+                            .sink = options.sink,
+                            .cancelled = options.cancelled};
+    if (options.logits == LogitsMode::kLast && !last) segment.logits = LogitsMode::kNone;
     // Not a prompt of one token, nor the odd one at a prompt's end; but all of it if it goes one by one.
-    const bool decode =
-        length() > 0 && (tokens.size() == 1 || options_.prefill_chunk == 1);
-    PhaseStats& phase = decode ? decode_ : prefill_;
-    const LogitsMode mode =
-        options.logits == LogitsMode::kLast && !last ? LogitsMode::kNone : options.logits;
-    const int64_t start = RealClock().NowNs();
-    const ExecutorTimes before = executor_ ? executor_->times() : ExecutorTimes{};
-    const uint64_t bytes_before = residency_ ? residency_->stats().bytes_read : 0;
-    AdvanceResize(kStepResizeBytes, /*wait=*/false);
-    if (residency_) residency_->BeginStep(static_cast<uint32_t>(chunk.size()));
-    if (executor_) {
-      executor_->BeginStep(decode ? AcquireMode::kCached : AcquireMode::kTransient, chunk);
-    }
-    RETURN_IF_ERROR(
-        gpu_ ? StepOnGpu(chunk, mode, options)
-             : model_->Forward(
-                   chunk, *sequence_, executor,
-                   {static_cast<DecoderModel::LogitsMode>(mode), options.sink, options.cancelled}));
-    const int64_t model_ns = gpu_ ? 0 : RealClock().NowNs() - start;
-    const ExecutorTimes after = executor_ ? executor_->times() : ExecutorTimes{};
-    ++phase.steps;
-    phase.tokens += chunk.size();
-    phase.expert_ns += after.kernel_ns - before.kernel_ns;
-    phase.stall_ns += after.stall_ns - before.stall_ns;
-    phase.verify_ns += after.verify_ns - before.verify_ns;
-    phase.residency_ns += after.residency_ns - before.residency_ns;
-    phase.attention_ns += model_ns - (after.total_ns - before.total_ns);
-    phase.bytes_read += (residency_ ? residency_->stats().bytes_read : 0) - bytes_before;
-    phase.wall_ns += RealClock().NowNs() - start;
+    segment.decode = sequence.length() > 0 && (tokens.size() == 1 || options_.prefill_chunk == 1);
+    Step({&segment, 1});
+    RETURN_IF_ERROR(segment.status);
     if (options.on_chunk != nullptr) {
       (*options.on_chunk)(static_cast<uint32_t>(begin + chunk.size()));
     }
   }
   return OkStatus();
+}
+
+void Runner::Impl::Step(std::span<BatchSegment> batch) {
+  NoExperts no_experts;
+  MoeExecutor& executor = executor_ ? static_cast<MoeExecutor&>(*executor_) : no_experts;
+  size_t rows = 0;
+  decode_tokens_.clear();
+  for (const BatchSegment& segment : batch) {
+    rows += segment.tokens.size();
+    if (segment.decode) decode_tokens_.push_back(segment.tokens[0]);
+  }
+  const int64_t start = RealClock().NowNs();
+  const ExecutorTimes before = executor_ ? executor_->times() : ExecutorTimes{};
+  const uint64_t bytes_before = residency_ ? residency_->stats().bytes_read : 0;
+  AdvanceResize(kStepResizeBytes, /*wait=*/false);
+  if (residency_) residency_->BeginStep(static_cast<uint32_t>(rows));
+  if (executor_) {
+    // With a piece of a prompt among them the misses stream past the cache, as that prompt's would alone.
+    const bool decode = decode_tokens_.size() == rows;
+    executor_->BeginStep(decode ? AcquireMode::kCached : AcquireMode::kTransient,
+                         decode ? std::span<const int32_t>(decode_tokens_)
+                                : std::span<const int32_t>());
+  }
+  if (gpu_) {
+    StepOnGpu(batch);
+  } else {
+    model_->Forward(batch, executor);
+  }
+  const int64_t model_ns = gpu_ ? 0 : RealClock().NowNs() - start;
+  const ExecutorTimes after = executor_ ? executor_->times() : ExecutorTimes{};
+  PhaseStats step;
+  step.expert_ns = after.kernel_ns - before.kernel_ns;
+  step.stall_ns = after.stall_ns - before.stall_ns;
+  step.verify_ns = after.verify_ns - before.verify_ns;
+  step.residency_ns = after.residency_ns - before.residency_ns;
+  step.attention_ns = model_ns - (after.total_ns - before.total_ns);
+  step.bytes_read = (residency_ ? residency_->stats().bytes_read : 0) - bytes_before;
+  step.wall_ns = RealClock().NowNs() - start;
+  Account(batch, step);
+}
+
+// A step of a prompt and of answers is shared out by tokens: they cost about the same each.
+void Runner::Impl::Account(std::span<const BatchSegment> batch, const PhaseStats& step) {
+  uint64_t decoded = 0, prefilled = 0;
+  for (const BatchSegment& segment : batch) {
+    if (segment.status.ok()) (segment.decode ? decoded : prefilled) += segment.tokens.size();
+  }
+  for (const bool decode : {false, true}) {
+    PhaseStats& phase = decode ? decode_ : prefill_;
+    const uint64_t tokens = decode ? decoded : prefilled;
+    if (tokens == 0) continue;
+    const double part = static_cast<double>(tokens) / static_cast<double>(decoded + prefilled);
+    const auto share = [&](auto whole) {
+      return static_cast<decltype(whole)>(part * static_cast<double>(whole));
+    };
+    ++phase.steps;
+    phase.tokens += tokens;
+    phase.wall_ns += share(step.wall_ns);
+    phase.attention_ns += share(step.attention_ns);
+    phase.expert_ns += share(step.expert_ns);
+    phase.stall_ns += share(step.stall_ns);
+    phase.verify_ns += share(step.verify_ns);
+    phase.residency_ns += share(step.residency_ns);
+    phase.bytes_read += share(step.bytes_read);
+  }
 }
 
 Status Runner::Impl::Warm(WarmOrder order,
@@ -549,6 +597,8 @@ EngineStats Runner::Impl::Stats() const {
   s.expert_count = store_->manifest().expert_count();
   s.expert_bytes = store_->manifest().expert_bytes();
   s.lossy = LossyModes();
+  const KvPoolStats kv = kv_pool_->stats();
+  s.kv = {.blocks = kv.blocks, .held = kv.held, .cached = kv.cached, .evicted = kv.evicted};
   const ProcessMemory process = ReadProcessMemory();
   s.memory.resident_set_bytes = process.resident_bytes;
   s.memory.peak_resident_set_bytes = process.peak_resident_bytes;
@@ -616,11 +666,14 @@ void Runner::SetRoutingRecorder(RoutingRecorder* recorder) {
   if (impl_->executor_) impl_->executor_->set_recorder(recorder);
 }
 
-void Runner::ResetSequence() {
-  impl_->gpu_length_ = 0;
-  if (impl_->sequence_) impl_->sequence_->Reset();
-}
-uint32_t Runner::position() const { return impl_->length(); }
+void Runner::ResetSequence() { impl_->sequences_[0].Reset(); }
+uint32_t Runner::position() const { return impl_->sequences_[0].length(); }
+uint32_t Runner::sequence_count() const { return impl_->options_.max_sequences; }
+SequenceState& Runner::sequence(uint32_t index) { return impl_->sequences_[index]; }
+KvPool& Runner::kv_pool() { return *impl_->kv_pool_; }
+uint32_t Runner::prefill_chunk() const { return impl_->options_.prefill_chunk; }
+uint32_t Runner::step_tokens() const { return impl_->step_tokens(); }
+void Runner::Step(std::span<BatchSegment> batch) { impl_->Step(batch); }
 GpuModel* Runner::gpu() { return impl_->gpu_.get(); }
 Status Runner::Forward(std::span<const int32_t> tokens, const ForwardOptions& options) {
   return impl_->Forward(tokens, options);
@@ -649,16 +702,6 @@ Status Runner::SaveProfile() {
   return profile.Save(*impl_->store_, impl_->options_.profile);
 }
 
-Result<BudgetAdvice> AdviseBudget(const Manifest& manifest) {
-  ASSIGN_OR_RETURN(const ModelConfig config,
-                   ParseModelConfig(manifest.model_config, "config.json"));
-  const RunnerOptions defaults;
-  return AdviseBudget(manifest, config.top_k,
-                      CountFixedMemory(manifest, config,
-                                       std::min(config.max_position, kDefaultContext),
-                                       defaults.prefill_chunk, defaults.kv_format));
-}
-
 const ModelConfig& Runner::config() const { return impl_->config_; }
 const ModelInfo& Runner::info() const { return impl_->info_; }
 Store& Runner::store() { return *impl_->store_; }
@@ -667,6 +710,7 @@ uint32_t Runner::max_context() const { return impl_->max_context_; }
 EngineStats Runner::Stats() const { return impl_->Stats(); }
 void Runner::CheckInvariants() const {
   if (impl_->residency_) impl_->residency_->CheckInvariants();
+  impl_->kv_pool_->CheckInvariants();
 }
 
 }  // namespace moraine

@@ -26,6 +26,7 @@
 #include "engine/stats.h"
 #include "engine/workload_profile.h"
 #include "io/block_reader.h"
+#include "model/batch_segment.h"
 #include "model/config.h"
 #include "store/store.h"
 
@@ -42,7 +43,8 @@ struct RunnerOptions {
   std::function<Result<std::unique_ptr<BlockReader>>()> reader_factory;
   std::string isa;              // "": the best
   int threads = 0;              // 0: one per CPU
-  uint32_t max_context = 0;     // tokens of KV; 0: the model's, at most 4096
+  uint32_t max_context = 0;     // tokens of KV, of all sequences; 0: the model's, at most 4096
+  uint32_t max_sequences = 1;   // that are computed together; 0: 8, of a model with recurrent state 4
   KvFormat kv_format = KvFormat::kF32;  // the others are lossy
   uint32_t prefill_chunk = 512; // tokens; 0: 512 to 2048, by what the budget spares
   // Everything but sampling on an NVIDIA GPU (gpu/gpu_model.h). Budget, policy, ISA, lookahead and the lossy
@@ -71,6 +73,7 @@ struct ModelInfo {
   int64_t created_unix = 0;
 };
 
+class KvPool;
 
 class GpuModel;
 
@@ -85,19 +88,32 @@ class Runner {
   // Writes down the routing of all tokens from now on; null: no more. Not owned.
   void SetRoutingRecorder(RoutingRecorder* recorder);
 
-  // Empties the runner's sequence (there is one; its KV was allocated at Open).
-  void ResetSequence();
-  uint32_t position() const;  // tokens in the sequence
+  // Sequences that may be computed together: index < sequence_count(). They share the tokens of KV, and one
+  // may have max_context() of them.
+  uint32_t sequence_count() const;
+  SequenceState& sequence(uint32_t index);
+  KvPool& kv_pool();
+  // One step: the tokens of all segments, of different sequences, together at most step_tokens(). What
+  // decodes shares its reads of experts, and they stay in the cache; where a part of a prompt is among
+  // them, misses stream past it. Each segment has its status, as DecoderModel::Forward says; errors of
+  // reads name the expert and meet only those who want it.
+  void Step(std::span<BatchSegment> batch);
+  uint32_t step_tokens() const;    // the larger of both:
+  uint32_t prefill_chunk() const;  // and sequence_count()
 
-  enum class LogitsMode : uint8_t { kNone, kLast, kAll };
-  using LogitsSink = std::function<void(uint32_t position, std::span<const float> logits)>;
+  // Sequence 0 by itself, for whoever needs no other. Empties it.
+  void ResetSequence();
+  uint32_t position() const;  // tokens in it
+
+  using LogitsMode = moraine::LogitsMode;
+  using LogitsSink = moraine::LogitsSink;
   struct ForwardOptions {
     LogitsMode logits = LogitsMode::kLast;
     const LogitsSink* sink = nullptr;             // called in order of position
     const std::atomic<bool>* cancelled = nullptr; // looked at once a layer
     const std::function<void(uint32_t done_tokens)>* on_chunk = nullptr;
   };
-  // Appends tokens to the sequence, in chunks of prefill_chunk; one token is a decode step. On error
+  // Appends tokens to sequence 0, in chunks of prefill_chunk; one token is a decode step. On error
   // the sequence is as before the failed chunk (kCancelled too); errors of reads name the expert.
   Status Forward(std::span<const int32_t> tokens, const ForwardOptions& options);
 
@@ -132,7 +148,7 @@ class Runner {
   const ModelInfo& info() const;
   Store& store();
   const Store& store() const;
-  uint32_t max_context() const;
+  uint32_t max_context() const;  // of one sequence
   EngineStats Stats() const;
   void CheckInvariants() const;
 

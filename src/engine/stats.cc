@@ -107,6 +107,17 @@ void VisitGpuMemory(S& s, Visitor&& f) {
 }
 
 template <typename Visitor, typename S>
+void VisitKv(S& s, Visitor&& f) {
+  f("blocks", s.blocks);
+  f("held", s.held);
+  f("cached", s.cached);
+  f("evicted", s.evicted);
+  f("prompt_tokens", s.prompt_tokens);
+  f("reused_tokens", s.reused_tokens);
+  f("preempted", s.preempted);
+}
+
+template <typename Visitor, typename S>
 void VisitTop(S& s, Visitor&& f) {
   f("model", s.model);
   f("store", s.store);
@@ -120,6 +131,7 @@ void VisitTop(S& s, Visitor&& f) {
   f("requests_failed", s.requests_failed);
   f("requests_cancelled", s.requests_cancelled);
   f("queue_length", s.queue_length);
+  f("running", s.running);
   f("uptime_ns", s.uptime_ns);
   f("expert_count", s.expert_count);
   f("expert_bytes", s.expert_bytes);
@@ -244,6 +256,7 @@ Status ReadStats(const Json& json, EngineStats* stats) {
   object("reads", [&](const Reader& r) { VisitReads(stats->reads, r); });
   object("memory", [&](const Reader& r) { VisitMemory(stats->memory, r); });
   object("gpu_memory", [&](const Reader& r) { VisitGpuMemory(stats->gpu_memory, r); });
+  object("kv", [&](const Reader& r) { VisitKv(stats->kv, r); });
   top.Nested("drives", Json::value_t::array, [&](const Json& list, const std::string& path) {
     for (size_t i = 0; i < list.size(); ++i) {
       VisitDrive(stats->drives.emplace_back(),
@@ -463,6 +476,21 @@ void ReadMetrics(const EngineStats& stats, PrometheusText* text) {
   each("moraine_mirror_healed_total", "Of these, delivered by the other copy.", &DriveStats::healed);
 }
 
+void KvMetrics(const EngineStats& stats, PrometheusText* text) {
+  const KvStats& kv = stats.kv;
+  text->Family("moraine_kv_blocks", "gauge", "Blocks of keys and values by state.");
+  text->Sample("{state=\"held\"}", uint64_t{kv.held});
+  text->Sample("{state=\"cached\"}", uint64_t{kv.cached});
+  text->Sample("{state=\"free\"}", uint64_t{kv.blocks - kv.held - kv.cached});
+  text->Single("moraine_kv_evictions_total", "counter", "Cached blocks that were needed.", kv.evicted);
+  text->Single("moraine_prompt_tokens_total", "counter", "Prompt tokens of requests that began.",
+               kv.prompt_tokens);
+  text->Single("moraine_prompt_tokens_reused_total", "counter",
+               "Of these, found in the prefix cache.", kv.reused_tokens);
+  text->Single("moraine_preemptions_total", "counter",
+               "Times that a request gave its blocks to an older one.", kv.preempted);
+}
+
 void MemoryMetrics(const EngineStats& stats, PrometheusText* text) {
   const MemoryStats& m = stats.memory;
   text->Family("moraine_memory_bytes", "gauge", "Memory by use.");
@@ -492,6 +520,7 @@ std::string EngineStats::ToJson() const {
   VisitReads(reads, Writer{json["reads"]});
   VisitMemory(memory, Writer{json["memory"]});
   VisitGpuMemory(gpu_memory, Writer{json["gpu_memory"]});
+  VisitKv(kv, Writer{json["kv"]});
   Json& drive_list = json["drives"] = Json::array();
   for (const DriveStats& drive : drives) {
     Json entry;
@@ -522,8 +551,12 @@ Result<EngineStats> ParseEngineStats(const std::string& text) {
 namespace {
 
 std::string RequestsText(const EngineStats& s) {
-  return fmt::format("requests {} ({} failed, {} cancelled), {} waiting\n", s.requests,
-                     s.requests_failed, s.requests_cancelled, s.queue_length);
+  const KvStats& kv = s.kv;
+  return fmt::format("requests {} ({} failed, {} cancelled), {} running, {} waiting\n", s.requests,
+                     s.requests_failed, s.requests_cancelled, s.running, s.queue_length) +
+         fmt::format("KV       {} of {} blocks held, {} cached; {} of {} prompt tokens reused, {} "
+                     "requests preempted\n", kv.held, kv.blocks, kv.cached, kv.reused_tokens,
+                     kv.prompt_tokens, kv.preempted);
 }
 
 // Phases have no parts there, and nothing is read once the model is loaded.
@@ -608,6 +641,8 @@ std::string EngineStats::ToPrometheus() const {
   text.Single("moraine_requests_cancelled_total", "counter", "Requests that were cancelled.",
               requests_cancelled);
   text.Single("moraine_queue_length", "gauge", "Requests waiting.", queue_length);
+  text.Single("moraine_running_requests", "gauge", "Requests computed together.", running);
+  KvMetrics(*this, &text);
   PhaseMetrics(*this, &text);
   ResidencyMetrics(*this, &text);
   ReadMetrics(*this, &text);

@@ -50,13 +50,23 @@ struct GpuMemoryStats {
   uint64_t streamed_bytes = 0;  // in page-locked DRAM
 };
 
+// Keys and values of all sequences, and the prefix cache.
+struct KvStats {
+  uint32_t blocks = 0;            // of kKvBlockPositions tokens each
+  uint32_t held = 0, cached = 0;  // by sequences; by nobody, but findable
+  uint64_t evicted = 0;           // cached ones that were needed
+  uint64_t prompt_tokens = 0;     // of requests that began
+  uint64_t reused_tokens = 0;     // of these, found in the cache
+  uint64_t preempted = 0;         // requests that gave their blocks to older ones and began again
+};
+
 struct EngineStats {
   std::string model, store;
   std::string io, isa, policy;
   std::string lossy;  // modes that change what is computed; empty: exact
   int threads = 0;
   uint64_t requests = 0, requests_failed = 0, requests_cancelled = 0;
-  uint32_t queue_length = 0;
+  uint32_t queue_length = 0, running = 0;  // requests that wait, requests that have a sequence
   int64_t uptime_ns = 0;
   PhaseStats prefill, decode;
   ResidencyStats residency;
@@ -65,6 +75,7 @@ struct EngineStats {
   MemoryStats memory;
   std::string gpu;  // its name; empty: on the CPU. On a GPU, phases have only their wall time
   GpuMemoryStats gpu_memory;
+  KvStats kv;
   uint64_t expert_count = 0, expert_bytes = 0;  // of the whole store
   std::vector<LayerStats> layers;               // layers with experts
 

@@ -67,6 +67,10 @@ DecoderModel::DecoderModel(const ModelConfig& config, const DenseSource& weights
   for (const LayerConfig& layer : config.layers) TableFor(RopeOf(layer.mixer), max_tokens);
   for (uint32_t i = 0; i < config.layers.size(); ++i) layers_.push_back(MakeLayer(i, weights));
   const size_t n = max_tokens;
+  batch_.reserve(n);
+  segments_.reserve(n);
+  tokens_.resize(n);
+  logits_rows_.reserve(kLogitRows);
   hidden_.resize(n * config.hidden);
   normed_.resize(n * config.hidden);
   block_out_.resize(n * config.hidden);
@@ -120,22 +124,112 @@ const RopeTable* DecoderModel::TableFor(const RopeConfig* config, uint32_t max_t
 
 Status DecoderModel::Forward(std::span<const int32_t> tokens, SequenceState& state,
                              MoeExecutor& executor, const ForwardOptions& options) {
-  const uint32_t count = static_cast<uint32_t>(tokens.size());
-  const uint32_t first = state.length();
-  CHECK(count > 0 && first + count <= state.max_positions());
-  CHECK(size_t{count} * config_.hidden <= hidden_.size(), "chunk larger than max_tokens");
-  Embed(tokens);
-  for (const auto& table : rope_tables_) table->Prepare(first, count);
+  BatchSegment segment = {.tokens = tokens,
+                          .state = &state,
+                          .logits = options.logits,
+                          .sink = options.sink,
+                          .cancelled = options.cancelled};
+  Forward({&segment, 1}, executor);
+  return segment.status;
+}
+
+void DecoderModel::Forward(std::span<BatchSegment> batch, MoeExecutor& executor) {
+  Begin(batch);
   for (uint32_t i = 0; i < layers_.size(); ++i) {
-    if (options.cancelled != nullptr && options.cancelled->load(std::memory_order_relaxed)) {
-      return Cancelled("request cancelled");
+    TakeOutCancelled();
+    if (rows_ == 0) return;
+    RunMixer(layers_[i]);
+    // Nothing has been added to the hidden state of those who are left: the layer's second half again.
+    for (Status status = RunFeedForward(i, executor); !status.ok();
+         status = RunFeedForward(i, executor)) {
+      TakeOutFailed(status, executor.failed_expert());
+      if (rows_ == 0) return;
     }
-    RunMixer(layers_[i], count, state);
-    RETURN_IF_ERROR(RunFeedForward(i, count, executor));
   }
-  state.Commit(count);
-  EmitLogits(first, count, options);
-  return OkStatus();
+  EmitLogits();
+}
+
+void DecoderModel::Begin(std::span<BatchSegment> batch) {
+  batch_.clear();
+  segments_.clear();
+  rows_ = 0;
+  for (BatchSegment& segment : batch) {
+    const uint32_t count = static_cast<uint32_t>(segment.tokens.size());
+    CHECK(count > 0);
+    CHECK(size_t{rows_} + count <= tokens_.size(), "batch larger than max_tokens");
+    if (!segment.state->Reserve(count)) {
+      segment.status = ResourceExhausted("no memory for keys and values is left");
+      continue;
+    }
+    for (uint32_t t = 0; t < count; ++t) {
+      const int32_t token = segment.tokens[t];
+      CHECK(token >= 0 && static_cast<uint32_t>(token) < config_.vocab_size);
+      DecodeRow(embedding_, static_cast<uint32_t>(token),
+                &hidden_[size_t{rows_ + t} * config_.hidden]);
+      tokens_[rows_ + t] = token;
+    }
+    segment.status = OkStatus();
+    batch_.push_back(&segment);
+    segments_.push_back({rows_, count, segment.state});
+    rows_ += count;
+  }
+  PrepareRope();
+}
+
+void DecoderModel::PrepareRope() {
+  for (const auto& table : rope_tables_) {
+    for (const MixerSegment& segment : segments_) {
+      table->Prepare(segment.first, segment.state->length(), segment.count);
+    }
+  }
+}
+
+// predicate(index): of segments_. The rows of the others move up.
+template <typename Predicate>
+void DecoderModel::TakeOut(const Status& status, Predicate&& predicate) {
+  const size_t hidden = config_.hidden;
+  size_t kept = 0;
+  uint32_t rows = 0;
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    if (predicate(i)) {
+      batch_[i]->status = status;
+      continue;
+    }
+    const MixerSegment segment = segments_[i];
+    const auto from = hidden_.begin() + static_cast<ptrdiff_t>(segment.first * hidden);
+    std::copy(from, from + static_cast<ptrdiff_t>(segment.count * hidden),
+              hidden_.begin() + static_cast<ptrdiff_t>(rows * hidden));
+    std::copy_n(tokens_.begin() + segment.first, segment.count, tokens_.begin() + rows);
+    batch_[kept] = batch_[i];
+    segments_[kept++] = {rows, segment.count, segment.state};
+    rows += segment.count;
+  }
+  if (kept == segments_.size()) return;
+  batch_.resize(kept);
+  segments_.resize(kept);
+  rows_ = rows;
+  PrepareRope();
+}
+
+void DecoderModel::TakeOutCancelled() {
+  const auto cancelled = [&](const BatchSegment* segment) {
+    return segment->cancelled != nullptr && segment->cancelled->load(std::memory_order_relaxed);
+  };
+  if (std::ranges::none_of(batch_, cancelled)) return;
+  TakeOut(Cancelled("request cancelled"), [&](size_t i) { return cancelled(batch_[i]); });
+}
+
+// Those who wanted the expert; all, if the error is not of one or if nobody did.
+void DecoderModel::TakeOutFailed(const Status& status, std::optional<ExpertId> expert) {
+  const size_t top_k = config_.top_k;
+  const auto wants = [&](size_t i) {
+    const auto begin = routing_experts_.begin() + static_cast<ptrdiff_t>(segments_[i].first * top_k);
+    const auto end = begin + static_cast<ptrdiff_t>(segments_[i].count * top_k);
+    return std::find(begin, end, expert->value()) != end;
+  };
+  const uint32_t before = rows_;
+  if (expert) TakeOut(status, wants);
+  if (rows_ == before) TakeOut(status, [](size_t) { return true; });
 }
 
 void DecoderModel::Normalize(const float* x, std::span<const float> weight, uint32_t rows,
@@ -144,51 +238,45 @@ void DecoderModel::Normalize(const float* x, std::span<const float> weight, uint
                    config_.hidden, out, config_.hidden);
 }
 
-void DecoderModel::Embed(std::span<const int32_t> tokens) {
-  for (size_t t = 0; t < tokens.size(); ++t) {
-    CHECK(tokens[t] >= 0 && static_cast<uint32_t>(tokens[t]) < config_.vocab_size);
-    DecodeRow(embedding_, static_cast<uint32_t>(tokens[t]), &hidden_[t * config_.hidden]);
-  }
-}
-
-void DecoderModel::RunMixer(Layer& layer, uint32_t token_count, SequenceState& state) {
+void DecoderModel::RunMixer(Layer& layer) {
   const uint32_t hidden = config_.hidden;
-  Normalize(hidden_.data(), layer.mixer_norm, token_count, normed_.data());
+  Normalize(hidden_.data(), layer.mixer_norm, rows_, normed_.data());
   scratch_.Clear();
-  const MixerInput input = {.x = normed_.data(), .token_count = token_count, .state = &state};
+  const MixerInput input = {.x = normed_.data(), .token_count = rows_, .segments = segments_};
   std::visit([&](auto& mixer) { mixer.Run(input, block_out_.data()); }, layer.mixer);
-  backend_.Add(hidden_.data(), hidden, block_out_.data(), hidden, token_count, hidden);
+  backend_.Add(hidden_.data(), hidden, block_out_.data(), hidden, rows_, hidden);
 }
 
-Status DecoderModel::RunFeedForward(uint32_t index, uint32_t token_count, MoeExecutor& executor) {
+Status DecoderModel::RunFeedForward(uint32_t index, MoeExecutor& executor) {
   Layer& layer = layers_[index];
   const uint32_t hidden = config_.hidden;
-  Normalize(hidden_.data(), layer.feed_forward_norm, token_count, normed_.data());
+  Normalize(hidden_.data(), layer.feed_forward_norm, rows_, normed_.data());
   scratch_.Clear();
   if (layer.router) {
-    Route(index, token_count, executor);
+    Route(index, executor);
     RoutingDecision routing;
-    routing.token_count = token_count;
+    routing.token_count = rows_;
     routing.top_k = config_.top_k;
+    routing.tokens = tokens_.data();
     routing.experts = routing_experts_.data();
     routing.weights = routing_weights_.data();
     LookAhead(index, std::min(executor.LookaheadDepth(), kMaxLookahead), &routing);
     RETURN_IF_ERROR(
         executor.RunExperts(LayerId(index), routing, normed_.data(), block_out_.data()));
     if (layer.shared) {
-      layer.shared->AddTo(backend_, scratch_, normed_.data(), token_count, block_out_.data());
+      layer.shared->AddTo(backend_, scratch_, normed_.data(), rows_, block_out_.data());
     }
   } else {
-    layer.dense->Run(backend_, scratch_, normed_.data(), token_count, block_out_.data());
+    layer.dense->Run(backend_, scratch_, normed_.data(), rows_, block_out_.data());
   }
-  backend_.Add(hidden_.data(), hidden, block_out_.data(), hidden, token_count, hidden);
+  backend_.Add(hidden_.data(), hidden, block_out_.data(), hidden, rows_, hidden);
   return OkStatus();
 }
 
-void DecoderModel::Route(uint32_t index, uint32_t token_count, const MoeExecutor& executor) {
+void DecoderModel::Route(uint32_t index, const MoeExecutor& executor) {
   Router& router = *layers_[index].router;
-  router.Logits(backend_, normed_.data(), token_count, router_logits_.data());
-  if (token_count == 1) {
+  router.Logits(backend_, normed_.data(), rows_, router_logits_.data());
+  if (rows_ == 1) {
     const float strength = executor.ResidentPreference(LayerId(index), resident_);
     if (strength > 0) {
       router.chooser().ChoosePreferring(router_logits_.data(), resident_.data(), strength,
@@ -196,7 +284,7 @@ void DecoderModel::Route(uint32_t index, uint32_t token_count, const MoeExecutor
       return;
     }
   }
-  for (size_t t = 0; t < token_count; ++t) {
+  for (size_t t = 0; t < rows_; ++t) {
     router.chooser().Choose(&router_logits_[t * config_.expert_count],
                             &routing_experts_[t * config_.top_k],
                             &routing_weights_[t * config_.top_k]);
@@ -232,23 +320,36 @@ void DecoderModel::LookAheadTo(Layer& layer, uint32_t token_count, uint32_t* exp
   }
 }
 
-void DecoderModel::EmitLogits(uint32_t first_position, uint32_t token_count,
-                              const ForwardOptions& options) {
-  if (options.logits == LogitsMode::kNone || options.sink == nullptr) return;
-  const uint32_t hidden = config_.hidden;
-  const uint32_t begin = options.logits == LogitsMode::kAll ? 0 : token_count - 1;
-  const uint32_t step = static_cast<uint32_t>(logits_.size() / config_.vocab_size);
-  Normalize(&hidden_[size_t{begin} * hidden], final_norm_, token_count - begin,
-            &normed_[size_t{begin} * hidden]);
-  for (uint32_t t = begin; t < token_count; t += step) {
-    const uint32_t rows = std::min(step, token_count - t);
-    backend_.MatMul(output_, &normed_[size_t{t} * hidden], hidden, rows, logits_.data(),
-                    config_.vocab_size);
-    for (uint32_t i = 0; i < rows; ++i) {
-      (*options.sink)(first_position + t + i,
-                      {&logits_[size_t{i} * config_.vocab_size], config_.vocab_size});
+// Commits, then hands out the logits of all rows that are asked for, some at a time.
+void DecoderModel::EmitLogits() {
+  const size_t hidden = config_.hidden, step = logits_.size() / config_.vocab_size;
+  for (const MixerSegment& rows : segments_) rows.state->Commit(rows.count);
+  logits_rows_.clear();
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    const BatchSegment& segment = *batch_[i];
+    const MixerSegment& rows = segments_[i];
+    const uint32_t first_position = rows.state->length() - rows.count;
+    if (segment.logits == LogitsMode::kNone || segment.sink == nullptr) continue;
+    const uint32_t begin = segment.logits == LogitsMode::kAll ? 0 : rows.count - 1;
+    for (uint32_t t = begin; t < rows.count; ++t) {
+      Normalize(&hidden_[(rows.first + t) * hidden], final_norm_, 1,
+                &normed_[logits_rows_.size() * hidden]);
+      logits_rows_.push_back({segment.sink, first_position + t});
+      if (logits_rows_.size() == step) EmitRows();
     }
   }
+  EmitRows();
+}
+
+void DecoderModel::EmitRows() {
+  const size_t vocab = config_.vocab_size;
+  if (logits_rows_.empty()) return;
+  backend_.MatMul(output_, normed_.data(), config_.hidden,
+                  static_cast<uint32_t>(logits_rows_.size()), logits_.data(), vocab);
+  for (size_t i = 0; i < logits_rows_.size(); ++i) {
+    (*logits_rows_[i].sink)(logits_rows_[i].position, {&logits_[i * vocab], vocab});
+  }
+  logits_rows_.clear();
 }
 
 }  // namespace moraine

@@ -1,12 +1,17 @@
-// DecoderModel: the forward pass over a chunk of tokens, of whatever blocks the config asks for.
+// DecoderModel: the forward pass over a batch of tokens, of whatever blocks the config asks for.
+//
+// A batch is some tokens of one sequence or of several (batch_segment.h). Norms, projections, routers and
+// experts work on all rows of a batch at once, attention and recurrent state on each sequence by itself.
 //
 // A layer is norm -> mixer (attention) -> residual -> norm -> feed forward -> residual; the feed
 // forward is a dense SwiGLU, or a router, routed experts and perhaps a shared one. The routed experts'
 // weights are not here: the model decides which experts a token needs and hands that to a
 // MoeExecutor, which knows where they are.
 //
-// A chunk of n tokens and n chunks of one token give the same bits (cpu_backend.h), which is what
-// lets prefill, decode, and any batching agree.
+// A row's bits do not depend on the rows beside it (cpu_backend.h): a chunk of n tokens and n chunks of one
+// token, a sequence alone and among others give the same, which is what lets prefill, decode, and any
+// batching agree. And a sequence whose request is cancelled, or whose expert cannot be read, can be taken
+// out of the batch between two layers while the others go on.
 //
 // Threads: owned by one thread. No allocation in Forward.
 #pragma once
@@ -21,6 +26,7 @@
 
 #include "base/clock.h"
 #include "compute/cpu_backend.h"
+#include "model/batch_segment.h"
 #include "model/blocks/dense_feed_forward.h"
 #include "model/blocks/mixer.h"
 #include "model/blocks/rope_table.h"
@@ -40,9 +46,10 @@ struct RouterLookahead {
   const uint32_t* experts = nullptr;  // token_count x top_k, best first
 };
 
-// What the router of one layer decided for a chunk.
+// What the router of one layer decided for a batch.
 struct RoutingDecision {
   uint32_t token_count = 0, top_k = 0;
+  const int32_t* tokens = nullptr;    // token_count ids; null: unknown
   const uint32_t* experts = nullptr;  // token_count x top_k, best first, distinct per token
   const float* weights = nullptr;     // token_count x top_k
   // What the routers of the next MoE layers make of this layer's hidden state, nearest first: guesses at
@@ -59,6 +66,9 @@ class MoeExecutor {
   // hidden floats each, row-major, overwritten.
   virtual Status RunExperts(LayerId layer, const RoutingDecision& routing, const float* x,
                             float* out) = 0;
+  // The expert for which the last RunExperts failed, if it was one: tokens that do not route to it can do
+  // without. It may be called for them again.
+  virtual std::optional<ExpertId> failed_expert() const { return std::nullopt; }
   // How many layers ahead the routers shall be asked now, at most kMaxLookahead. Each costs the model a
   // router's matrix a layer.
   virtual uint32_t LookaheadDepth() const { return 0; }
@@ -69,7 +79,7 @@ class MoeExecutor {
 
 class DecoderModel {
  public:
-  // max_tokens: the largest chunk. The backend and the weights must outlive the model.
+  // max_tokens: the largest batch. The backend and the weights must outlive the model.
   DecoderModel(const ModelConfig& config, const DenseSource& weights, CpuBackend& backend,
                uint32_t max_tokens);
 
@@ -77,14 +87,19 @@ class DecoderModel {
   // The widest input of any matrix product: CpuBackend's max_cols.
   static uint32_t WidestInput(const ModelConfig& config);
 
-  enum class LogitsMode : uint8_t { kNone, kLast, kAll };
-  using LogitsSink = std::function<void(uint32_t position, std::span<const float> logits)>;
+  // Appends the tokens of each segment (together at most max_tokens, all below vocab_size) to its sequence.
+  // Each has its status; of one that is not ok the sequence is as before. kResourceExhausted: no blocks are
+  // left for it.
+  void Forward(std::span<BatchSegment> batch, MoeExecutor& executor);
+
+  // Of one sequence.
+  using LogitsMode = moraine::LogitsMode;
+  using LogitsSink = moraine::LogitsSink;
   struct ForwardOptions {
     LogitsMode logits = LogitsMode::kLast;
     const LogitsSink* sink = nullptr;
-    const std::atomic<bool>* cancelled = nullptr;  // looked at once a layer
+    const std::atomic<bool>* cancelled = nullptr;
   };
-  // Appends tokens (at most max_tokens, all below vocab_size) to the sequence. On error it is as before.
   Status Forward(std::span<const int32_t> tokens, SequenceState& state, MoeExecutor& executor,
                  const ForwardOptions& options);
 
@@ -97,16 +112,28 @@ class DecoderModel {
     std::optional<SharedExpert> shared;
   };
 
+  // A row of which logits are wanted.
+  struct LogitsRow {
+    const LogitsSink* sink = nullptr;
+    uint32_t position = 0;
+  };
+
   Layer MakeLayer(uint32_t index, const DenseSource& weights);
   const RopeTable* TableFor(const RopeConfig* config, uint32_t max_tokens);
   void Normalize(const float* x, std::span<const float> weight, uint32_t rows, float* out);
-  void Embed(std::span<const int32_t> tokens);
-  void RunMixer(Layer& layer, uint32_t token_count, SequenceState& state);
-  Status RunFeedForward(uint32_t index, uint32_t token_count, MoeExecutor& executor);
-  void Route(uint32_t index, uint32_t token_count, const MoeExecutor& executor);
+  void Begin(std::span<BatchSegment> batch);
+  void PrepareRope();
+  template <typename Predicate>
+  void TakeOut(const Status& status, Predicate&& predicate);
+  void TakeOutCancelled();
+  void TakeOutFailed(const Status& status, std::optional<ExpertId> expert);
+  void RunMixer(Layer& layer);
+  Status RunFeedForward(uint32_t index, MoeExecutor& executor);
+  void Route(uint32_t index, const MoeExecutor& executor);
   void LookAhead(uint32_t index, uint32_t depth, RoutingDecision* routing);
   void LookAheadTo(Layer& layer, uint32_t token_count, uint32_t* experts);
-  void EmitLogits(uint32_t first_position, uint32_t token_count, const ForwardOptions& options);
+  void EmitLogits();
+  void EmitRows();
 
   const ModelConfig config_;
   CpuBackend& backend_;
@@ -115,6 +142,12 @@ class DecoderModel {
   MatrixView embedding_, output_;
   std::span<const float> final_norm_;
   std::vector<Layer> layers_;
+  // The batch at work: the segments that are still in it, and the same as the mixers see them.
+  std::vector<BatchSegment*> batch_;
+  std::vector<MixerSegment> segments_;
+  uint32_t rows_ = 0;
+  std::vector<int32_t> tokens_;  // of the rows
+  std::vector<LogitsRow> logits_rows_;
   // max_tokens rows each.
   std::vector<float> hidden_, normed_, block_out_, router_logits_, routing_weights_, logits_;
   std::vector<uint32_t> routing_experts_;

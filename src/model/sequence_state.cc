@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/bytes.h"
@@ -13,14 +14,13 @@ namespace {
 
 constexpr uint64_t kAlignment = 64;
 
-uint64_t PositionBytes(const LayerStateShape& shape, uint32_t max_positions) {
-  return AlignUp(shape.position_bytes * max_positions, kAlignment);
-}
-uint64_t RecurrentBytes(const LayerStateShape& shape) {
+uint64_t BothHalves(const LayerStateShape& shape) {
   return 2 * AlignUp(shape.recurrent_bytes, kAlignment);
 }
 
-std::vector<LayerStateShape> ShapesOf(const ModelConfig& config, KvFormat format) {
+}  // namespace
+
+std::vector<LayerStateShape> StateShapesOf(const ModelConfig& config, KvFormat format) {
   std::vector<LayerStateShape> shapes;
   for (const LayerConfig& layer : config.layers) {
     shapes.push_back(StateShapeOf(layer.mixer, format));
@@ -28,50 +28,65 @@ std::vector<LayerStateShape> ShapesOf(const ModelConfig& config, KvFormat format
   return shapes;
 }
 
-}  // namespace
-
-uint64_t SequenceState::BytesFor(const ModelConfig& config, uint32_t max_positions,
-                                 KvFormat format) {
+uint64_t SequenceState::RecurrentBytes(std::span<const LayerStateShape> layers) {
   uint64_t bytes = 0;
-  for (const LayerStateShape& shape : ShapesOf(config, format)) {
-    bytes += PositionBytes(shape, max_positions) + RecurrentBytes(shape);
-  }
+  for (const LayerStateShape& shape : layers) bytes += BothHalves(shape);
   return bytes;
+}
+
+Result<SequenceState> SequenceState::Create(std::span<const LayerStateShape> layers, KvPool* pool,
+                                            uint32_t max_positions) {
+  SequenceState state;
+  uint64_t offset = 0;
+  for (const LayerStateShape& shape : layers) {
+    state.layers_.push_back({offset, shape.recurrent_bytes});
+    offset += BothHalves(shape);
+  }
+  state.recurrent_ = offset > 0;
+  if (state.recurrent_) {
+    ASSIGN_OR_RETURN(state.arena_,
+                     HostArena::Allocate(offset, {.huge_pages = false, .populate = false}));
+  }
+  state.pool_ = pool;
+  state.max_positions_ = max_positions;
+  state.table_.reserve(KvPool::BlocksFor(max_positions));
+  return state;
+}
+
+Result<SequenceState> SequenceState::Allocate(std::span<const LayerStateShape> layers,
+                                              uint32_t max_positions, KvFormat format) {
+  ASSIGN_OR_RETURN(std::unique_ptr<KvPool> pool,
+                   KvPool::Create(layers, format, KvPool::BlocksFor(max_positions)));
+  ASSIGN_OR_RETURN(SequenceState state, Create(layers, pool.get(), max_positions));
+  state.own_pool_ = std::move(pool);
+  return state;
 }
 
 Result<SequenceState> SequenceState::Allocate(const ModelConfig& config, uint32_t max_positions,
                                               KvFormat format) {
-  return Allocate(ShapesOf(config, format), max_positions, format);
+  return Allocate(StateShapesOf(config, format), max_positions, format);
 }
 
-Result<SequenceState> SequenceState::Allocate(std::vector<LayerStateShape> layers,
-                                              uint32_t max_positions, KvFormat format) {
-  SequenceState state;
-  uint64_t offset = 0;
-  for (const LayerStateShape& shape : layers) {
-    Layer layer;
-    layer.position_offset = offset;
-    offset += PositionBytes(shape, max_positions);
-    layer.recurrent_offset = offset;
-    layer.recurrent_bytes = shape.recurrent_bytes;
-    offset += RecurrentBytes(shape);
-    state.layers_.push_back(layer);
+SequenceState::~SequenceState() { ReleaseFrom(0); }
+
+bool SequenceState::Reserve(uint32_t count) {
+  CHECK(length_ + count <= max_positions_, "more than max_positions");
+  const uint32_t blocks = KvPool::BlocksFor(length_ + count);
+  while (table_.size() < blocks) {
+    const uint32_t block = pool_->Take();
+    if (block == KvPool::kNoBlock) return false;
+    table_.push_back(block);
   }
-  ASSIGN_OR_RETURN(state.arena_,
-                   HostArena::Allocate(offset, {.huge_pages = false, .populate = false}));
-  state.format_ = format;
-  state.max_positions_ = max_positions;
-  return state;
+  return true;
 }
 
-std::byte* SequenceState::positions(uint32_t layer) {
-  return arena_.data() + layers_[layer].position_offset;
+PositionBlocks SequenceState::positions(uint32_t layer) const {
+  return {pool_->layer(layer), table_.data(), pool_->block_bytes(layer)};
 }
 
 std::byte* SequenceState::recurrent(uint32_t layer, uint32_t half) const {
   const Layer& l = layers_[layer];
-  return const_cast<std::byte*>(arena_.data()) + l.recurrent_offset +
-         half * AlignUp(l.recurrent_bytes, kAlignment);
+  return arena_.data() + l.offset + half * AlignUp(l.bytes, kAlignment);
 }
 
 const std::byte* SequenceState::committed(uint32_t layer) const {
@@ -85,11 +100,21 @@ void SequenceState::Commit(uint32_t count) {
   committed_half_ = 1 - committed_half_;
 }
 
+// The last first: a published block is given back before those in front of it (kv_pool.h).
+void SequenceState::ReleaseFrom(uint32_t block) {
+  while (table_.size() > block) {
+    pool_->Release(table_.back());
+    table_.pop_back();
+  }
+}
+
 void SequenceState::Reset() {
-  length_ = 0;
-  for (uint32_t i = 0; i < layers_.size(); ++i) {
-    if (layers_[i].recurrent_bytes == 0) continue;
-    std::memset(recurrent(i, committed_half_), 0, layers_[i].recurrent_bytes);
+  ReleaseFrom(0);
+  const bool changed = length_ > 0;
+  length_ = published_ = 0;
+  for (uint32_t i = 0; changed && i < layers_.size(); ++i) {
+    if (layers_[i].bytes == 0) continue;
+    std::memset(recurrent(i, committed_half_), 0, layers_[i].bytes);
   }
 }
 
@@ -101,13 +126,44 @@ Status SequenceState::Truncate(uint32_t length) {
     return OkStatus();
   }
   for (uint32_t i = 0; i < layers_.size(); ++i) {
-    if (layers_[i].recurrent_bytes == 0) continue;
+    if (layers_[i].bytes == 0) continue;
     return FailedPrecondition(fmt::format(
         "layer {} has recurrent state, which cannot go back from {} tokens to {}", i, length_,
         length));
   }
+  CHECK(length >= published_ * kKvBlockPositions, "what was published does not change");
+  ReleaseFrom(KvPool::BlocksFor(length));
   length_ = length;
   return OkStatus();
+}
+
+uint32_t SequenceState::TakePrefix(std::span<const int32_t> tokens) {
+  CHECK(length_ == 0 && !tokens.empty());
+  if (recurrent_) return 0;
+  ReleaseFrom(0);  // of a chunk that was not committed
+  const size_t most = std::min<size_t>(tokens.size() - 1, max_positions_) / kKvBlockPositions;
+  uint32_t parent = KvPool::kNoBlock;
+  while (table_.size() < most) {
+    const uint32_t block = pool_->Find(
+        parent, tokens.subspan(table_.size() * kKvBlockPositions, kKvBlockPositions));
+    if (block == KvPool::kNoBlock) break;
+    pool_->Hold(block);
+    table_.push_back(parent = block);
+  }
+  published_ = static_cast<uint32_t>(table_.size());
+  length_ = published_ * kKvBlockPositions;
+  return length_;
+}
+
+void SequenceState::Publish(std::span<const int32_t> tokens) {
+  CHECK(tokens.size() >= length_);
+  if (recurrent_) return;
+  for (; (published_ + 1) * kKvBlockPositions <= length_; ++published_) {
+    const uint32_t parent = published_ == 0 ? KvPool::kNoBlock : table_[published_ - 1];
+    table_[published_] = pool_->Publish(
+        table_[published_], parent,
+        tokens.subspan(size_t{published_} * kKvBlockPositions, kKvBlockPositions));
+  }
 }
 
 }  // namespace moraine

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <new>
 #include <numeric>
@@ -294,7 +295,35 @@ struct AttentionScene {
       }
     }
   }
+  // From now on keys and values are in blocks, in any order, with blocks of NaN between.
+  void Scatter() {
+    const KvView plain = kv();
+    const size_t stride = plain.strides.position, plane = kKvBlockPositions * stride;
+    const uint32_t count = (positions + kKvBlockPositions - 1) / kKvBlockPositions;
+    std::vector<uint32_t> order(count + 3);
+    std::iota(order.begin(), order.end(), 0);
+    for (size_t i = order.size() - 1; i > 0; --i) std::swap(order[i], order[random.Below(i + 1)]);
+    scattered.assign(order.size() * 2 * plane, std::byte{0xFF});
+    for (uint32_t p = 0; p < positions; ++p) {
+      std::byte* const to = scattered.data() + order[p / kKvBlockPositions] * 2 * plane +
+                            p % kKvBlockPositions * stride;
+      std::memcpy(to, plain.keys + p * stride, stride);
+      std::memcpy(to + plane, plain.values + p * stride, stride);
+    }
+    order.resize(count);
+    blocks = order;
+  }
   KvView kv() const {
+    KvView view = Plain();
+    if (blocks.empty()) return view;
+    const size_t plane = kKvBlockPositions * view.strides.position;
+    view.keys = scattered.data();
+    view.values = scattered.data() + plane;
+    view.blocks = blocks.data();
+    view.block_bytes = 2 * plane;
+    return view;
+  }
+  KvView Plain() const {
     if (format != KvFormat::kF32) {
       return {format, packed_keys.data(), packed_values.data(),
               {packed_stride, KvHeadBytes(format, shape.head_dim)}};
@@ -368,6 +397,8 @@ struct AttentionScene {
   KvFormat format = KvFormat::kF32;
   std::vector<std::byte> packed_keys, packed_values;
   size_t packed_stride = 0;
+  std::vector<std::byte> scattered;
+  std::vector<uint32_t> blocks;
 };
 
 TEST(Attention, MatchesDoubleArithmeticAndIsInvariantToChunks) {
@@ -424,6 +455,7 @@ TEST(Attention, RandomShapesEqualTheScalarBits) {
     if (round % 3 != 0) scene.Pack(round % 3 == 1 ? KvFormat::kBf16 : KvFormat::kQ8);
     const uint32_t count = 1 + static_cast<uint32_t>(random.Below(kMaxTokens));
     const std::vector<float> expected = scene.Run(scalar.backend, count, count);
+    if (round % 4 != 0) scene.Scatter();
     for (const Isa isa : SupportedIsas()) {
       Rig rig(isa, 1 + static_cast<int>(random.Below(4)));
       const uint32_t chunk = 1 + static_cast<uint32_t>(random.Below(count));

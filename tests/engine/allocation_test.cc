@@ -6,6 +6,7 @@
 #include <new>
 
 #include "engine/runner.h"
+#include "model/sequence_state.h"
 #include "test_store.h"
 
 namespace {
@@ -56,6 +57,43 @@ TEST_P(AllocationTest, DecodeAllocatesNothing) {
   EXPECT_NE(best, 0.0f);
   ::operator delete(::operator new(16));  // a plain new-expression may be optimised away
   EXPECT_GT(allocations.load(), before) << "the counter counts";
+}
+
+TEST_P(AllocationTest, DecodingTogetherAllocatesNothing) {
+  constexpr uint32_t kSequences = 4;
+  const TestStore store(DemoModelPath(), Encoding::kQ4);
+  RunnerOptions runner_options = TestRunnerOptions(store, GetParam());
+  runner_options.max_sequences = kSequences;
+  const auto runner = Runner::Open(runner_options);
+  ASSERT_TRUE(runner.ok()) << runner.status().message();
+  float best = 0;
+  const LogitsSink sink = [&](uint32_t, std::span<const float> logits) { best = logits[0]; };
+  std::vector<std::vector<int32_t>> tokens(kSequences, std::vector<int32_t>(1000));
+  for (uint32_t s = 0; s < kSequences; ++s) {
+    for (size_t i = 0; i < 1000; ++i) tokens[s][i] = static_cast<int32_t>(i * 31 + s * 7) % 4000;
+  }
+  std::vector<BatchSegment> batch(kSequences);
+  const auto decode = [&](int steps) {
+    for (int i = 0; i < steps; ++i) {
+      for (uint32_t s = 0; s < kSequences; ++s) {
+        SequenceState& state = (*runner)->sequence(s);
+        batch[s].tokens = std::span(tokens[s]).subspan(state.length(), 1);
+        batch[s].state = &state;
+        batch[s].sink = &sink;
+        batch[s].decode = true;
+      }
+      (*runner)->Step(batch);
+      for (uint32_t s = 0; s < kSequences; ++s) {
+        ASSERT_TRUE(batch[s].status.ok());
+        (*runner)->sequence(s).Publish(tokens[s]);
+      }
+    }
+  };
+  decode(70);
+  const uint64_t before = allocations.load();
+  decode(130);  // across blocks
+  EXPECT_EQ(allocations.load() - before, 0u);
+  EXPECT_NE(best, 0.0f);
 }
 
 INSTANTIATE_TEST_SUITE_P(Budgets, AllocationTest, testing::Values("100%", "25%", "5%"));

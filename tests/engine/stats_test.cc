@@ -28,6 +28,7 @@ EngineStats Filled() {
   stats.requests_failed = 12;
   stats.requests_cancelled = 13;
   stats.queue_length = 14;
+  stats.running = 16;
   stats.uptime_ns = 15'000'000'000;
   stats.prefill = {.steps = 21, .tokens = 512, .wall_ns = 2'000'000'000, .attention_ns = 500'000'000,
                    .expert_ns = 700'000'000, .stall_ns = 600'000'000, .verify_ns = 20'000'000,
@@ -71,6 +72,8 @@ EngineStats Filled() {
   stats.gpu_memory = {.budget_bytes = 16 * kGiB, .dense_bytes = 2 * kGiB, .kv_bytes = 512 * kMiB,
                       .scratch_bytes = 600 * kMiB, .expert_bytes = 9 * kGiB, .ring_bytes = 700 * kMiB,
                       .streamed_bytes = 5 * kGiB};
+  stats.kv = {.blocks = 64, .held = 20, .cached = 30, .evicted = 71, .prompt_tokens = 72,
+              .reused_tokens = 73, .preempted = 74};
   stats.expert_count = 320;
   stats.expert_bytes = UINT64_C(1) << 40;
   for (uint32_t layer : {1u, 3u}) {
@@ -98,6 +101,8 @@ TEST(EngineStatsTest, JsonRoundTripKeepsEveryField) {
   EXPECT_EQ(parsed->drives[1].bytes, 66u);
   EXPECT_EQ(parsed->drives[1].healed, 68u);
   EXPECT_EQ(parsed->memory.peak_resident_set_bytes, 7 * kGiB);
+  EXPECT_EQ(parsed->running, 16u);
+  EXPECT_EQ(parsed->kv.reused_tokens, 73u);
   EXPECT_EQ(parsed->expert_bytes, UINT64_C(1) << 40);
   ASSERT_EQ(parsed->layers.size(), 2u);
   EXPECT_EQ(parsed->layers[1].stall_ns, 3'000'000);

@@ -123,6 +123,11 @@ class TestExecutor final : public MoeExecutor {
     if (before) RETURN_IF_ERROR(before(layer.value()));
     EXPECT_EQ(routing.top_k, config_.top_k);
     const size_t hidden = config_.hidden;
+    for (uint32_t i = 0; broken && i < routing.token_count * routing.top_k; ++i) {
+      if (!broken(layer.value(), routing.experts[i])) continue;
+      failed = ExpertId(routing.experts[i]);
+      return Corruption("an expert cannot be had");
+    }
     for (uint32_t t = 0; t < routing.token_count; ++t) {
       const moraine::Vector row(x + t * hidden, x + (t + 1) * hidden);
       moraine::Vector sum(hidden);
@@ -139,7 +144,11 @@ class TestExecutor final : public MoeExecutor {
     return OkStatus();
   }
 
+  std::optional<ExpertId> failed_expert() const override { return failed; }
+
   std::function<Status(uint32_t layer)> before;
+  std::function<bool(uint32_t layer, uint32_t expert)> broken;  // experts that cannot be had
+  std::optional<ExpertId> failed;
   std::vector<uint32_t> layers_seen;
 
  private:
@@ -355,6 +364,158 @@ TEST(DecoderModelTest, ExecutorErrorsArriveAndKeepTheLength) {
     ASSERT_TRUE(f.Run(chunk, DecoderModel::LogitsMode::kAll, &logits).ok());
     EXPECT_EQ(logits.at(11), expected.at(11));
   }
+}
+
+// A few sequences, each with the tokens of f from an offset of its own on.
+class BatchTest : public testing::TestWithParam<Variant> {
+ protected:
+  static constexpr size_t kOffsets[] = {0, 30, 60, 75};
+  static constexpr size_t kSequences = 4, kLength = 40;
+
+  explicit BatchTest(const Variant& variant) : f(variant) {
+    for (size_t s = 0; s < kSequences; ++s) {
+      states.push_back(f.NewState());
+      std::rotate(f.tokens.begin(), f.tokens.begin() + kOffsets[s], f.tokens.end());
+      expected.push_back(f.RunInChunks(kLength, {kLength}));
+      sequences.push_back({f.tokens.begin(), f.tokens.begin() + kLength});
+      std::rotate(f.tokens.begin(), f.tokens.end() - kOffsets[s], f.tokens.end());
+      sinks.push_back([this, s](uint32_t position, std::span<const float> row) {
+        logits[s][position].assign(row.begin(), row.end());
+      });
+    }
+  }
+  BatchTest() : BatchTest(GetParam()) {}
+
+  // Pieces of sequences, all logits wanted; a size of 0 is left out. The statuses, of those left out ok.
+  std::vector<Status> Run(const std::vector<size_t>& sizes,
+                          std::vector<const std::atomic<bool>*> cancelled = {}) {
+    std::vector<BatchSegment> batch;
+    for (size_t s = 0; s < kSequences; ++s) {
+      if (sizes[s] == 0) continue;
+      batch.push_back({.tokens = std::span(sequences[s]).subspan(states[s].length(), sizes[s]),
+                       .state = &states[s],
+                       .logits = LogitsMode::kAll,
+                       .sink = &sinks[s],
+                       .cancelled = cancelled.empty() ? nullptr : cancelled[s]});
+    }
+    f.model.Forward(batch, f.executor);
+    std::vector<Status> statuses(kSequences);
+    for (size_t s = 0, i = 0; s < kSequences; ++s) {
+      if (sizes[s] > 0) statuses[s] = batch[i++].status;
+    }
+    return statuses;
+  }
+  // To the end, one token a step.
+  void Finish() {
+    for (size_t s = 0; s < kSequences; ++s) {
+      while (states[s].length() < kLength) {
+        std::vector<size_t> sizes(kSequences);
+        for (size_t i = s; i < kSequences; ++i) sizes[i] = states[i].length() < kLength;
+        for (const Status& status : Run(sizes)) ASSERT_TRUE(status.ok()) << status.message();
+      }
+      EXPECT_EQ(logits[s], expected[s]) << "sequence " << s;
+    }
+  }
+
+  Fixture f;
+  std::vector<SequenceState> states;
+  std::vector<std::vector<int32_t>> sequences;
+  std::vector<LogitsSink> sinks;
+  std::vector<Logits> expected;
+  Logits logits[kSequences];
+};
+
+TEST_P(BatchTest, EachSequenceGetsTheBitsThatItGetsAlone) {
+  for (const std::vector<size_t>& sizes :
+       {std::vector<size_t>{1, 1, 1, 1}, {30, 1, 0, 39}, {1, 0, 7, 0}, {0, 20, 1, 0}}) {
+    for (const Status& status : Run(sizes)) ASSERT_TRUE(status.ok()) << status.message();
+    if (states[3].length() == kLength) states[3].Reset();
+  }
+  logits[3].clear();
+  Finish();
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Variants, BatchTest,
+    testing::Values(Variant{"plain", true, false, false, {kMoe, kMoe}},
+                    Variant{"dense_first", true, false, true, {kDense, kMoe}},
+                    Variant{"window", true, true, false, {kMoe, kMoe}, QkNorm::kPerHead, 11}),
+    [](const auto& variant) { return variant.param.name; });
+
+class BatchFaultTest : public BatchTest {
+ protected:
+  BatchFaultTest() : BatchTest(kThreeSparse) {}
+};
+
+TEST_F(BatchFaultTest, ACancelledSequenceLeavesTheBatchAndTheOthersGoOn) {
+  for (const uint32_t layer : {0u, 1u}) {
+    for (SequenceState& state : states) state.Reset();
+    for (Logits& of : logits) of.clear();
+    for (const Status& status : Run({3, 5, 1, 1})) ASSERT_TRUE(status.ok());
+    std::atomic<bool> cancelled{false};
+    f.executor.before = [&](uint32_t at) {
+      if (at == layer) cancelled = true;
+      return OkStatus();
+    };
+    const std::vector<Status> statuses =
+        Run({4, 4, 1, 2}, {nullptr, &cancelled, nullptr, &cancelled});
+    f.executor.before = nullptr;
+    EXPECT_TRUE(statuses[0].ok() && statuses[2].ok());
+    EXPECT_EQ(statuses[1].code(), StatusCode::kCancelled);
+    EXPECT_EQ(statuses[3].code(), StatusCode::kCancelled);
+    EXPECT_EQ(states[0].length(), 7u);
+    EXPECT_EQ(states[1].length(), 5u);
+    EXPECT_EQ(states[3].length(), 1u);
+    Finish();
+  }
+}
+
+TEST_F(BatchFaultTest, AnExpertThatCannotBeHadFailsOnlyThoseWhoWantIt) {
+  size_t failed = 0, survived = 0;
+  for (uint32_t layer = 0; layer < 3; ++layer) {
+    for (uint32_t expert = 0; expert < f.config.expert_count; ++expert) {
+      for (SequenceState& state : states) state.Reset();
+      for (Logits& of : logits) of.clear();
+      ASSERT_TRUE(Run({1, 2, 3, 4})[0].ok());
+      f.executor.broken = [&](uint32_t l, uint32_t e) { return l == layer && e == expert; };
+      const std::vector<Status> statuses = Run({1, 1, 1, 1});
+      for (size_t s = 0; s < kSequences; ++s) {
+        // Alone it fails just if it failed among the others.
+        if (!statuses[s].ok()) {
+          EXPECT_EQ(statuses[s].code(), StatusCode::kCorruption);
+          std::vector<size_t> alone(kSequences);
+          alone[s] = 1;
+          EXPECT_FALSE(Run(alone)[s].ok());
+        }
+        (statuses[s].ok() ? survived : failed) += 1;
+        EXPECT_EQ(states[s].length(), s + 1 + statuses[s].ok());
+      }
+      f.executor.broken = nullptr;
+      Finish();
+    }
+  }
+  EXPECT_GT(failed, 10u);
+  EXPECT_GT(survived, 10u);
+}
+
+TEST_F(BatchFaultTest, AnErrorOfNoExpertFailsAll) {
+  f.executor.before = [](uint32_t layer) { return layer == 1 ? Internal("why") : OkStatus(); };
+  for (const Status& status : Run({1, 1, 1, 1})) EXPECT_EQ(status.message(), "why");
+  for (const SequenceState& state : states) EXPECT_EQ(state.length(), 0u);
+}
+
+TEST_F(BatchFaultTest, WhoGetsNoBlockIsLeftOut) {
+  const std::vector<LayerStateShape> shapes = StateShapesOf(f.config, KvFormat::kF32);
+  const auto pool = std::move(KvPool::Create(shapes, KvFormat::kF32, 2)).value();
+  SequenceState first = std::move(SequenceState::Create(shapes, pool.get(), 128)).value();
+  SequenceState second = std::move(SequenceState::Create(shapes, pool.get(), 128)).value();
+  BatchSegment batch[] = {{.tokens = std::span(f.tokens).first(65), .state = &first},
+                          {.tokens = std::span(f.tokens).first(2), .state = &second}};
+  f.model.Forward(batch, f.executor);
+  EXPECT_TRUE(batch[0].status.ok());
+  EXPECT_EQ(batch[1].status.code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(first.length(), 65u);
+  EXPECT_EQ(second.length(), 0u);
 }
 
 TEST(DecoderModelDeathTest, MoreThanTheCallerMayAskForIsABug) {

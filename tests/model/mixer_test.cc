@@ -100,16 +100,17 @@ struct Rig {
     for (float& value : x) value = random.Normal();
   }
   SequenceState NewState(KvFormat format) const {
-    auto allocated = SequenceState::Allocate({StateShapeOf(config, format)}, kMaxPositions, format);
+    auto allocated = SequenceState::Allocate(std::vector{StateShapeOf(config, format)}, kMaxPositions, format);
     CHECK(allocated.ok(), allocated.status().message());
     return std::move(*allocated);
   }
   void Run(uint32_t first, uint32_t count, float* out, bool commit = true) {
-    CHECK(state.length() == first);
+    CHECK(state.length() == first && state.Reserve(count));
     if (rope != nullptr) rope->Prepare(first, count);
     scratch.Clear();
+    const MixerSegment segment = {0, count, &state};
     const MixerInput input = {.x = x.data() + size_t{first} * kHidden, .token_count = count,
-                              .state = &state};
+                              .segments = {&segment, 1}};
     std::visit([&](auto& block) { block.Run(input, out); }, mixer);
     if (commit) state.Commit(count);
   }
@@ -123,6 +124,33 @@ struct Rig {
       t += size;
     }
     return out;
+  }
+  // Tokens [first, first + count) of x for a sequence; their outputs go to the same rows of *out.
+  struct Piece {
+    SequenceState* state;
+    uint32_t first, count;
+  };
+  void RunBatch(const std::vector<Piece>& pieces, std::vector<float>* out) {
+    std::vector<float> in;
+    std::vector<MixerSegment> segments;
+    uint32_t rows = 0;
+    for (const Piece& piece : pieces) {
+      CHECK(piece.state->Reserve(piece.count));
+      if (rope != nullptr) rope->Prepare(rows, piece.state->length(), piece.count);
+      segments.push_back({rows, piece.count, piece.state});
+      in.insert(in.end(), &x[size_t{piece.first} * kHidden],
+                &x[size_t{piece.first} * kHidden] + size_t{piece.count} * kHidden);
+      rows += piece.count;
+    }
+    scratch.Clear();
+    std::vector<float> result(in.size());
+    const MixerInput input = {.x = in.data(), .token_count = rows, .segments = segments};
+    std::visit([&](auto& block) { block.Run(input, result.data()); }, mixer);
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      pieces[i].state->Commit(pieces[i].count);
+      std::copy_n(&result[size_t{segments[i].first} * kHidden], size_t{pieces[i].count} * kHidden,
+                  &(*out)[size_t{pieces[i].first} * kHidden]);
+    }
   }
   Row Input(uint32_t t) const {
     return Row(x.begin() + size_t{t} * kHidden, x.begin() + size_t{t + 1} * kHidden);
@@ -379,6 +407,32 @@ TEST_P(MixerTest, AChunkThatWasNotCommittedLeavesNothingBehind) {
                    rig.x.begin() + 100 * kHidden);
   rig.Run(30, 50, out.data() + 30 * kHidden);
   EXPECT_EQ(out, whole);
+}
+
+// Three sequences of different lengths, in batches in which each has pieces of its own size, some more than a
+// block of any kind takes at once.
+TEST_P(MixerTest, SequencesOfABatchDoNotChangeABitOfOneAnother) {
+  constexpr uint32_t kFirst[] = {0, 30, 170}, kCount[] = {30, 140, 100};
+  constexpr uint32_t kPieces[][3] = {{20, 1, 0}, {1, 90, 100}, {9, 1, 0}, {0, 48, 0}};
+  Rig rig(GetParam().config, GetParam().model_type);
+  std::vector<float> alone(size_t{kMaxTokens} * kHidden);
+  std::vector<SequenceState> states;
+  for (int s = 0; s < 3; ++s) {
+    states.push_back(rig.NewState(KvFormat::kF32));
+    rig.RunBatch({{&states[s], kFirst[s], kCount[s]}}, &alone);
+    states[s].Reset();
+  }
+  std::vector<float> together(alone.size());
+  for (const auto& pieces : kPieces) {
+    std::vector<Rig::Piece> batch;
+    for (const int s : {2, 0, 1}) {
+      if (pieces[s] == 0) continue;
+      batch.push_back({&states[s], kFirst[s] + states[s].length(), pieces[s]});
+    }
+    rig.RunBatch(batch, &together);
+  }
+  for (int s = 0; s < 3; ++s) EXPECT_EQ(states[s].length(), kCount[s]);
+  EXPECT_EQ(together, alone);
 }
 
 INSTANTIATE_TEST_SUITE_P(

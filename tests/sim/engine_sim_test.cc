@@ -60,7 +60,10 @@ class EngineSimulation {
     while (layers > 0) {
       ChangeBudget();
       const bool decode = random_.Chance(0.7);
-      const uint32_t tokens = decode ? 1 : 1 + static_cast<uint32_t>(random_.Below(options_.max_tokens));
+      // Some sequences that decode together, or a chunk of a prompt.
+      const uint32_t most = decode ? std::min(options_.max_tokens, 4u) : options_.max_tokens;
+      const uint32_t tokens = 1 + static_cast<uint32_t>(random_.Below(most));
+      coverage_["batches of decode"] += decode && tokens > 1;
       world_.BeginStep(tokens, decode ? AcquireMode::kCached : AcquireMode::kTransient);
       ++(decode ? coverage_["decode steps"] : coverage_["prefill steps"]);
       for (uint32_t layer = 0; layer < options_.layers && layers > 0; ++layer) {
@@ -116,8 +119,12 @@ class EngineSimulation {
     for (size_t i = 0; i < routed_.size(); ++i) {
       weights_.push_back(static_cast<float>(1 + random_.Below(8)) * 0.125f);
     }
+    return RunRouted(layer);
+  }
+
+  bool RunRouted(uint32_t layer) {
     RoutingDecision routing;
-    routing.token_count = tokens;
+    routing.token_count = static_cast<uint32_t>(routed_.size()) / options_.top_k;
     routing.top_k = options_.top_k;
     routing.experts = routed_.data();
     routing.weights = weights_.data();
@@ -139,7 +146,26 @@ class EngineSimulation {
           "the failure does not name its expert: " + status.message());
     CHECK(status.code() != StatusCode::kResourceExhausted || options_.read_deadline_ns > 0,
           "slots can only be stuck behind reads that were too late: " + status.message());
-    return false;
+    return DropRowsOf(world_.executor().failed_expert()) && RunRouted(layer);
+  }
+
+  // Those who do not want the expert that failed go on without the others. False if there are none.
+  bool DropRowsOf(std::optional<ExpertId> expert) {
+    if (!expert || random_.Chance(0.3)) return false;
+    size_t kept = 0;
+    for (size_t i = 0; i < routed_.size(); i += options_.top_k) {
+      const auto row = routed_.begin() + static_cast<ptrdiff_t>(i);
+      if (std::find(row, row + options_.top_k, expert->value()) != row + options_.top_k) continue;
+      for (size_t rank = 0; rank < options_.top_k; ++rank, ++kept) {
+        routed_[kept] = routed_[i + rank];
+        weights_[kept] = weights_[i + rank];
+      }
+    }
+    CHECK(kept < routed_.size(), "nobody wants the expert that failed");
+    routed_.resize(kept);
+    weights_.resize(kept);
+    coverage_["failures that others outlived"] += kept > 0;
+    return kept > 0;
   }
 
   void Finish() {
@@ -175,7 +201,7 @@ int main(int argc, char** argv) {
   Coverage all = {"layers run", "decode steps", "prefill steps", "given up", "I/O errors",
                   "corruptions", "missed deadlines", "hits", "prefetch hits", "in-flight misses",
                   "prefetches wasted", "evictions", "stalled ns", "changes of budget",
-                  "steps without speculation"};
+                  "steps without speculation", "batches of decode", "failures that others outlived"};
   return SimulationMain(
       argc, argv, "engine_sim_test", {.seeds = 200, .steps = 300},
       [&](uint64_t seed, int steps) { EngineSimulation(seed, &all).Run(steps); }, all);

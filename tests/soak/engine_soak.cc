@@ -228,6 +228,7 @@ void Soak::OpenEngine() {
   runner.lookahead = random_.Chance(0.7);
   runner.threads = 1 + static_cast<int>(random_.Below(3));
   runner.max_context = kMaxContext;
+  runner.max_sequences = 1 + static_cast<uint32_t>(random_.Below(5));
   constexpr uint32_t kChunks[] = {1, 16, 64, 512};
   runner.prefill_chunk = kChunks[random_.Below(std::size(kChunks))];
   runner.io.kind = random_.Chance(0.75) ? "auto" : "pread";
@@ -238,9 +239,9 @@ void Soak::OpenEngine() {
   auto engine = Engine::Open(options);
   CHECK(engine.ok(), engine.status().message());
   engine_ = std::move(*engine);
-  engine_description_ = fmt::format("{} {}{} chunk {} x{}", engine_->Stats().io, runner.policy,
+  engine_description_ = fmt::format("{} {}{} chunk {} x{} of {}", engine_->Stats().io, runner.policy,
                                     runner.lookahead ? "" : " blind", runner.prefill_chunk,
-                                    runner.threads);
+                                    runner.threads, runner.max_sequences);
 }
 
 void Soak::CloseEngine() {

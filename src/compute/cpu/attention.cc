@@ -32,6 +32,7 @@ constexpr size_t kScratchFloats =
 constexpr uint32_t kFewRows = 32;
 // So that the last ones, which see most, do not leave threads waiting.
 constexpr uint32_t kUnitsPerThread = 4;
+static_assert(kAttentionBlock == kKvBlockPositions);
 static_assert(static_cast<int>(KvPacking::kQ8) == static_cast<int>(KvFormat::kQ8) &&
               static_cast<int>(KvPacking::kBf16) == static_cast<int>(KvFormat::kBf16));
 
@@ -109,6 +110,8 @@ class AttentionUnits {
     arguments.keys = call_.kv.keys + kv_head;
     arguments.values = call_.kv.values + kv_head;
     arguments.kv_stride = call_.kv.strides.position;
+    arguments.blocks = call_.kv.blocks;
+    arguments.block_bytes = call_.kv.block_bytes;
     arguments.packing = static_cast<KvPacking>(call_.kv.format);
     arguments.scratch = scratch;
     arguments.token_count = unit.token_count;

@@ -192,8 +192,11 @@ struct AttentionKernels {
     }
   }
 
-  static const uint8_t* PositionOf(const AttentionArguments& a, const void* plane, uint32_t p) {
-    return static_cast<const uint8_t*>(plane) + p * a.kv_stride;
+  // The block that begins at position p.
+  static const uint8_t* BlockAt(const AttentionArguments& a, const void* plane, uint32_t p) {
+    const auto* const first = static_cast<const uint8_t*>(plane);
+    return a.blocks == nullptr ? first + p * a.kv_stride
+                               : first + a.blocks[p / kBlock] * a.block_bytes;
   }
 
   // Dimensions [d, d + 16) of one head at one position as floats; past dim zero or nothing of
@@ -224,12 +227,13 @@ struct AttentionKernels {
   template <KvPacking kPacking>
   static void BringKeys(const AttentionArguments& a, const Block& b, uint32_t first_lane) {
     float* out = b.keys;
+    const uint8_t* const block = BlockAt(a, a.keys, b.position);
     for (uint32_t lane = first_lane; lane < first_lane + kTileLanes; lane += kLaneCount) {
       const uint8_t* rows[kLaneCount];
       for (uint32_t j = 0; j < kLaneCount; ++j) {
         uint32_t p = lane + j;
         p = p < b.loaded.begin ? b.loaded.begin : p >= b.loaded.end ? b.loaded.end - 1 : p;
-        rows[j] = PositionOf(a, a.keys, b.position + p);
+        rows[j] = block + p * a.kv_stride;
       }
       const bool direct = kPacking == KvPacking::kF32 && lane >= b.loaded.begin &&
                           lane + kLaneCount <= b.loaded.end;
@@ -251,7 +255,7 @@ struct AttentionKernels {
   // kTileLanes dimensions from d on of the values.
   template <KvPacking kPacking>
   static void BringValues(const AttentionArguments& a, const Block& b, uint32_t d) {
-    const uint8_t* row = PositionOf(a, a.values, b.position + b.loaded.begin);
+    const uint8_t* row = BlockAt(a, a.values, b.position) + b.loaded.begin * a.kv_stride;
     for (uint32_t j = b.loaded.begin; j < b.loaded.end; ++j, row += a.kv_stride) {
 #pragma GCC unroll 4
       for (uint32_t n = 0; n < kVectors; ++n) {
@@ -308,7 +312,7 @@ struct AttentionKernels {
   // The part of a plane that the next block will want; null after the last.
   static const uint8_t* NextBlock(const AttentionArguments& a, const Block& b, const void* plane) {
     const uint32_t next = b.position + kBlock;
-    return next < a.first_end + a.token_count - 1 ? PositionOf(a, plane, next) : nullptr;
+    return next < a.first_end + a.token_count - 1 ? BlockAt(a, plane, next) : nullptr;
   }
 
   template <KvPacking kPacking>

@@ -108,6 +108,10 @@ struct AttentionArguments {
   const void* keys = nullptr;    // position 0 of this KV head, kv_stride bytes a position
   const void* values = nullptr;
   size_t kv_stride = 0;
+  // If not null, position 0 is that of block 0, and [i, i + 1) * kAttentionBlock are those of block
+  // blocks[i], block_bytes apart.
+  const uint32_t* blocks = nullptr;
+  size_t block_bytes = 0;
   KvPacking packing = KvPacking::kF32;  // as compute/kv_format.h says
   float* scratch = nullptr;  // AttentionScratchFloats of them, 64-byte aligned
   bool queries_packed = false;  // scratch holds these queries from the call before

@@ -108,68 +108,85 @@ GatedDeltaNet::GatedDeltaNet(const GatedDeltaConfig& config, const MixerContext&
 
 void GatedDeltaNet::Run(const MixerInput& input, float* out) {
   Scratch& scratch = *context_.scratch;
-  SequenceState& state = *input.state;
-  const uint32_t channels = Channels(config_), hidden = context_.hidden;
+  const uint32_t channels = Channels(config_);
   const size_t tokens = std::min(input.token_count, kDeltaTokens), before = config_.taps - 1;
-  const size_t window = before * channels;
   Work work;
-  float* const buffer = scratch.Take((tokens + before) * channels);
-  work.inputs = buffer + window;
+  work.inputs = scratch.Take((tokens + before) * channels) + before * channels;
   work.mixed = scratch.Take(tokens * channels);
   work.z = scratch.Take(tokens * ValueRows(config_));
   work.values = scratch.Take(tokens * ValueRows(config_));
   work.a = scratch.Take(tokens * config_.value_heads);
   work.b = scratch.Take(tokens * config_.value_heads);
-
-  const auto* old = reinterpret_cast<const float*>(state.committed(context_.layer));
-  auto* const next = reinterpret_cast<float*>(state.pending(context_.layer));
-  const float* memory = old + WindowFloats(config_);
-  float* const new_memory = next + WindowFloats(config_);
-  std::memcpy(buffer, old, window * sizeof(float));
   for (uint32_t t = 0; t < input.token_count; t += kDeltaTokens) {
-    const uint32_t count = std::min(kDeltaTokens, input.token_count - t);
-    RunPart(work, input.x + size_t{t} * hidden, count, memory, new_memory,
-            out + size_t{t} * hidden);
-    memory = new_memory;
-    std::memmove(buffer, buffer + size_t{count} * channels, window * sizeof(float));
+    RunPart(work, input, t, std::min(kDeltaTokens, input.token_count - t),
+            out + size_t{t} * context_.hidden);
   }
-  std::memcpy(next, buffer, window * sizeof(float));
 }
 
-void GatedDeltaNet::RunPart(const Work& work, const float* x, uint32_t count, const float* memory,
-                            float* new_memory, float* out) const {
+// Rows of a segment behind its first go on where those before them have written.
+GatedDeltaNet::Memory GatedDeltaNet::MemoryOf(const MixerSegment& segment, uint32_t row) const {
+  SequenceState& state = *segment.state;
+  auto* const next = reinterpret_cast<float*>(state.pending(context_.layer));
+  const auto* const last =
+      row == segment.first ? reinterpret_cast<const float*>(state.committed(context_.layer)) : next;
+  const size_t window = WindowFloats(config_);
+  return {last, last + window, next, next + window};
+}
+
+// Puts the window before the rows of a sequence, over inputs of the sequence before it, which has been
+// convolved.
+void GatedDeltaNet::Convolve(const Work& work, const Memory& memory, uint32_t row,
+                             uint32_t count) const {
+  const size_t channels = Channels(config_), window = (config_.taps - 1) * channels;
+  float* const inputs = work.inputs + row * channels;
+  std::memcpy(inputs - window, memory.window, window * sizeof(float));
+  context_.backend->CausalConv({.x = inputs,
+                                .x_stride = channels,
+                                .token_count = count,
+                                .channels = static_cast<uint32_t>(channels),
+                                .taps = config_.taps,
+                                .weights = conv_.data(),
+                                .out = work.mixed + row * channels,
+                                .out_stride = channels});
+  std::memcpy(memory.new_window, inputs + count * channels - window, window * sizeof(float));
+}
+
+void GatedDeltaNet::RunPart(const Work& work, const MixerInput& input, uint32_t first,
+                            uint32_t count, float* out) const {
   CpuBackend& backend = *context_.backend;
   const GatedDeltaShape shape = ShapeOf(config_);
-  const uint32_t channels = Channels(config_), keys = KeyRows(config_);
-  const uint32_t values = ValueRows(config_), heads = shape.value_heads;
+  const size_t channels = Channels(config_), keys = KeyRows(config_);
+  const size_t values = ValueRows(config_), heads = shape.value_heads;
   const CpuBackend::MatMulTarget projections[] = {
       {q_, work.inputs, channels}, {k_, work.inputs + keys, channels},
       {v_, work.inputs + 2 * keys, channels}, {z_, work.z, values},
       {a_, work.a, heads}, {b_, work.b, heads}};
-  backend.MatMulMany(projections, x, context_.hidden, count);
-  backend.CausalConv({.x = work.inputs,
-                      .x_stride = channels,
-                      .token_count = count,
-                      .channels = channels,
-                      .taps = config_.taps,
-                      .weights = conv_.data(),
-                      .out = work.mixed,
-                      .out_stride = channels});
+  backend.MatMulMany(projections, input.x + size_t{first} * context_.hidden, context_.hidden,
+                     count);
+  ForSegments(input, first, count, [&](const MixerSegment& segment, uint32_t row, uint32_t rows) {
+    Convolve(work, MemoryOf(segment, row), row - first, rows);
+  });
   Normalize(work.mixed, count);
   Gates(work, count);
-  backend.GatedDelta({.shape = shape,
-                      .q = work.mixed,
-                      .k = work.mixed + keys,
-                      .v = work.mixed + 2 * keys,
-                      .stride = channels,
-                      .decay = work.a,
-                      .beta = work.b,
-                      .token_count = count,
-                      .state = memory,
-                      .new_state = new_memory,
-                      .out = work.values,
-                      .out_stride = values});
-  backend.RmsNorm(work.values, shape.value_dim, norm_.data(), context_.norm_epsilon, count * heads,
+  ForSegments(input, first, count, [&](const MixerSegment& segment, uint32_t row, uint32_t rows) {
+    const Memory memory = MemoryOf(segment, row);
+    const size_t at = row - first;
+    const float* const mixed = work.mixed + at * channels;
+    backend.GatedDelta({.shape = shape,
+                        .q = mixed,
+                        .k = mixed + keys,
+                        .v = mixed + 2 * keys,
+                        .stride = channels,
+                        .decay = work.a + at * heads,
+                        .beta = work.b + at * heads,
+                        .token_count = rows,
+                        .state = memory.state,
+                        .new_state = memory.new_state,
+                        .out = work.values + at * values,
+                        .out_stride = values});
+  });
+  const uint32_t value_rows = static_cast<uint32_t>(count * heads);
+  backend.RmsNorm(work.values, shape.value_dim, norm_.data(), context_.norm_epsilon, value_rows,
                   shape.value_dim, work.values, shape.value_dim);
   backend.SiluMul(work.z, work.values, size_t{count} * values);
   backend.MatMul(o_, work.z, values, count, out, context_.hidden);

@@ -16,7 +16,8 @@
 // writes the other copy: nothing is copied, a chunk that fails leaves nothing behind, and a decode
 // step touches 4.4 MB a layer where in place it would touch 2.2.
 //
-// Works through a chunk kDeltaTokens at a time, which bounds its scratch and changes no bit.
+// Works through a batch kDeltaTokens at a time, which bounds its scratch and changes no bit. Of these the
+// projections are of all tokens together, convolution and memory a sequence at a time.
 #pragma once
 
 #include <span>
@@ -42,14 +43,21 @@ class GatedDeltaNet {
   void Run(const MixerInput& input, float* out);
 
  private:
-  // What a part of a chunk goes through. Rows of `inputs` are channels wide, and taps - 1 rows of what
-  // came before stand in front of them.
+  // What a part of a batch goes through. Rows of `inputs` are channels wide, and there is room for taps - 1
+  // more in front of them.
   struct Work {
     float *inputs, *mixed, *z, *a, *b, *values;
   };
+  // What a sequence has before the first of some rows, and where it goes after the last.
+  struct Memory {
+    const float *window, *state;
+    float *new_window, *new_state;
+  };
 
-  void RunPart(const Work& work, const float* x, uint32_t count, const float* memory,
-               float* new_memory, float* out) const;
+  Memory MemoryOf(const MixerSegment& segment, uint32_t row) const;
+  void RunPart(const Work& work, const MixerInput& input, uint32_t first, uint32_t count,
+               float* out) const;
+  void Convolve(const Work& work, const Memory& memory, uint32_t row, uint32_t count) const;
   void Gates(const Work& work, uint32_t count) const;
   void Normalize(float* mixed, uint32_t count) const;
 

@@ -97,17 +97,21 @@ void GqaAttention::Run(const MixerInput& input, float* out) {
   NormAndRotate(q, count, config_.query_heads, q_norm_);
   NormAndRotate(keys, count, config_.kv_heads, k_norm_);
 
-  SequenceState& state = *input.state;
-  KvPlanes planes(state.positions(context_.layer), config_.kv_heads, head_dim, state.format(),
-                  state.max_positions());
-  planes.Write(state.length(), count, keys, values);
   const AttentionShape shape{.query_heads = config_.query_heads,
                              .kv_heads = config_.kv_heads,
                              .head_dim = head_dim,
                              .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
                              .sliding_window = config_.sliding_window,
                              .sinks = config_.sinks ? sinks_.data() : nullptr};
-  backend.Attention(shape, q, q_stride, planes.view(), state.length(), count, attended, q_stride);
+  for (const MixerSegment& segment : input.segments) {
+    const SequenceState& state = *segment.state;
+    const KvPlanes planes(state.positions(context_.layer), config_.kv_heads, head_dim,
+                          state.format());
+    const size_t q_row = segment.first * q_stride, kv_row = segment.first * kv_stride;
+    planes.Write(state.length(), segment.count, keys + kv_row, values + kv_row);
+    backend.Attention(shape, q + q_row, q_stride, planes.view(), state.length(), segment.count,
+                      attended + q_row, q_stride);
+  }
   if (gate != nullptr) backend.SigmoidMul(gate, attended, count * q_stride);
   backend.MatMul(o_, attended, q_stride, count, out, hidden);
   AddBias(out, hidden, o_bias_, count);

@@ -99,15 +99,21 @@ void MlaAttention::WriteLatents(const MixerInput& input, float* latents) const {
                             config_.kv_rank, latents, key_dim());
   context_.rope->Apply(*context_.backend, latents + config_.kv_rank, key_dim(), {0, count}, 1,
                        key_dim());
-  SequenceState& state = *input.state;
-  const KvFormat format = LatentFormat(state.format());
-  const size_t bytes = KvHeadBytes(format, key_dim());
-  CHECK(state.length() + count <= state.max_positions());
-  EncodeKv(format, latents, key_dim(), count, 1, key_dim(),
-           state.positions(context_.layer) + state.length() * bytes, {bytes, 0});
+  for (const MixerSegment& segment : input.segments) {
+    const SequenceState& state = *segment.state;
+    const KvFormat format = LatentFormat(state.format());
+    const size_t bytes = KvHeadBytes(format, key_dim());
+    const PositionBlocks blocks = state.positions(context_.layer);
+    const float* from = latents + size_t{segment.first} * key_dim();
+    ForBlocks(state.length(), segment.count, [&](uint32_t position, uint32_t part, uint32_t index) {
+      EncodeKv(format, from, key_dim(), part, 1, key_dim(),
+               blocks.BlockOf(position) + index * bytes, {bytes, 0});
+      from += size_t{part} * key_dim();
+    });
+  }
 }
 
-// Tokens first .. first + count - 1 of the chunk; query_input and out are those of the first.
+// Tokens first .. first + count - 1 of the batch; query_input and out are those of the first.
 void MlaAttention::Attend(const MixerInput& input, uint32_t first, uint32_t count,
                           const float* query_input, float* out) const {
   CpuBackend& backend = *context_.backend;
@@ -134,17 +140,21 @@ void MlaAttention::Attend(const MixerInput& input, uint32_t first, uint32_t coun
     }
   });
 
-  SequenceState& state = *input.state;
-  const KvFormat format = LatentFormat(state.format());
-  const std::byte* const latents = state.positions(context_.layer);
   const AttentionShape shape{.query_heads = heads,
                              .kv_heads = 1,
                              .head_dim = key_dim(),
                              .scale = config_.scale,
                              .value_dim = rank};
-  backend.Attention(shape, absorbed, absorbed_stride,
-                    {format, latents, latents, {KvHeadBytes(format, key_dim()), 0}},
-                    state.length() + first, count, attended, attended_stride);
+  ForSegments(input, first, count, [&](const MixerSegment& segment, uint32_t row, uint32_t rows) {
+    const SequenceState& state = *segment.state;
+    const KvFormat format = LatentFormat(state.format());
+    const PositionBlocks latents = state.positions(context_.layer);
+    const KvView view = {format, latents.first, latents.first, {KvHeadBytes(format, key_dim()), 0},
+                         latents.blocks, latents.block_bytes};
+    backend.Attention(shape, absorbed + (row - first) * absorbed_stride, absorbed_stride, view,
+                      state.length() + row - segment.first, rows,
+                      attended + (row - first) * attended_stride, attended_stride);
+  });
   backend.MatMulStacked({v_up_, attended, attended_stride, rank, count, values, value_stride,
                          config_.value_dim});
   backend.MatMul(o_, values, value_stride, count, out, context_.hidden);

@@ -54,18 +54,18 @@ uint64_t RopeTable::Bytes(const RopeConfig& config, uint32_t max_tokens) {
   return uint64_t{max_tokens} * config.rotary_dim * sizeof(float);
 }
 
-void RopeTable::Prepare(uint32_t first, uint32_t count) {
+void RopeTable::Prepare(uint32_t token, uint32_t first, uint32_t count) {
   const size_t half = inverse_frequencies_.size();
   const float factor = config_.yarn ? config_.yarn->attention_factor : 1.0f;
   for (uint32_t t = 0; t < count; ++t) {
     const float position = static_cast<float>(first + t);
     for (size_t i = 0; i < half; ++i) {
       const float angle = position * inverse_frequencies_[i];
-      cos_[t * half + i] = std::cos(angle) * factor;
-      sin_[t * half + i] = std::sin(angle) * factor;
+      cos_[(token + t) * half + i] = std::cos(angle) * factor;
+      sin_[(token + t) * half + i] = std::sin(angle) * factor;
     }
   }
-  count_ = count;
+  count_ = token + count;
 }
 
 void RopeTable::Apply(CpuBackend& backend, float* x, size_t x_stride, Range tokens, uint32_t heads,

@@ -21,7 +21,9 @@ class RopeTable {
 
   const RopeConfig& config() const { return config_; }
   // For the positions first .. first + count - 1.
-  void Prepare(uint32_t first, uint32_t count);
+  void Prepare(uint32_t first, uint32_t count) { Prepare(0, first, count); }
+  // The same for the tokens from `token` on, where a batch has several sequences: one after the other.
+  void Prepare(uint32_t token, uint32_t first, uint32_t count);
   struct Range {
     uint32_t first = 0, count = 0;  // of the tokens that Prepare was called with
   };
@@ -34,7 +36,7 @@ class RopeTable {
   const RopeConfig config_;
   const std::vector<float> inverse_frequencies_;
   std::vector<float> cos_, sin_;
-  uint32_t count_ = 0;  // of Prepare
+  uint32_t count_ = 0;  // of tokens that are prepared
 };
 
 }  // namespace moraine
