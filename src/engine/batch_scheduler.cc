@@ -138,7 +138,7 @@ void BatchScheduler::AddAnswers() {
 void BatchScheduler::AddPrompts() {
   const uint32_t chunk = runner_.prefill_chunk();
   uint32_t room = batch_.empty() ? chunk : std::max(chunk / kMixedShare, kLeastMixedTokens);
-  room = std::min(room, runner_.step_tokens() - batch_tokens_);
+  room = std::min({room, chunk, runner_.step_tokens() - batch_tokens_});
   for (Place* p = OldestAfter(0); p != nullptr && room > 0;
        p = OldestAfter(p->request->ticket())) {
     if (!p->admitted || p->answers()) continue;
