@@ -10,6 +10,7 @@
 namespace moraine {
 
 void RegisterImportCommand(CLI::App& app, int* exit_code);
+void RegisterCalibrateCommand(CLI::App& app, int* exit_code);
 void RegisterVerifyCommand(CLI::App& app, int* exit_code);
 void RegisterInspectCommand(CLI::App& app, int* exit_code);
 void RegisterRunCommand(CLI::App& app, int* exit_code);

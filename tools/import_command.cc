@@ -11,6 +11,7 @@
 #include "common_options.h"
 #include "drive_options.h"
 #include "engine/import_plan.h"
+#include "engine/importance.h"
 #include "engine/text_model.h"
 #include "progress_display.h"
 #include "store/checkpoint.h"
@@ -22,6 +23,7 @@ namespace {
 struct ImportArguments {
   std::string checkpoint, store_directory;
   std::string experts, dense;  // empty: as the checkpoint has them
+  std::string importance;      // empty: none
   DriveArguments drives;
   int threads = 0;
   bool quiet = false, json = false;
@@ -78,6 +80,11 @@ Status RunImport(const ImportArguments& a) {
   // The options' checks have seen them.
   if (!a.experts.empty()) plan_options.experts = ParseEncoding(a.experts).value();
   if (!a.dense.empty()) plan_options.dense = ParseEncoding(a.dense).value();
+  Importance importance;
+  if (!a.importance.empty()) {
+    ASSIGN_OR_RETURN(importance, Importance::Read(a.importance));
+    plan_options.importance = &importance;
+  }
   ASSIGN_OR_RETURN(const std::unique_ptr<ImportPlan> plan,
                    MakeImportPlan(*checkpoint, plan_options));
   WarnIfTextIsUnusable(a, plan->manifest());
@@ -126,6 +133,9 @@ void RegisterImportCommand(CLI::App& app, int* exit_code) {
                    "encoding of the dense weights (default: as the checkpoint has them if quantised "
                    "there, else q8 with --experts q4 or q8, else bf16)")
       ->check(CLI::IsMember({"f32", "bf16", "q8", "q4"}));
+  command->add_option("--importance", a->importance,
+                      "file of `moraine calibrate`: weights the error that q4 and q8 make by how much "
+                      "each column matters");
   command->add_option("--threads", a->threads, "encoding threads (default: one per CPU)")
       ->check(CLI::Range(0, 1024));
   AddDriveArguments(command, &a->drives);

@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   int exit_code = 0;
   moraine::RegisterImportCommand(app, &exit_code);
+  moraine::RegisterCalibrateCommand(app, &exit_code);
   moraine::RegisterVerifyCommand(app, &exit_code);
   moraine::RegisterInspectCommand(app, &exit_code);
   moraine::RegisterRunCommand(app, &exit_code);

@@ -1,6 +1,7 @@
 #include "compute/encode.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -25,6 +26,15 @@ constexpr ScaleSearch kQ4Search = {.low = -8, .high = 7, .nominal = -8, .step = 
 
 // Nearest codes for candidates like those of q4; ggml tries as many.
 constexpr int kIq4NlSteps = 7;
+
+// The least weight of a column beside the heaviest of its group, 1/32 of its activations: a text that
+// rarely moved a column says little of the next one, and no weight may be zero.
+constexpr float kLeastWeight = 0x1p-10f;
+constexpr auto kEvenWeights = [] {
+  std::array<float, kGroupCols> weights{};
+  weights.fill(1.0f);
+  return weights;
+}();
 
 // 32 columns of a row: codes of q8, nibbles of the others.
 struct Group {
@@ -54,11 +64,11 @@ float ScaleOf(Encoding encoding, uint16_t bits) {
   return HasBf16Scales(encoding) ? Bf16ToFloat(bits) : F16ToFloat(bits);
 }
 
-// q8, q4 and q4_bf16: codes are consecutive integers.
+// q8, q4 and q4_bf16: codes are consecutive integers. weights: of the group, or null.
 void EncodeLinear(const KernelTable& kernels, Encoding encoding, const float* x,
-                    const ScaleSearch& search, Group* group) {
+                  const float* weights, const ScaleSearch& search, Group* group) {
   float scale = 0;
-  CHECK(kernels.search_group(x, search, group->codes, &scale), "EncodeGroup has looked");
+  CHECK(kernels.search_group(x, weights, search, group->codes, &scale), "EncodeGroup has looked");
   group->scale = RoundScale(encoding, scale);
   // Below 2^-14 an f16 has few bits left, and rounding has moved the scale noticeably; a bf16 has
   // few bits always.
@@ -82,10 +92,11 @@ uint8_t NearestNibble(const int8_t* codes, float value) {
   return best;
 }
 
-// Takes the codes for a scale if their squared error is the smallest so far.
+// Takes the codes for a scale if their weighted squared error is the smallest so far.
 struct TableSearch {
   const int8_t* codes;
   const float* x;
+  const float* weights;
   float best_error = std::numeric_limits<float>::infinity();
 
   void Try(float inverse, float (*refine)(const TableSearch&, const int8_t* nibbles, float),
@@ -99,7 +110,7 @@ struct TableSearch {
     float error = 0;
     for (uint32_t i = 0; i < kGroupCols; ++i) {
       const float difference = x[i] - codes[nibbles[i]] * scale;
-      error += difference * difference;
+      error += weights[i] * (difference * difference);
     }
     if (!(error < best_error)) return;
     best_error = error;
@@ -110,8 +121,10 @@ struct TableSearch {
 
 // mxfp4: a power of two, of three around the one whose largest value is next to the extreme's.
 // iq4_nl: as q4, the extreme to the end of the table and candidates around it, then least squares.
-void EncodeTable(Encoding encoding, const float* x, float extreme, Group* group) {
-  TableSearch search = {CodesOf(encoding), x};
+// weights: of the group.
+void EncodeTable(Encoding encoding, const float* x, const float* weights, float extreme,
+                 Group* group) {
+  TableSearch search = {CodesOf(encoding), x, weights};
   if (encoding == Encoding::kMxfp4) {
     // 6 is E2M1's largest value, 2^2 its power of two; codes are doubled.
     const int exponent = std::clamp(std::ilogb(extreme) - 3, -127, 125);
@@ -126,8 +139,8 @@ void EncodeTable(Encoding encoding, const float* x, float extreme, Group* group)
     float product = 0, square = 0;
     for (uint32_t i = 0; i < kGroupCols; ++i) {
       const float code = s.codes[nibbles[i]];
-      product += s.x[i] * code;
-      square += code * code;
+      product += s.weights[i] * (s.x[i] * code);
+      square += s.weights[i] * (code * code);
     }
     return product / square;
   };
@@ -136,9 +149,26 @@ void EncodeTable(Encoding encoding, const float* x, float extreme, Group* group)
   }
 }
 
-// Codes and scale of columns col .. col + 31 of one row; columns past `cols` are zeros.
+// What search_group takes: importance relative to the largest of each group, padding included; empty
+// if there is none. A group that nothing was seen of is weighted evenly.
+std::vector<float> GroupWeights(std::span<const float> importance) {
+  if (importance.empty()) return {};
+  const size_t cols = importance.size();
+  std::vector<float> weights(TileCount(static_cast<uint32_t>(cols)) * size_t{kTileCols}, 1.0f);
+  for (size_t begin = 0; begin < cols; begin += kGroupCols) {
+    const auto group = importance.subspan(begin, std::min<size_t>(kGroupCols, cols - begin));
+    const float largest = *std::max_element(group.begin(), group.end());
+    for (size_t i = 0; largest > 0 && i < group.size(); ++i) {
+      weights[begin + i] = std::max(group[i] / largest, kLeastWeight);
+    }
+  }
+  return weights;
+}
+
+// Codes and scale of columns col .. col + 31 of one row; columns past `cols` are zeros. weights: of
+// the group, or null.
 Status EncodeGroup(const KernelTable& kernels, Encoding encoding, const float* row_data,
-                   uint32_t row, uint32_t col, uint32_t cols, Group* group) {
+                   const float* weights, uint32_t row, uint32_t col, uint32_t cols, Group* group) {
   const ScaleSearch& search = encoding == Encoding::kQ8 ? kQ8Search : kQ4Search;
   float x[kGroupCols] = {};
   const uint32_t count = col < cols ? std::min(kGroupCols, cols - col) : 0;
@@ -151,7 +181,7 @@ Status EncodeGroup(const KernelTable& kernels, Encoding encoding, const float* r
   }
   const bool linear = encoding == Encoding::kQ8 || CodesOf(encoding) == LinearCodes::kCodes;
   if (linear) {
-    EncodeLinear(kernels, encoding, x, search, group);
+    EncodeLinear(kernels, encoding, x, weights, search, group);
     return OkStatus();
   }
   // A scale under 2^-100 is nothing, and its inverse might not be a float.
@@ -160,7 +190,7 @@ Status EncodeGroup(const KernelTable& kernels, Encoding encoding, const float* r
     group->scale = 0;
     return OkStatus();
   }
-  EncodeTable(encoding, x, extreme, group);
+  EncodeTable(encoding, x, weights == nullptr ? kEvenWeights.data() : weights, extreme, group);
   return OkStatus();
 }
 
@@ -179,17 +209,19 @@ void StoreGroup(Encoding encoding, const Group& group, uint32_t r, uint32_t half
   }
 }
 
-// Writes row r of the panel whose first tile is `tiles`.
+// Writes row r of the panel whose first tile is `tiles`. weights: of all columns, or null.
 Status EncodeRow(const KernelTable& kernels, const MatrixView& view, std::byte* tiles,
-                 const float* source, uint32_t row) {
+                 const float* source, const float* weights, uint32_t row) {
   const uint32_t r = row % kTileRows;
   for (uint32_t t = 0; t < TileCount(view.cols); ++t) {
     std::byte* tile = tiles + uint64_t{t} * view.tile_stride;
     if (IsQuantised(view.encoding)) {
       for (uint32_t half = 0; half < 2; ++half) {
+        const uint32_t col = t * kTileCols + half * kGroupCols;
         Group group;
-        RETURN_IF_ERROR(EncodeGroup(kernels, view.encoding, source, row,
-                                    t * kTileCols + half * kGroupCols, view.cols, &group));
+        RETURN_IF_ERROR(EncodeGroup(kernels, view.encoding, source,
+                                    weights == nullptr ? nullptr : weights + col, row, col,
+                                    view.cols, &group));
         StoreGroup(view.encoding, group, r, half, tile);
       }
       continue;
@@ -247,20 +279,23 @@ uint16_t FloatToF16(float value) {
 }
 
 Status EncodeRows(const MatrixView& view, uint32_t first_row, uint32_t row_count,
-                  const float* source) {
+                  const float* source, std::span<const float> importance) {
+  CHECK(importance.empty() || importance.size() == view.cols, "importance of another matrix");
   CHECK(first_row % kTileRows == 0, "EncodeRows starts at a panel");
   CHECK(first_row + row_count <= view.rows, "rows past the end of the matrix");
   CHECK(row_count % kTileRows == 0 || first_row + row_count == view.rows,
         "only the last panel may be incomplete");
   const KernelTable& kernels = KernelsOf(BestIsa());
   const std::vector<float> padding(view.cols, 0.0f);
+  const std::vector<float> group_weights = GroupWeights(importance);
+  const float* weights = group_weights.empty() ? nullptr : group_weights.data();
   for (uint32_t begin = 0; begin < row_count; begin += kTileRows) {
     const uint32_t panel = (first_row + begin) / kTileRows;
     std::byte* tiles = const_cast<std::byte*>(view.tile(panel, 0));
     for (uint32_t r = 0; r < kTileRows; ++r) {
       const bool inside = begin + r < row_count;
       const float* row = inside ? source + size_t{begin + r} * view.cols : padding.data();
-      RETURN_IF_ERROR(EncodeRow(kernels, view, tiles, row, first_row + begin + r));
+      RETURN_IF_ERROR(EncodeRow(kernels, view, tiles, row, weights, first_row + begin + r));
     }
   }
   return OkStatus();

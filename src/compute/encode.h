@@ -22,8 +22,12 @@ uint16_t FloatToF16(float value);   // round to nearest even, overflow to infini
 // as long as q4.
 // A quantised encoding refuses, by row and column, a NaN, an infinity, and a value so large that
 // its group's scale would not fit f16. The bytes written are the same on every CPU.
+//
+// importance: empty, or one finite value >= 0 a column, by which the squared error of a quantised
+// encoding is weighted (the mean square of the activations that meet the column). Only their ratios
+// within a group of 32 count; equal ones give the bytes that none give.
 Status EncodeRows(const MatrixView& view, uint32_t first_row, uint32_t row_count,
-                  const float* source);
+                  const float* source, std::span<const float> importance = {});
 
 // Decodes one row into cols floats.
 void DecodeRow(const MatrixView& view, uint32_t row, float* destination);

@@ -64,7 +64,7 @@ Result<double> EncodingNotes::MeasureLoss(const Checkpoint& checkpoint,
     const AlignedArray<std::byte> tiles(MatrixBytes(encoding, count, cols));
     const MatrixView view = MatrixView::Plain(tiles.data(), encoding, count, cols);
     // What cannot be encoded is the import's to refuse, with its place.
-    if (!EncodeRows(view, 0, count, values.data()).ok()) continue;
+    if (!EncodeRows(view, 0, count, values.data(), matrix.importance).ok()) continue;
     for (uint32_t r = 0; r < count; ++r) {
       DecodeRow(view, r, decoded.data());
       for (uint32_t c = 0; c < cols; ++c) {

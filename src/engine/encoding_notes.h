@@ -2,7 +2,9 @@
 // exactly, what is lossy, and how much is lost.
 //
 // Loss is measured on a sample before the import begins, because a note must be known by then and be
-// the same in every import of a source. It is the relative RMS error of the weights.
+// the same in every import of a source. It is the relative RMS error of the weights themselves, all
+// alike: an import that importance weights is encoded with its weights here, too, and its loss, counted
+// without them, is rather larger.
 //
 // Cost: eight matrices of a role, one panel of 16 rows of each.
 // Threads: owned by one thread.

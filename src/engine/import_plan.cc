@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <set>
 
@@ -33,15 +34,27 @@ class DecoderImportPlan final : public ImportPlan {
       : config_(std::move(config)),
         roles_(DenseRoles(config_, naming)),
         naming_(naming),
+        importance_(options.importance),
         manifest_(std::move(manifest)) {
     for (uint32_t i = 0; i < config_.layers.size(); ++i) AddLayer(checkpoint, LayerId(i), options);
     for (const DenseRole& role : roles_) AddDense(checkpoint, role, options);
   }
 
-  // Once: what is exact and what is lost, into the manifest.
+  // Once: what is exact, what is lost and by what it was weighted, into the manifest.
   Status AddNotes(const Checkpoint& checkpoint) {
     RETURN_IF_ERROR(expert_notes_.AppendTo(checkpoint, &manifest_.notes));
-    return dense_notes_.AppendTo(checkpoint, &manifest_.notes);
+    RETURN_IF_ERROR(dense_notes_.AppendTo(checkpoint, &manifest_.notes));
+    if (importance_ == nullptr) return OkStatus();
+    if (weighted_ == 0) {
+      return InvalidArgument(importance_->path() +
+                             ": importance has nothing to weight: no expert becomes q4 or q8 in this "
+                             "import, other than by carrying blocks over");
+    }
+    const std::string file = std::filesystem::path(importance_->path()).filename().string();
+    manifest_.notes.push_back(fmt::format(
+        "the quantisation of {} experts' matrices is weighted by {} (checksum {:016x}, {} tokens)",
+        weighted_, file, importance_->checksum(), importance_->tokens));
+    return OkStatus();
   }
 
   const Manifest& manifest() const override { return manifest_; }
@@ -50,13 +63,12 @@ class DecoderImportPlan final : public ImportPlan {
     const ExpertLayout& layout = layouts_[key.layer.value()];
     const ExpertView view = ViewExpert(layout, record.data());
     const ExpertSources sources = naming_.SourcesOf(config_, key);
-    const auto encode = [&](const ExpertSource& source, const MatrixView& matrix) {
-      const SourceTensor& tensor = MustFind(checkpoint, source.tensor);
-      return EncodeWhole(checkpoint, MatrixOf(tensor, source, key.expert), matrix);
+    const auto encode = [&](const ExpertSource& source, bool down, const MatrixView& matrix) {
+      return EncodeWhole(checkpoint, ExpertMatrix(checkpoint, source, key, down), matrix);
     };
-    RETURN_IF_ERROR(encode(sources.gate, view.gate));
-    RETURN_IF_ERROR(encode(sources.up, view.up));
-    RETURN_IF_ERROR(encode(sources.down, view.down));
+    RETURN_IF_ERROR(encode(sources.gate, false, view.gate));
+    RETURN_IF_ERROR(encode(sources.up, false, view.up));
+    RETURN_IF_ERROR(encode(sources.down, true, view.down));
     std::memset(record.data() + layout.bias_offset(), 0, record.size() - layout.bias_offset());
     return config_.expert_bias ? CopyBiases(checkpoint, key, sources, view) : OkStatus();
   }
@@ -96,6 +108,13 @@ class DecoderImportPlan final : public ImportPlan {
   }
 
  private:
+  SourceMatrix ExpertMatrix(const Checkpoint& checkpoint, const ExpertSource& source, ExpertKey key,
+                            bool down) const {
+    SourceMatrix matrix = MatrixOf(MustFind(checkpoint, source.tensor), source, key.expert);
+    if (importance_ != nullptr) matrix.importance = importance_->OfExpert(key, down);
+    return matrix;
+  }
+
   Status CopyBiases(const Checkpoint& checkpoint, ExpertKey key, const ExpertSources& sources,
                     const ExpertView& view) const {
     const auto copy = [&](const ExpertSource& source, const float* bias, uint32_t count) -> Status {
@@ -133,22 +152,27 @@ class DecoderImportPlan final : public ImportPlan {
       layout.down = e == 0 ? wanted(sources.down) : Join(layout.down, wanted(sources.down));
       if (sources.gate.stacked) break;
     }
-    for (size_t e = 0; e < all.size(); ++e) {
-      const auto matrix_of = [&](const ExpertSource& source) {
-        return MatrixOf(MustFind(checkpoint, source.tensor), source,
-                        ExpertId(static_cast<uint32_t>(e)));
-      };
+    for (uint32_t e = 0; e < all.size(); ++e) {
+      const ExpertKey key{id, ExpertId(e)};
       for (const ExpertSource* source : {&all[e].gate, &all[e].up}) {
-        expert_notes_.Add("gate and up", matrix_of(*source), layout.gate_up, layout.intermediate,
+        const SourceMatrix matrix = ExpertMatrix(checkpoint, *source, key, false);
+        expert_notes_.Add("gate and up", matrix, layout.gate_up, layout.intermediate,
                           layout.hidden);
+        CountWeighted(matrix, *source, layout.gate_up);
       }
-      expert_notes_.Add("down", matrix_of(all[e].down), layout.down, layout.hidden,
-                        layout.intermediate);
+      const SourceMatrix down = ExpertMatrix(checkpoint, all[e].down, key, true);
+      expert_notes_.Add("down", down, layout.down, layout.hidden, layout.intermediate);
+      CountWeighted(down, all[e].down, layout.down);
     }
     layouts_.push_back(layout);
     manifest_.layers.push_back({config_.expert_count, layout.record_bytes(),
                                 EncodingName(layout.gate_up), EncodingName(layout.down),
                                 config_.hidden, layer.intermediate});
+  }
+
+  void CountWeighted(const SourceMatrix& matrix, const ExpertSource& source, Encoding encoding) {
+    if (importance_ == nullptr || !IsQuantised(encoding) || CarriesBlocks(matrix, encoding)) return;
+    weighted_ += source.stacked ? config_.expert_count : 1;
   }
 
   void AddDense(const Checkpoint& checkpoint, const DenseRole& role,
@@ -191,6 +215,8 @@ class DecoderImportPlan final : public ImportPlan {
   const ModelConfig config_;
   const std::vector<DenseRole> roles_;
   const TensorNaming naming_;
+  const Importance* const importance_;
+  uint64_t weighted_ = 0;  // matrices
   std::vector<ExpertLayout> layouts_;
   EncodingNotes expert_notes_{"experts"}, dense_notes_{"dense matrices"};
   Manifest manifest_;
@@ -325,6 +351,7 @@ Result<std::unique_ptr<ImportPlan>> MakeImportPlan(const Checkpoint& checkpoint,
   const TensorNaming naming =
       model.gguf ? TensorNaming::Gguf(config, has_tensor) : TensorNaming(config, has_tensor);
   RETURN_IF_ERROR(CheckTensors(checkpoint, config, naming));
+  if (options.importance != nullptr) RETURN_IF_ERROR(options.importance->CheckFits(config));
 
   Manifest manifest;
   manifest.created_by = "moraine " MORAINE_VERSION;

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "compute/encoding.h"
+#include "engine/importance.h"
 #include "store/importer.h"
 
 namespace moraine {
@@ -16,6 +17,10 @@ struct ImportPlanOptions {
   // Default: as the checkpoint has them if they are quantised there; else q8 if `experts` asks for
   // a quantised encoding, else bf16 (docs/quantisation.md).
   std::optional<Encoding> dense;
+  // Weights the squared error by which the experts' scales are chosen, where they are not carried over;
+  // null: not. Must fit the config, and something must be weighted by it (kInvalidArgument). Must
+  // outlive the plan.
+  const Importance* importance = nullptr;
 };
 
 // Checks that the checkpoint has exactly the tensors that its config calls for, each with the right

@@ -135,7 +135,7 @@ Status EncodeMatrixRows(const Checkpoint& checkpoint, const SourceMatrix& matrix
   } else {
     std::vector<float> rows;
     RETURN_IF_ERROR(ReadRows(checkpoint, matrix, first, count, view.cols, &rows));
-    status = EncodeRows(view, view_row, count, rows.data());
+    status = EncodeRows(view, view_row, count, rows.data(), matrix.importance);
   }
   if (status.ok()) return status;
   const uint64_t from = matrix.first_row + first - view_row;

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/ids.h"
@@ -40,6 +41,7 @@ struct SourceMatrix {
   bool transposed = false;
   uint64_t first_element = 0;  // of the part; transposed only
   uint32_t tensor_rows = 0;    // transposed only
+  std::span<const float> importance = {};  // as EncodeRows takes it; of no meaning to blocks
 };
 
 SourceMatrix MatrixOf(const SourceTensor& tensor, const ExpertSource& source, ExpertId expert);

@@ -138,6 +138,15 @@ std::string DescribePlanDifference(const Manifest& begun, const Manifest& now) {
     }
     if (before.bytes != after.bytes) return "the size of " + after.name;
   }
+  // What was lost and how: the file of importance by which an import was weighted is there, too.
+  if (begun.notes != now.notes) {
+    const auto text = [](const Manifest& manifest) {
+      std::string joined;
+      for (const std::string& note : manifest.notes) joined += (joined.empty() ? "'" : "; ") + note;
+      return joined.empty() ? "nothing" : joined + "'";
+    };
+    return differs("what the notes say", text(begun), text(now));
+  }
   if (begun.store_uuid != now.store_uuid) return "the config, tokenizer files, stripes or the pack limit";
   return "";
 }

@@ -168,9 +168,9 @@ TEST(Encode, PanelsCanBeWrittenOneByOneAndBytesAreTheSameOnEveryIsa) {
     const std::vector<float> group = RandomFloats(random, 32, 0.02f);
     int8_t expected[32], codes[32];
     float expected_scale, scale;
-    kScalarKernels.search_group(group.data(), search, expected, &expected_scale);
+    kScalarKernels.search_group(group.data(), nullptr, search, expected, &expected_scale);
     for (const Isa isa : SupportedIsas()) {
-      KernelsOf(isa).search_group(group.data(), search, codes, &scale);
+      KernelsOf(isa).search_group(group.data(), nullptr, search, codes, &scale);
       ASSERT_EQ(std::memcmp(codes, expected, 32), 0) << IsaName(isa);
       ASSERT_EQ(scale, expected_scale) << IsaName(isa);
     }
@@ -188,7 +188,7 @@ TEST(Encode, SearchIsNeverWorseThanTheNominalScale) {
                                     low == -8 ? 0.1f : 0.5f, steps, 1e6f};
         int8_t codes[32];
         float scale;
-        kScalarKernels.search_group(x.data(), search, codes, &scale);
+        kScalarKernels.search_group(x.data(), nullptr, search, codes, &scale);
         double sum = 0;
         for (int i = 0; i < 32; ++i) sum += std::pow(x[i] - scale * codes[i], 2.0);
         return sum;
@@ -198,6 +198,117 @@ TEST(Encode, SearchIsNeverWorseThanTheNominalScale) {
       for (const float value : x) power += value * value;
       ASSERT_LE(error(9), error(0) + 0x1p-20 * power);
     }
+  }
+}
+
+constexpr ScaleSearch kSearchQ4 = {.low = -8, .high = 7, .nominal = -8, .step = 0.1f, .steps = 9,
+                                   .limit = 1e6f};
+constexpr ScaleSearch kSearchQ8 = {.low = -127, .high = 127, .nominal = 127, .step = 0.5f,
+                                   .steps = 2, .limit = 1e6f};
+
+// As EncodeRows makes them: positive, at most 1, over the range that it allows.
+std::vector<float> RandomWeights(Random& random) {
+  std::vector<float> weights(32);
+  for (float& weight : weights) weight = std::exp2(-10 * static_cast<float>(random.Uniform()));
+  return weights;
+}
+
+TEST(EncodeWithImportance, IsNeverWorseByTheWeightsThanWithout) {
+  const uint64_t seed = 7;
+  Random random(seed);
+  for (const ScaleSearch& search : {kSearchQ4, kSearchQ8}) {
+    int better = 0;
+    for (int round = 0; round < 1000; ++round) {
+      const std::vector<float> x = RandomFloats(random, 32, 1.0f);
+      const std::vector<float> weights = RandomWeights(random);
+      double power = 0;
+      for (int i = 0; i < 32; ++i) power += weights[i] * x[i] * x[i];
+      const auto error = [&](const float* used) {
+        int8_t codes[32];
+        float scale;
+        kScalarKernels.search_group(x.data(), used, search, codes, &scale);
+        double sum = 0;
+        for (int i = 0; i < 32; ++i) sum += weights[i] * std::pow(x[i] - scale * codes[i], 2.0);
+        return sum;
+      };
+      const double weighted = error(weights.data()), plain = error(nullptr);
+      // Sums of 32 float32 terms are compared: 16 eps of the group's weighted power.
+      ASSERT_LE(weighted, plain + 0x1p-20 * power) << "seed " << seed << " round " << round;
+      better += weighted < plain;
+    }
+    EXPECT_GT(better, 900);  // the least-squares scale alone is almost always another
+  }
+}
+
+TEST(EncodeWithImportance, AllIsasFindTheSame) {
+  const uint64_t seed = 8;
+  Random random(seed);
+  for (const ScaleSearch& search : {kSearchQ4, kSearchQ8}) {
+    for (int round = 0; round < 1000; ++round) {
+      const std::vector<float> x = RandomFloats(random, 32, 0.02f);
+      const std::vector<float> weights = RandomWeights(random);
+      int8_t expected[32], codes[32];
+      float expected_scale, scale;
+      ASSERT_TRUE(kScalarKernels.search_group(x.data(), weights.data(), search, expected,
+                                              &expected_scale));
+      for (const Isa isa : SupportedIsas()) {
+        ASSERT_TRUE(KernelsOf(isa).search_group(x.data(), weights.data(), search, codes, &scale));
+        ASSERT_EQ(std::memcmp(codes, expected, 32), 0) << IsaName(isa) << " seed " << seed;
+        ASSERT_EQ(scale, expected_scale) << IsaName(isa) << " seed " << seed;
+      }
+    }
+  }
+}
+
+// Equal within each group of 32: only ratios there count, whatever the groups are beside each other.
+TEST(EncodeWithImportance, EqualImportanceGivesTheBytesThatNoneGives) {
+  const uint64_t seed = 9;
+  Random random(seed);
+  const uint32_t rows = 33, cols = 200;
+  const std::vector<float> values = RandomFloats(random, rows * cols, 0.3f);
+  for (const Encoding encoding : kAllEncodings) {
+    const TestMatrix plain(encoding, rows, cols, values);
+    TestMatrix weighted(encoding, rows, cols, std::vector<float>(values.size()));
+    for (const float unit : {0.0f, 1.0f, 3e-39f, 0.7f, 1e37f}) {
+      std::vector<float> importance(cols);
+      for (uint32_t c = 0; c < cols; ++c) importance[c] = unit * static_cast<float>(1 + c / 32);
+      ASSERT_TRUE(EncodeRows(weighted.view, 0, rows, values.data(), importance).ok());
+      ASSERT_EQ(std::memcmp(plain.bytes.data(), weighted.bytes.data(),
+                            MatrixBytes(encoding, rows, cols)),
+                0)
+          << EncodingName(encoding) << " " << unit << " seed " << seed;
+    }
+  }
+}
+
+TEST(EncodeWithImportance, MovesTheErrorToColumnsThatMatterLess) {
+  const uint64_t seed = 10;
+  Random random(seed);
+  const uint32_t rows = 64, cols = 96;
+  const std::vector<float> values = RandomFloats(random, rows * cols, 1.0f);
+  std::vector<float> importance(cols);
+  for (float& value : importance) value = std::exp2(-8 * static_cast<float>(random.Uniform()));
+  importance[40] = 0;  // a column that never met anything must not spoil its group
+  const auto error = [&](const TestMatrix& matrix, bool by_importance) {
+    const std::vector<float> decoded = matrix.Decoded();
+    double sum = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const double weight = by_importance ? importance[i % cols] : 1.0;
+      sum += weight * std::pow(decoded[i] - values[i], 2.0);
+    }
+    return sum;
+  };
+  for (const Encoding encoding : kAllEncodings) {
+    if (!IsQuantised(encoding)) continue;
+    const TestMatrix plain(encoding, rows, cols, values);
+    TestMatrix weighted(encoding, rows, cols, std::vector<float>(values.size()));
+    ASSERT_TRUE(EncodeRows(weighted.view, 0, rows, values.data(), importance).ok());
+    // mxfp4 has one scale in three to choose from.
+    const double most = encoding == Encoding::kMxfp4 ? 1.0 : 0.95;
+    EXPECT_LT(error(weighted, true), most * error(plain, true))
+        << EncodingName(encoding) << " seed " << seed;
+    EXPECT_GT(error(weighted, false), error(plain, false))
+        << EncodingName(encoding) << " seed " << seed;
   }
 }
 

@@ -456,6 +456,26 @@ TEST(PackedGptOss, ExpertsAreCarriedBitForBitAndRun) {
   EXPECT_LT(*report.prefill_decode_max_abs_difference, 1e-4);
 }
 
+TEST(PackedGptOss, ImportanceWeightsOnlyWhatIsNotCarried) {
+  const GptOssInMxfp4 fixture;
+  const auto checkpoint = OpenCheckpoint(fixture.directory());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status().ToString();
+  const auto config = ParseModelConfig(*(*checkpoint)->ReadFile("config.json"), "config.json");
+  Importance importance;
+  for (const auto& [name, shape] : ShapesOfImportance(*config)) {
+    importance.tensors()[name] = {shape, std::vector<float>(shape[0] * shape[1], 1.0f)};
+  }
+  ImportPlanOptions options;
+  options.importance = &importance;
+  EXPECT_THAT(MakeImportPlan(**checkpoint, options).status().message(),
+              HasSubstr("nothing to weight"));
+  options.experts = Encoding::kQ4;
+  const auto plan = MakeImportPlan(**checkpoint, options);
+  ASSERT_TRUE(plan.ok()) << plan.status().ToString();
+  // 4 layers of 8 experts of 3 matrices.
+  EXPECT_THAT((*plan)->manifest().notes.back(), HasSubstr("of 96 experts' matrices is weighted"));
+}
+
 INSTANTIATE_TEST_SUITE_P(Forms, PackedFormatsTest, testing::ValuesIn(kForms),
                          [](const auto& form) { return std::string(form.param.name); });
 

@@ -177,9 +177,11 @@ struct KernelTable {
   void (*conv_silu)(const float* const* rows, const float* weights, size_t weight_stride,
                     uint32_t taps, uint32_t channels, float* out);
   void (*delta_rule)(const DeltaRuleArguments& arguments);
-  // 32 values -> codes and the scale that minimises the squared error for those codes. False, and
-  // nothing written, for a NaN, an infinity or a value over the limit.
-  bool (*search_group)(const float* x, const ScaleSearch& search, int8_t* codes, float* scale);
+  // 32 values -> codes and the scale that minimises the squared error for those codes, each value's
+  // weighted if weights is not null: 32 of them, positive, at most 1. Weights of 1 give the bits that
+  // none give. False, and nothing written, for a NaN, an infinity or a value over the limit.
+  bool (*search_group)(const float* x, const float* weights, const ScaleSearch& search,
+                       int8_t* codes, float* scale);
   void (*attend)(const AttentionArguments& arguments);
   // into = the union of two disjoint ranges of positions; both in the form attend writes.
   void (*merge)(float* into, const float* from, uint32_t rows, uint32_t value_dim);

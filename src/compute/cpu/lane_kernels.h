@@ -126,10 +126,18 @@ struct LaneKernels {
     }
   }
 
-  // For given codes n the best scale is s = sum(x n) / sum(n^2), and the squared error is then
-  // sum(x^2) - sum(x n)^2 / sum(n^2): so a candidate costs one pass and no division by element. The
-  // candidates are independent until the last loop: a branch on each would be mispredicted often.
-  static bool SearchGroup(const float* x, const ScaleSearch& search, int8_t* codes, float* scale) {
+  static bool SearchGroup(const float* x, const float* weights, const ScaleSearch& search,
+                          int8_t* codes, float* scale) {
+    return weights == nullptr ? Search<false>(x, nullptr, search, codes, scale)
+                              : Search<true>(x, weights, search, codes, scale);
+  }
+
+  // For given codes n the best scale is s = sum(w x n) / sum(w n^2), and the squared error is then
+  // sum(w x^2) - sum(w x n)^2 / sum(w n^2): so a candidate costs one pass and no division by element.
+  // The candidates are independent until the last loop: a branch on each would be mispredicted often.
+  template <bool kWeighted>
+  static bool Search(const float* x, const float* weights, const ScaleSearch& search, int8_t* codes,
+                     float* scale) {
     const V x0 = L::load(x), x1 = L::load(x + 16), zero = L::set1(0.0f);
     const float highest = L::reduce_max(L::max(x0, x1));
     const float lowest = -L::reduce_max(L::max(L::sub(zero, x0), L::sub(zero, x1)));
@@ -146,6 +154,8 @@ struct LaneKernels {
     // Dividing by the extreme first keeps the squares in range for any finite input.
     const V unit = L::set1(1.0f / extreme);
     const V u0 = L::mul(x0, unit), u1 = L::mul(x1, unit);
+    const V w0 = kWeighted ? L::load(weights) : zero, w1 = kWeighted ? L::load(weights + 16) : zero;
+    const V wu0 = kWeighted ? L::mul(w0, u0) : u0, wu1 = kWeighted ? L::mul(w1, u1) : u1;
     const V low = L::set1(search.low), high = L::set1(search.high);
     const auto code = [&](V u, int candidate) {
       const float inverse =
@@ -156,8 +166,9 @@ struct LaneKernels {
     const int candidates = 2 * search.steps + 1;
     for (int k = 0; k < candidates; ++k) {
       const V n0 = code(u0, k), n1 = code(u1, k);
-      xn[k] = L::reduce_add(L::fma(u1, n1, L::mul(u0, n0)));
-      nn[k] = L::reduce_add(L::fma(n1, n1, L::mul(n0, n0)));
+      const V wn0 = kWeighted ? L::mul(w0, n0) : n0, wn1 = kWeighted ? L::mul(w1, n1) : n1;
+      xn[k] = L::reduce_add(L::fma(wu1, n1, L::mul(wu0, n0)));
+      nn[k] = L::reduce_add(L::fma(wn1, n1, L::mul(wn0, n0)));
     }
     int best = 0;
     float best_gain = 0.0f;
