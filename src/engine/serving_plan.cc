@@ -1,0 +1,124 @@
+#include "engine/serving_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "base/check.h"
+#include "engine/slot_memory.h"
+#include "memory/topology.h"
+
+namespace moraine {
+namespace {
+
+// Experts of a layer that a chunk touches, if all were alike: the most there can be to read.
+double TouchedExperts(uint32_t expert_count, uint32_t top_k, uint32_t tokens) {
+  const double missed = 1 - static_cast<double>(top_k) / expert_count;
+  return expert_count * (1 - std::pow(missed, tokens));
+}
+
+double PrefillReadBytes(const ServingPlanInput& input, double resident_share) {
+  double bytes = 0;
+  for (const LayerManifest& layer : input.manifest.layers) {
+    if (layer.expert_count == 0) continue;
+    bytes += TouchedExperts(layer.expert_count, input.config.top_k, input.prefill_chunk) *
+             static_cast<double>(layer.record_bytes);
+  }
+  return bytes * (1 - resident_share);
+}
+
+void EstimateDecode(const ServingPlanInput& input, const TokenDemand& demand,
+                    ServingEstimate* estimate) {
+  const MachineRates& rates = input.rates;
+  estimate->read_bytes_per_token =
+      static_cast<double>(demand.expert_bytes) * (1 - estimate->hit_rate);
+  const bool reads = estimate->read_bytes_per_token > 0;
+  if (rates.memory_bytes_per_s == 0 || (reads && rates.drive_bytes_per_s == 0)) return;
+  const double memory_s = static_cast<double>(demand.dense_bytes + demand.expert_bytes) /
+                          rates.memory_bytes_per_s;
+  const double drive_s = reads ? estimate->read_bytes_per_token / rates.drive_bytes_per_s : 0;
+  estimate->decode_tok_per_s = 1 / std::max(memory_s, drive_s);
+  estimate->decode_bound_by = drive_s > memory_s ? "drive" : "memory";
+}
+
+void EstimatePrefill(const ServingPlanInput& input, const TokenDemand& demand,
+                     ServingEstimate* estimate) {
+  const MachineRates& rates = input.rates;
+  const double read_bytes = PrefillReadBytes(input, estimate->resident_share);
+  if (rates.operations_per_s == 0 || (read_bytes > 0 && rates.drive_bytes_per_s == 0)) return;
+  const double compute_s = input.prefill_chunk * demand.operations / rates.operations_per_s;
+  const double drive_s = read_bytes > 0 ? read_bytes / rates.drive_bytes_per_s : 0;
+  estimate->prefill_tok_per_s = input.prefill_chunk / std::max(compute_s, drive_s);
+  estimate->prefill_bound_by = drive_s > compute_s ? "drive" : "arithmetic";
+}
+
+}  // namespace
+
+TokenDemand DemandOfToken(const Manifest& manifest, const ModelConfig& config) {
+  TokenDemand demand;
+  for (const DenseTensor& tensor : manifest.dense) {
+    const bool looked_up = tensor.name == "embedding" && !config.tied_embeddings;
+    demand.dense_bytes += looked_up ? tensor.bytes / std::max(tensor.rows, 1u) : tensor.bytes;
+    if (!looked_up) demand.operations += 2.0 * tensor.rows * tensor.cols;
+  }
+  for (const LayerManifest& layer : manifest.layers) {
+    if (layer.expert_count == 0) continue;
+    demand.expert_bytes += config.top_k * layer.record_bytes;
+    demand.operations += 6.0 * config.top_k * layer.hidden * layer.intermediate;
+  }
+  return demand;
+}
+
+HitCurve HitCurve::OfRecordedRouting() {
+  HitCurve curve;
+  curve.points_ = {{0, 0}, {0.05, 0.415}, {0.10, 0.607}, {0.20, 0.789}, {0.30, 0.892}, {1, 1}};
+  return curve;
+}
+
+HitCurve HitCurve::OfHeat(std::span<const float> heat) {
+  std::vector<float> hottest(heat.begin(), heat.end());
+  std::sort(hottest.begin(), hottest.end(), std::greater<>());
+  double total = 0;
+  for (const float h : hottest) total += h;
+  HitCurve curve;
+  curve.points_.push_back({0, 0});
+  double sum = 0;
+  for (size_t i = 0; total > 0 && i + 1 < hottest.size(); ++i) {
+    sum += hottest[i];
+    curve.points_.push_back(
+        {static_cast<double>(i + 1) / static_cast<double>(hottest.size()), sum / total});
+  }
+  curve.points_.push_back({1, 1});
+  return curve;
+}
+
+double HitCurve::At(double resident_share) const {
+  const double share = std::clamp(resident_share, 0.0, 1.0);
+  const auto above = std::find_if(points_.begin() + 1, points_.end(),
+                                  [&](const Point& p) { return p.share >= share; });
+  CHECK(above != points_.end(), "a curve ends at 1");
+  const Point &high = *above, &low = *(above - 1);
+  return low.hit_rate +
+         (high.hit_rate - low.hit_rate) * (share - low.share) / (high.share - low.share);
+}
+
+Result<ServingEstimate> EstimateServing(const ServingPlanInput& input, const HitCurve& hits,
+                                        const RamBudget& budget) {
+  ASSIGN_OR_RETURN(const MemoryLimit limit, DetectMemoryLimit());
+  ASSIGN_OR_RETURN(const SlotPlan slots, PlanSlots(input.manifest, input.config.top_k, input.fixed,
+                                                   budget, limit));
+  ServingEstimate estimate;
+  const uint64_t experts = input.manifest.expert_count();
+  estimate.slot_count = std::min<uint64_t>(slots.slot_count, experts);
+  estimate.budget_bytes = input.fixed.total() + SlotMemory(estimate.slot_count * slots.slot_bytes);
+  estimate.resident_share =
+      static_cast<double>(estimate.slot_count) / static_cast<double>(experts);
+  estimate.hit_rate = hits.At(estimate.resident_share);
+  const TokenDemand demand = DemandOfToken(input.manifest, input.config);
+  EstimateDecode(input, demand, &estimate);
+  EstimatePrefill(input, demand, &estimate);
+  return estimate;
+}
+
+}  // namespace moraine

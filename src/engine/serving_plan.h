@@ -1,0 +1,81 @@
+// What a model needs, and how fast it can be served at most, from its dimensions and the bandwidths of a
+// machine: `moraine plan`, before anything is downloaded, imported or bought.
+//
+// The bound of a decoded token, with overlap of reading and computing perfect and nothing read in vain:
+//
+//   tok/s <= 1 / max((dense bytes + expert bytes) / memory, expert bytes x (1 - hit rate) / drive)
+//
+// and of a prompt's chunk: the longer of its multiplications and of reading once every absent expert that
+// it touches. The hit rate is the weak figure: it is a workload's. What a profile has seen is taken if
+// there is one; else what the default policy reached on a recorded routing of Qwen3-30B-A3B (docs/policies.md).
+// Measured shares of these bounds: docs/overlap.md, docs/compute.md.
+//
+// Threads: pure functions.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/budget.h"
+#include "model/config.h"
+#include "store/manifest.h"
+
+namespace moraine {
+
+// 0: not known.
+struct MachineRates {
+  double memory_bytes_per_s = 0;  // read-only streaming, all threads
+  double drive_bytes_per_s = 0;   // random experts
+  double operations_per_s = 0;    // of the multipliers that a GEMM uses; a multiply-add is two
+};
+
+// What one token asks for.
+struct TokenDemand {
+  uint64_t dense_bytes = 0;   // every matrix once; of the embedding a row
+  uint64_t expert_bytes = 0;  // top-k records of each layer
+  double operations = 0;
+};
+TokenDemand DemandOfToken(const Manifest& manifest, const ModelConfig& config);
+
+// Share of lookups that find their expert, by the share of experts that are resident.
+class HitCurve {
+ public:
+  static HitCurve OfRecordedRouting();
+  // The hottest experts resident, as far as there are slots. heat: of every expert, not negative.
+  static HitCurve OfHeat(std::span<const float> heat);
+
+  double At(double resident_share) const;  // linear between its points
+
+ private:
+  struct Point {
+    double share, hit_rate;
+  };
+  std::vector<Point> points_;  // from (0, 0) to (1, 1), ascending
+};
+
+struct ServingEstimate {
+  uint64_t budget_bytes = 0;  // of the process; fixed memory and slots
+  uint64_t slot_count = 0;
+  double resident_share = 0, hit_rate = 0;
+  double read_bytes_per_token = 0;  // decode
+  // At most; 0: a rate that is needed is not known.
+  double decode_tok_per_s = 0, prefill_tok_per_s = 0;
+  const char* decode_bound_by = "";  // "memory", "drive"
+  const char* prefill_bound_by = "";  // "arithmetic", "drive"
+};
+
+struct ServingPlanInput {
+  const Manifest& manifest;
+  const ModelConfig& config;
+  FixedMemory fixed{};
+  uint32_t prefill_chunk = 0;  // tokens
+  MachineRates rates{};
+};
+
+// kInvalidArgument naming the smallest budget if this one is too small.
+Result<ServingEstimate> EstimateServing(const ServingPlanInput& input, const HitCurve& hits,
+                                        const RamBudget& budget);
+
+}  // namespace moraine
