@@ -22,6 +22,7 @@
 #include "model/sequence_state.h"
 #include "residency/slot_segments.h"
 #include "store/profile_section.h"
+#include "store/record_checksum.h"
 
 namespace moraine {
 namespace {
@@ -301,8 +302,10 @@ Status Runner::Impl::OpenResidency(const Topology& topology) {
     for (const NumaNode& node : topology.nodes) segments.numa_nodes.push_back(node.id);
   }
   segments_ = std::make_unique<SlotSegments>(std::move(segments));
-  scheduler_ = std::make_unique<ReadScheduler>(std::move(reader), ReadSchedulerOptions{});
-  source_ = std::make_unique<StoreRecordSource>(*store_, std::move(files), *pool_);
+  scheduler_ = std::make_unique<ReadScheduler>(
+      std::move(reader), ReadSchedulerOptions{.chunk_alignment = kChecksumPieceBytes});
+  source_ = std::make_unique<StoreRecordSource>(
+      *store_, std::move(files), segments_->segment_count() * segments_->slots_per_segment(), *pool_);
 
   ResidencyOptions residency;
   residency.experts_per_layer = config_.experts_per_layer();

@@ -7,7 +7,7 @@
 namespace moraine {
 
 StoreRecordSource::StoreRecordSource(const Store& store, std::vector<FileId> files,
-                                     ThreadPool& pool)
+                                     uint32_t slots, ThreadPool& pool)
     : store_(store),
       files_(std::move(files)),
       copies_(static_cast<uint32_t>(store.expert_pack_copies(0).size())),
@@ -16,7 +16,8 @@ StoreRecordSource::StoreRecordSource(const Store& store, std::vector<FileId> fil
   for (const LayerManifest& layer : store.manifest().layers) {
     largest = std::max(largest, layer.record_bytes);
   }
-  pieces_.resize(ChecksumPieceCount(largest));
+  pieces_per_slot_ = ChecksumPieceCount(largest);
+  if (pieces_per_slot_ > 1) pieces_.resize(size_t{slots} * pieces_per_slot_);
 }
 
 RecordSource::Location StoreRecordSource::Locate(ExpertKey key) const {
@@ -24,14 +25,24 @@ RecordSource::Location StoreRecordSource::Locate(ExpertKey key) const {
   return {files_[place.pack], place.offset, place.bytes, copies_};
 }
 
-Status StoreRecordSource::Verify(ExpertKey key, std::span<const std::byte> bytes) const {
+void StoreRecordSource::OnPart(uint32_t slot, std::span<const std::byte> record, uint64_t offset,
+                               uint64_t length) const {
+  CHECK(offset % kChecksumPieceBytes == 0, "chunks are whole checksum pieces");
+  if (ChecksumPieceCount(record.size()) == 1) return;  // nothing to be gained
+  const size_t first = size_t{slot} * pieces_per_slot_;
+  const auto first_piece = static_cast<uint32_t>(offset / kChecksumPieceBytes);
+  // On the threads that will compute with it: the bytes are in their caches then.
+  pool_.ParallelFor(ChecksumPieceCount(length), [&](uint32_t i, uint32_t) {
+    pieces_[first + first_piece + i] = ChecksumPiece(record, first_piece + i);
+  });
+}
+
+Status StoreRecordSource::Verify(ExpertKey key, uint32_t slot,
+                                 std::span<const std::byte> bytes) const {
   const uint32_t count = ChecksumPieceCount(bytes.size());
   if (count == 1) return store_.VerifyRecord(key, bytes);
-  // On the threads that will compute with it: the bytes are in their caches then.
-  pool_.ParallelFor(count, [&](uint32_t piece, uint32_t) {
-    pieces_[piece] = ChecksumPiece(bytes, piece);
-  });
-  return store_.CheckRecordChecksum(key, CombineChecksumPieces({pieces_.data(), count}));
+  return store_.CheckRecordChecksum(
+      key, CombineChecksumPieces({&pieces_[size_t{slot} * pieces_per_slot_], count}));
 }
 
 }  // namespace moraine

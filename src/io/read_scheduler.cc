@@ -71,6 +71,7 @@ class ReadScheduler::Impl {
   size_t Collect(std::vector<ReadOutcome>* outcomes);
 
   BlockReader& reader() { return *reader_; }
+  void SetProgress(ReadProgress* progress) { progress_ = progress; }
   bool idle() const { return active_count_ == 0; }
   uint32_t demand_in_flight() const { return demand_count_; }
   uint32_t speculative_pending() const { return speculative_count_; }
@@ -85,6 +86,9 @@ class ReadScheduler::Impl {
     return record.read.priority == ReadPriority::kSpeculative;
   }
   uint32_t IndexOf(ReadId id) const;  // kNone for an id that is no longer active
+  ReadId IdOf(uint32_t record_index) const {
+    return static_cast<uint64_t>(records_[record_index].generation) << 32 | record_index;
+  }
   void PushBack(ListName list, uint32_t record_index);
   void Unlink(uint32_t record_index);
 
@@ -113,6 +117,7 @@ class ReadScheduler::Impl {
   const std::unique_ptr<BlockReader> reader_;
   const ReadSchedulerOptions options_;
   const Clock& clock_;
+  ReadProgress* progress_ = nullptr;
   ReadSchedulerStats stats_;
 
   std::vector<Record> records_;
@@ -140,6 +145,9 @@ ReadScheduler::Impl::Impl(std::unique_ptr<BlockReader> reader, const ReadSchedul
     : reader_(std::move(reader)), options_(options), clock_(clock) {
   CHECK(options_.chunk_bytes > 0 && options_.chunk_bytes % 4096 == 0,
         "chunk_bytes must be a multiple of 4096");
+  CHECK(options_.chunk_alignment % 4096 == 0 && options_.chunk_alignment > 0 &&
+            options_.chunk_bytes % options_.chunk_alignment == 0,
+        "chunk_bytes must be a multiple of chunk_alignment, and that of 4096");
   CHECK(options_.max_attempts > 0, "max_attempts counts the first attempt");
   const size_t chunk_count = reader_->capacity() + options_.speculative_depth;
   chunks_.resize(chunk_count);
@@ -215,12 +223,12 @@ ReadId ReadScheduler::Impl::Enqueue(const RecordRead& read) {
   // requests for the time of the larger.
   const uint64_t chunk_count = (read.length + options_.chunk_bytes - 1) / options_.chunk_bytes;
   record.chunk_bytes =
-      static_cast<uint32_t>(AlignUp((read.length + chunk_count - 1) / chunk_count, 4096));
+      static_cast<uint32_t>(AlignUp((read.length + chunk_count - 1) / chunk_count, options_.chunk_alignment));
   if (read.deadline_ns != 0) next_deadline_ns_ = std::min(next_deadline_ns_, read.deadline_ns);
   ++active_count_;
   ++(IsSpeculative(record) ? speculative_count_ : demand_count_);
   PushBack(IsSpeculative(record) ? kSpeculativeQueue : kDemandQueue, index);
-  return static_cast<uint64_t>(generation) << 32 | index;
+  return IdOf(index);
 }
 
 bool ReadScheduler::Impl::HasWaiting(ReadPriority priority) const {
@@ -437,6 +445,7 @@ void ReadScheduler::Impl::LandBytes(uint32_t chunk_index, uint32_t bytes) {
   chunk.done += usable;
   if (chunk.done == chunk.length) {
     record.done_bytes += chunk.length;
+    if (progress_ != nullptr) progress_->OnPart(IdOf(record_index), chunk.offset, chunk.length);
     FreeChunk(chunk_index);
     FinishIfLanded(record_index);
   } else if (usable > 0) {
@@ -517,7 +526,7 @@ void ReadScheduler::Impl::ExpireDeadlines(std::vector<ReadOutcome>* outcomes) {
     }
     // A record that had failed or been cancelled before keeps that as its reason.
     Leave(&record);
-    outcomes->push_back({static_cast<uint64_t>(record.generation) << 32 | i, StatusOf(record),
+    outcomes->push_back({IdOf(i), StatusOf(record),
                          /*buffer_released=*/false, now_ns - record.enqueued_ns});
   }
 }
@@ -529,7 +538,7 @@ void ReadScheduler::Impl::EmitFinished(std::vector<ReadOutcome>* outcomes) {
     Record& record = records_[index];
     CHECK(record.live_chunks == 0, "a finished record with chunks");
     if (!record.decided) Leave(&record);
-    outcomes->push_back({static_cast<uint64_t>(record.generation) << 32 | index, StatusOf(record),
+    outcomes->push_back({IdOf(index), StatusOf(record),
                          /*buffer_released=*/true, record.finished_ns - record.enqueued_ns,
                          record.delivered_bytes});
     record.active = false;
@@ -597,6 +606,7 @@ ReadScheduler::ReadScheduler(std::unique_ptr<BlockReader> reader,
 ReadScheduler::~ReadScheduler() = default;
 
 BlockReader& ReadScheduler::reader() { return impl_->reader(); }
+void ReadScheduler::SetProgress(ReadProgress* progress) { impl_->SetProgress(progress); }
 ReadId ReadScheduler::Enqueue(const RecordRead& read) { return impl_->Enqueue(read); }
 void ReadScheduler::Flush() { impl_->Flush(); }
 void ReadScheduler::Promote(ReadId id, int64_t deadline_ns) {

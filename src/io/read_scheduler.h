@@ -70,11 +70,21 @@ struct ReadOutcome {
   uint64_t delivered_bytes = 0;  // by the device so far, whatever became of the record
 };
 
+// Told of parts of records as they arrive, before the outcome of the whole. A part that is read again is
+// told again; of a record that is given up, the rest is not. Must not call the scheduler.
+class ReadProgress {
+ public:
+  virtual ~ReadProgress() = default;
+  virtual void OnPart(ReadId id, uint64_t offset, uint64_t length) = 0;  // bytes of the record
+};
+
 struct ReadSchedulerOptions {
   // Multiple of 4096. Measured (docs/io.md): bandwidth is flat from 128 KiB a request upwards, the
   // CPU time per byte halves up to 512 KiB and hardly falls beyond it; and a 3 MiB expert in six
   // requests uses the parallelism of drives that one request does not fill.
   uint32_t chunk_bytes = 512 * 1024;
+  // Chunks begin at multiples of it: of 4096, and no more than chunk_bytes.
+  uint32_t chunk_alignment = 4096;
   uint32_t max_attempts = 3;  // per chunk, the first included
   // Chunks and bytes of speculation in flight at most (a chunk is issued while less than that is out); a
   // depth of 0 holds speculation back until it is promoted. The bytes are how far the drive can be
@@ -106,6 +116,7 @@ class ReadScheduler {
   ~ReadScheduler();  // drains what is in flight
 
   BlockReader& reader();
+  void SetProgress(ReadProgress* progress);  // not owned; null: nobody is told
   // Queues a read; nothing is issued before Flush or Poll.
   ReadId Enqueue(const RecordRead& read);
   // Issues as much as fits, demand first, in one Submit.

@@ -44,6 +44,7 @@ ResidencyManager::Impl::Impl(const ResidencyOptions& options, SlotSegments& segm
   reserved_.reserve(slots_.size());
   // At most one outcome that keeps the buffer and one that releases it, for each slot.
   outcomes_.reserve(2 * slots_.size());
+  scheduler_.SetProgress(this);
 }
 
 ResidencyManager::Impl::~Impl() {
@@ -53,6 +54,7 @@ ResidencyManager::Impl::~Impl() {
     const size_t before = slots_.in_flight().size();
     CHECK(Poll(-1) > 0 || slots_.in_flight().size() < before, "a read was lost");
   }
+  scheduler_.SetProgress(nullptr);
 }
 
 Status ResidencyManager::Impl::CheckRecords() const {
@@ -380,13 +382,24 @@ size_t ResidencyManager::Impl::Decide(const ReadOutcome& outcome) {
   return waiting;
 }
 
+void ResidencyManager::Impl::OnPart(ReadId id, uint64_t offset, uint64_t length) {
+  const SlotIndex index = slots_.FindRead(id);
+  CHECK(index != kNoSlot, "a part of a read that is not the manager's");
+  const Slot& slot = slots_[index];
+  const Expert& expert = experts_[slot.expert];
+  if (expert.state == ExpertState::kDraining) return;
+  const int64_t begin_ns = clock_.NowNs();
+  source_.OnPart(index.value(), {slot.data, expert.location.bytes}, offset, length);
+  stats_.verify_ns += clock_.NowNs() - begin_ns;
+}
+
 // All bytes are there: are they the right ones?
 size_t ResidencyManager::Impl::DecideRead(SlotIndex index, Expert* expert) {
   const size_t waiting = std::max(slots_[index].lease_count, 1u);
   stats_.bytes_read += expert->location.bytes;
   const int64_t verify_begin_ns = clock_.NowNs();
   Status verified =
-      source_.Verify(expert->key, {slots_[index].data, expert->location.bytes});
+      source_.Verify(expert->key, index.value(), {slots_[index].data, expert->location.bytes});
   stats_.verify_ns += clock_.NowNs() - verify_begin_ns;
   const uint32_t copies = expert->location.copies;
   if (verified.ok()) {

@@ -46,8 +46,13 @@ class RecordSource {
   };
   virtual ~RecordSource() = default;
   virtual Location Locate(ExpertKey key) const = 0;
-  // Whether a record was read as it was written. The error's message names expert, file and offset.
-  virtual Status Verify(ExpertKey key, std::span<const std::byte> bytes) const = 0;
+  // A part of a record has arrived in a slot's buffer: what of Verify can be done then, beside the reading
+  // of the rest, need not be waited for later. A part may arrive more than once.
+  virtual void OnPart(uint32_t /*slot*/, std::span<const std::byte> /*record*/, uint64_t /*offset*/,
+                      uint64_t /*length*/) const {}
+  // Whether a record was read as it was written; all its parts have arrived in this slot. The error's
+  // message names expert, file and offset.
+  virtual Status Verify(ExpertKey key, uint32_t slot, std::span<const std::byte> bytes) const = 0;
 };
 
 struct ResidencyOptions {

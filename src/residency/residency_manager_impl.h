@@ -11,7 +11,7 @@
 
 namespace moraine {
 
-class ResidencyManager::Impl {
+class ResidencyManager::Impl final : private ReadProgress {
  public:
   struct Expert {
     ExpertKey key;
@@ -30,7 +30,7 @@ class ResidencyManager::Impl {
 
   Impl(const ResidencyOptions& options, SlotSegments& segments, const RecordSource& source,
        ReadScheduler& scheduler, const Clock& clock, std::unique_ptr<EvictionPolicy> policy);
-  ~Impl();
+  ~Impl() override;
 
   // Errors that only the record source can tell of.
   Status CheckRecords() const;
@@ -120,6 +120,7 @@ class ResidencyManager::Impl {
   void FlushReads();
   // Poll.
   size_t Decide(const ReadOutcome& outcome);
+  void OnPart(ReadId id, uint64_t offset, uint64_t length) override;
   size_t DecideRead(SlotIndex slot, Expert* expert);
   void ReadAgain(Expert* expert);
   void Ready(Expert* expert);

@@ -1,6 +1,9 @@
 // Chunking, order, priorities, promotion, cancellation, deadlines, accounting.
 #include <gmock/gmock.h>
 
+#include <map>
+#include <set>
+
 #include "scheduler_fixture.h"
 
 namespace moraine {
@@ -62,6 +65,45 @@ TEST_F(ReadSchedulerTest, ChunksOfOneRecordAreOfAboutEqualSize) {
   EXPECT_EQ(log_.batches[0][0].length, 9 * kBlock);
   EXPECT_EQ(log_.batches[0][1].length, 8 * kBlock);
   PollUntilIdle();
+}
+
+TEST_F(ReadSchedulerTest, ChunksBeginWhereTheyAreAskedTo) {
+  Start({.chunk_bytes = 16 * kBlock, .chunk_alignment = 8 * kBlock});
+  Enqueue(0, 34 * kBlock);  // three chunks of 12 blocks without the alignment
+  scheduler_->Flush();
+  EXPECT_THAT(IssuedOffsets(), ElementsAre(0, 16 * kBlock, 32 * kBlock));
+  PollUntilIdle();
+}
+
+TEST_F(ReadSchedulerTest, TellsOfPartsAsTheyArrive) {
+  struct Parts final : ReadProgress {
+    void OnPart(ReadId id, uint64_t offset, uint64_t length) override {
+      bytes[id] += length;
+      offsets[id].insert(offset);
+    }
+    std::map<ReadId, uint64_t> bytes;
+    std::map<ReadId, std::set<uint64_t>> offsets;
+  } parts;
+  faults_.min_latency_ns = 100;
+  faults_.max_latency_ns = 10'000;
+  faults_.short_read_probability = 0.3;  // a part is told of when it is whole, once
+  Start({.chunk_bytes = 4 * kBlock});
+  scheduler_->SetProgress(&parts);
+  const ReadId demand = Enqueue(0, 10 * kBlock);
+  const ReadId speculative = EnqueueSpeculative(20 * kBlock, 4 * kBlock);
+  size_t decided = 0;
+  std::vector<ReadOutcome> outcomes;
+  while (!scheduler_->idle()) {
+    scheduler_->Poll(&outcomes, -1);
+    for (; decided < outcomes.size(); ++decided) {
+      const ReadId id = outcomes[decided].id;
+      EXPECT_EQ(parts.bytes[id], (id == demand ? 10 : 4) * kBlock) << "before the outcome";
+    }
+  }
+  EXPECT_EQ(decided, 2u);
+  EXPECT_THAT(parts.offsets[demand], ElementsAre(0, 4 * kBlock, 8 * kBlock));
+  EXPECT_THAT(parts.offsets[speculative], ElementsAre(0));
+  scheduler_->SetProgress(nullptr);
 }
 
 TEST_F(ReadSchedulerTest, OneSubmitForAllThatFits) {

@@ -111,7 +111,7 @@ class World final : public RecordSource {
     return {file_, (IndexOf(key) + 1) * kRecordBytes, kRecordBytes,
             options_.mirrored ? 2u : 1u};
   }
-  Status Verify(ExpertKey key, std::span<const std::byte> bytes) const override {
+  Status Verify(ExpertKey key, uint32_t, std::span<const std::byte> bytes) const override {
     if (IsRecord(key, bytes.data())) return OkStatus();
     return Corruption("experts-000.pack at offset " + std::to_string(Locate(key).offset) +
                       ": layer " + std::to_string(key.layer.value()) + " expert " +

@@ -127,7 +127,7 @@ class EngineWorld final : public RecordSource, public ExpertKernels {
   Location Locate(ExpertKey key) const override {
     return {file_, (IndexOf(key) + 1) * record_bytes(), record_bytes()};
   }
-  Status Verify(ExpertKey key, std::span<const std::byte> bytes) const override {
+  Status Verify(ExpertKey key, uint32_t, std::span<const std::byte> bytes) const override {
     clock_.AdvanceNs(options_.verify_ns);
     for (uint64_t word = 0; word < bytes.size() / 8; ++word) {
       if (WordAt(bytes.data(), word) != Fingerprint(IndexOf(key)) + word) {
