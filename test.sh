@@ -8,6 +8,7 @@ cd "$(dirname "$0")"
 scripts/install-dependencies.sh
 stages=",${MORAINE_TEST_STAGES:-release,asan,tsan,fuzz},"
 fuzz_seconds=${MORAINE_FUZZ_SECONDS:-10}
+jobs=$(($(nproc) < 4 ? $(nproc) : 4))  # most tests use one or two threads
 summary=()
 
 stage() { echo; echo "=== $*"; }
@@ -16,7 +17,7 @@ if [[ $stages == *,release,* ]]; then
   stage "release: all tests"
   cmake --preset release >/dev/null
   cmake --build build/release
-  ctest --preset release
+  ctest --preset release --parallel "$jobs"
   summary+=("release: passed")
 fi
 
@@ -25,7 +26,7 @@ for sanitizer in asan tsan; do
   stage "$sanitizer: residency, I/O, store, engine, server"
   cmake --preset "$sanitizer" >/dev/null
   cmake --build "build/$sanitizer" --target "tests_$sanitizer"
-  ctest --preset "$sanitizer" -L "$sanitizer"
+  ctest --preset "$sanitizer" -L "$sanitizer" --parallel "$jobs"
   summary+=("$sanitizer: passed")
 done
 
