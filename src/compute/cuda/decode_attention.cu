@@ -24,12 +24,9 @@ constexpr uint32_t kRuns = 32;
 constexpr uint32_t kHeads = 8;  // query heads of a block
 constexpr uint32_t kUnit = 16;  // positions
 
-// The state of one head over some positions: its largest score, the sum of 2^(score - that), and the
-// values weighed so.
-struct State {
-  float maximum, sum;
-};
-constexpr uint32_t StateFloats(uint32_t head_dim) { return head_dim + 2; }
+// The state of one head over some positions: values weighed by 2^(score - maximum), the largest score,
+// the sum of those weights; two floats of padding.
+constexpr uint32_t StateFloats(uint32_t head_dim) { return head_dim + 4; }
 
 template <int kDim>
 struct Sizes {
@@ -151,35 +148,73 @@ struct Walker {
     sum += __shfl_xor_sync(~0u, sum, 2);
     float* const state = states + g * StateFloats(kDim);
     if (t == 0) {
-      state[0] = maximum;
-      state[1] = sum;
+      state[kDim] = maximum;
+      state[kDim + 1] = sum;
     }
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
-      state[2 + n * 8 + 2 * t] = out[n][0] + out[n][2];
-      state[2 + n * 8 + 2 * t + 1] = out[n][1] + out[n][3];
+      *reinterpret_cast<float2*>(state + n * 8 + 2 * t) =
+          make_float2(out[n][0] + out[n][2], out[n][1] + out[n][3]);
     }
   }
 };
 
-// Adds up `count` states of one head, `stride` floats apart, and their values of dimension d. All but
-// the first may be empty (maximum -infinity, sum 0, values 0).
-template <bool kOfOtherBlocks>
-__device__ State Merge(const float* states, uint32_t stride, uint32_t count, uint32_t d,
-                       float* value) {
-  const auto at = [&](uint32_t i, uint32_t field) {
-    const float* from = states + i * stride + field;
-    return kOfOtherBlocks ? __ldcg(from) : *from;
-  };
-  State total = {-INFINITY, 0};
-  *value = 0;
-  for (uint32_t i = 0; i < count; ++i) total.maximum = fmaxf(total.maximum, at(i, 0));
-  for (uint32_t i = 0; i < count; ++i) {
-    const float factor = Exp2(at(i, 0) - total.maximum);
-    total.sum += at(i, 1) * factor;
-    *value += at(i, 2 + d) * factor;
+// Adds up to 32 states of each head, in order; all but the first may be empty (maximum -infinity, sum
+// 0, values 0). kOfOtherBlocks: they are not in this multiprocessor's cache.
+struct Totals {
+  float factors[kHeads][32];
+  float maximum[kHeads], sum[kHeads];
+};
+template <int kDim, bool kOfOtherBlocks>
+class Merger {
+ public:
+
+  // State i of head h begins at states + h * head_stride + i * stride. All threads; a barrier before.
+  __device__ Merger(const float* states, uint32_t head_stride, uint32_t stride, uint32_t count,
+                    uint32_t head_count, Totals& totals)
+      : states_(states), head_stride_(head_stride), stride_(stride), count_(count),
+        totals_(totals) {
+    const uint32_t lane = threadIdx.x % 32;
+    for (uint32_t h = threadIdx.x / 32; h < head_count; h += blockDim.x / 32) {
+      const float* state = states + h * head_stride + lane * stride + kDim;
+      const float maximum = lane < count ? Read(state) : -INFINITY;
+      const float sum = lane < count ? Read(state + 1) : 0;
+      float highest = maximum;
+      for (int step = 16; step > 0; step /= 2) {
+        highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, step));
+      }
+      const float factor = Exp2(maximum - highest), total = WarpSum(sum * factor);
+      totals.factors[h][lane] = factor;
+      if (lane == 0) totals.maximum[h] = highest, totals.sum[h] = total;
+    }
+    __syncthreads();
   }
-  return total;
+
+  // Dimensions d .. d + 3 of head h.
+  __device__ float4 Values(uint32_t h, uint32_t d) const {
+    const float* from = states_ + h * head_stride_ + d;
+    float4 value = {};
+#pragma unroll 8
+    for (uint32_t i = 0; i < count_; ++i) {
+      const auto* at = reinterpret_cast<const float4*>(from + i * stride_);
+      const float4 v = kOfOtherBlocks ? __ldcg(at) : *at;
+      const float factor = totals_.factors[h][i];
+      value.x += v.x * factor, value.y += v.y * factor;
+      value.z += v.z * factor, value.w += v.w * factor;
+    }
+    return value;
+  }
+
+ private:
+  __device__ static float Read(const float* from) { return kOfOtherBlocks ? __ldcg(from) : *from; }
+
+  const float* states_;
+  uint32_t head_stride_, stride_, count_;
+  const Totals& totals_;
+};
+
+__device__ float4 Times(const float4& v, float factor) {
+  return make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
 }
 
 template <int kDim>
@@ -188,8 +223,11 @@ __global__ void __launch_bounds__(Sizes<kDim>::kWarps * 32)
   using Size = Sizes<kDim>;
   constexpr uint32_t kThreads = Size::kWarps * 32, kState = StateFloats(kDim);
   extern __shared__ __align__(128) unsigned char shared[];
+  __shared__ Totals totals;
   __shared__ bool last;
   const uint32_t warp = threadIdx.x / 32, token = blockIdx.z, run = blockIdx.x;
+  LetNextStart();
+  WaitForPrevious();
   const PagedKv& kv = attention.kv;
   const uint32_t group = attention.query_heads / kv.kv_heads;
   const uint32_t slices = (group + kHeads - 1) / kHeads;
@@ -241,18 +279,21 @@ __global__ void __launch_bounds__(Sizes<kDim>::kWarps * 32)
 
   const uint64_t place = uint64_t{token} * attention.query_heads + head;
   float* const out = attention.out + place * kDim;
-  for (uint32_t i = threadIdx.x; i < head_count * kDim; i += kThreads) {
-    const uint32_t h = i / kDim, d = i % kDim;
-    float value;
-    const State total =
-        Merge<false>(states + h * kState, kHeads * kState, Size::kWarps, d, &value);
-    if (runs == 1) {
-      out[i] = value / total.sum;
-      continue;
+  float* const of_head = run_states + place * kRuns * kState;  // states of all runs
+  {
+    const Merger<kDim, false> merger(states, kState, kHeads * kState, Size::kWarps, head_count,
+                                     totals);
+    for (uint32_t i = threadIdx.x * 4; i < head_count * kDim; i += kThreads * 4) {
+      const uint32_t h = i / kDim, d = i % kDim;
+      const float4 values = merger.Values(h, d);
+      float* const state = of_head + (h * kRuns + run) * kState;
+      if (runs == 1) {
+        *reinterpret_cast<float4*>(out + i) = Times(values, 1 / totals.sum[h]);
+      } else {
+        *reinterpret_cast<float4*>(state + d) = values;
+        if (d == 0) state[kDim] = totals.maximum[h], state[kDim + 1] = totals.sum[h];
+      }
     }
-    float* const state = run_states + ((place + h) * kRuns + run) * kState;
-    state[2 + d] = value;
-    if (d == 0) state[0] = total.maximum, state[1] = total.sum;
   }
   if (runs == 1) return;
   __threadfence();
@@ -263,11 +304,10 @@ __global__ void __launch_bounds__(Sizes<kDim>::kWarps * 32)
   if (!last) return;
   __threadfence();
   if (threadIdx.x == 0) *counter = 0;
-  for (uint32_t i = threadIdx.x; i < head_count * kDim; i += kThreads) {
-    float value;
-    const State total = Merge<true>(run_states + (place + i / kDim) * kRuns * kState, kState, runs,
-                                    i % kDim, &value);
-    out[i] = value / total.sum;
+  const Merger<kDim, true> merger(of_head, kRuns * kState, kState, runs, head_count, totals);
+  for (uint32_t i = threadIdx.x * 4; i < head_count * kDim; i += kThreads * 4) {
+    const uint32_t h = i / kDim;
+    *reinterpret_cast<float4*>(out + i) = Times(merger.Values(h, i % kDim), 1 / totals.sum[h]);
   }
 }
 
@@ -288,9 +328,10 @@ Status Launch(const DecodeAttention& attention, Stream stream) {
     return Unsupported("attention of " + std::to_string(attention.token_count) + " tokens of " +
                        std::to_string(attention.query_heads) + " heads, one by one");
   }
-  kernel<<<dim3(kRuns, kv_heads * slices, attention.token_count), Size::kWarps * 32,
-           Size::kSharedBytes, stream>>>(attention, reinterpret_cast<uint32_t*>(scratch), states);
-  return Checked(cudaGetLastError(), "attention of one token");
+  const dim3 grid(kRuns, kv_heads * slices, attention.token_count);
+  return Checked(LaunchChained(kernel, grid, Size::kWarps * 32, Size::kSharedBytes, stream,
+                               attention, reinterpret_cast<uint32_t*>(scratch), states),
+                 "attention of one token");
 }
 
 }  // namespace

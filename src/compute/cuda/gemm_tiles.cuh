@@ -245,19 +245,31 @@ struct LaneTile<Encoding::kBf16> {
 
 __device__ inline float Silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
-// Two sums of neighbouring columns of a row, as the output wants them.
-__device__ inline void StorePair(const GemmArguments& arguments, uint64_t at, float a, float b) {
-  if (arguments.kind == DenseProduct::Output::kBf16) {
-    *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(arguments.output) + at) = PackBf16(a, b);
-    return;
+// One panel's sums as float32, or added to what is there: 16 loads of a lane at a time, or each would
+// wait for the store before it.
+template <int kTokens>
+__device__ inline void StoreFloats(float* out, uint64_t stride, int count,
+                                   DenseProduct::Output kind, const float (&sums)[kTokens / 2]) {
+  constexpr int kBlocks = kTokens / 8, kAtOnce = kBlocks % 8 == 0 ? 8 : kBlocks % 4 == 0 ? 4 : 1;
+#pragma unroll
+  for (int base = 0; base < kBlocks; base += kAtOnce) {
+    float2 old[kAtOnce][2] = {};
+#pragma unroll
+    for (int i = 0; i < 2 * kAtOnce; ++i) {
+      const int token = 8 * (base + i / 2) + i % 2;
+      if (kind == DenseProduct::Output::kAddF32 && token < count) {
+        old[i / 2][i % 2] = *reinterpret_cast<const float2*>(out + token * stride);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * kAtOnce; ++i) {
+      const int token = 8 * (base + i / 2) + i % 2, at = 4 * (base + i / 2) + i % 2;
+      if (token < count) {
+        *reinterpret_cast<float2*>(out + token * stride) =
+            make_float2(old[i / 2][i % 2].x + sums[at], old[i / 2][i % 2].y + sums[at + 2]);
+      }
+    }
   }
-  float2* const to = reinterpret_cast<float2*>(static_cast<float*>(arguments.output) + at);
-  if (arguments.kind == DenseProduct::Output::kAddF32) {
-    const float2 old = *to;
-    a += old.x;
-    b += old.y;
-  }
-  *to = make_float2(a, b);
 }
 
 // Stores a warp's sums of kTokens tokens. Element 4b + 2r + e of a lane's array: token 8b + 2t + e,
@@ -274,23 +286,28 @@ __device__ inline void StoreSums(const GemmArguments& arguments, const TokenBloc
   const uint32_t column = tiles.panel[0] * 16 + (kGateUp ? 2 * (g / 2) + 8 * (g % 2) : 2 * g);
   if (kGateUp && tiles.panel[0] * 16 >= arguments.output_stride) return;
   const uint32_t stride = arguments.output_stride;
-  uint64_t row = uint64_t{block.first_row + 2 * t} * stride + column;
   const int count = static_cast<int>(block.row_count) - static_cast<int>(2 * t);
+  const uint64_t at = uint64_t{block.first_row + 2 * t} * stride + column;
+  if (!kGateUp && arguments.kind != DenseProduct::Output::kBf16) {
+    float* const out = static_cast<float*>(arguments.output) + at;
+    if (inside[0]) StoreFloats<kTokens>(out, stride, count, arguments.kind, first);
+    if (inside[1]) StoreFloats<kTokens>(out + 16, stride, count, arguments.kind, second);
+    return;
+  }
+  uint16_t* row = static_cast<uint16_t*>(arguments.output) + at;
 #pragma unroll
   for (int i = 0; i < kTokens / 8; ++i) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const uint64_t at = row + e * stride;
+      uint32_t* const words = reinterpret_cast<uint32_t*>(row + e * stride);
       const float a[2] = {first[4 * i + e], first[4 * i + 2 + e]};
       const float b[2] = {second[4 * i + e], second[4 * i + 2 + e]};
       if (8 * i + e >= count) continue;
       if (kGateUp) {
-        const uint32_t bits = PackBf16(Silu(a[0]) * b[0], Silu(a[1]) * b[1]);
-        *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(arguments.output) + at) =
-            inside[0] ? bits : 0;
+        words[0] = inside[0] ? PackBf16(Silu(a[0]) * b[0], Silu(a[1]) * b[1]) : 0;
       } else {
-        if (inside[0]) StorePair(arguments, at, a[0], a[1]);
-        if (inside[1]) StorePair(arguments, at + 16, b[0], b[1]);
+        if (inside[0]) words[0] = PackBf16(a[0], a[1]);
+        if (inside[1]) words[8] = PackBf16(b[0], b[1]);
       }
     }
     row += 8 * stride;

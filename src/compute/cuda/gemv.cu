@@ -1,8 +1,9 @@
 // Matrix-vector products of q4, q8 and bf16 (gemv.h). A block owns whole panels of 16 rows; its warps
 // share the panel's tiles, each with several tiles in flight, and add up through shared memory.
 //
-// Tiles of the first panel are asked for before x is normalised, those of the next while one is
-// multiplied, so that memory never waits for arithmetic.
+// Tiles of the first panel are asked for before x is normalised (dense ones before the kernel that
+// makes x has ended), those of the next while one is multiplied, so that memory does not wait for
+// arithmetic.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -16,25 +17,17 @@ namespace moraine::gpu {
 namespace {
 
 constexpr uint32_t kWarps = 8, kThreads = kWarps * 32;
-// Tiles of a warp in flight are twice a batch: one is multiplied while the next one comes. 132
-// multiprocessors x 24 warps x 4 tiles x 576 bytes are 7 MB, more than bandwidth x latency (4 TB/s x
-// 1 us). Larger tiles are fewer, for want of registers.
-constexpr int BatchTiles(Encoding encoding, int matrices) {
-  if (encoding == Encoding::kQ4) return 2;
-  return encoding == Encoding::kQ8 && matrices == 1 ? 2 : 1;
-}
-constexpr int ResidentBlocks(Encoding encoding) { return encoding == Encoding::kQ4 ? 3 : 2; }
 
-template <Encoding kEncoding, int kMatrices>
+// `kTiles` tiles of each of `kMatrices` matrices in a lane's registers.
+template <Encoding kEncoding, int kMatrices, int kTiles>
 struct Batch {
-  static constexpr int kBatch = BatchTiles(kEncoding, kMatrices);
-  GemvTile<kEncoding> tiles[kBatch][kMatrices];
+  GemvTile<kEncoding> tiles[kTiles][kMatrices];
 
   // Tiles first, first + step, .. of a panel; gate's and up's are neighbours.
   __device__ void Load(const std::byte* panel, uint32_t first, uint32_t step, uint32_t k_tiles,
                        uint32_t lane) {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
+    for (int i = 0; i < kTiles; ++i) {
       const uint32_t k = first + i * step;
       if (k >= k_tiles) continue;
 #pragma unroll
@@ -48,7 +41,7 @@ struct Batch {
                         const uint16_t* const (&rows)[kGroups], uint32_t first, uint32_t step,
                         uint32_t k_tiles, uint32_t lane) const {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
+    for (int i = 0; i < kTiles; ++i) {
       const uint32_t k = first + i * step;
       if (k >= k_tiles) continue;
 #pragma unroll
@@ -58,6 +51,18 @@ struct Batch {
     }
   }
 };
+// Tiles at once, as many as registers allow: with 16 warps or more a multiprocessor, 4 tiles of q4
+// each are 37 KB in flight, and 132 x that is more than bandwidth x latency (4 TB/s x 1 us).
+constexpr int DenseTiles(Encoding encoding) {
+  return encoding == Encoding::kQ4 ? 4 : encoding == Encoding::kQ8 ? 2 : 1;
+}
+constexpr int GateUpTiles(Encoding encoding) {
+  return encoding == Encoding::kQ4 ? 4 : encoding == Encoding::kQ8 ? 2 : 1;
+}
+constexpr int DownTiles(Encoding encoding) {
+  return encoding == Encoding::kQ4 ? 6 : encoding == Encoding::kQ8 ? 4 : 2;
+}
+constexpr int ResidentBlocks(Encoding encoding) { return encoding == Encoding::kQ4 ? 3 : 2; }
 
 // This lane's column of B: the row of x of each group of tokens.
 template <int kGroups>
@@ -72,58 +77,75 @@ __device__ void ColumnRows(const uint16_t* x, uint32_t row_elements, uint32_t ro
 
 // ---- Dense ----
 
-template <Encoding kEncoding, int kGroups>
-__global__ void __launch_bounds__(kThreads, ResidentBlocks(kEncoding))
+// kShared: the warps of a block share a panel and add up through shared memory; else, of large
+// matrices, each warp has panels of its own, and no barrier is met.
+template <Encoding kEncoding, int kGroups, bool kShared>
+__global__ void __launch_bounds__(kThreads, kGroups == 1 ? ResidentBlocks(kEncoding) : 2)
     DenseGemv(const Gemv gemv) {
+  constexpr int kTiles = DenseTiles(kEncoding);
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ float partial[2][kWarps][kGroups * kTokenColumns][kTileRows];
-  __shared__ float squares[kGemvTokens][kWarps];
-  constexpr uint32_t kBatch = Batch<kEncoding, 1>::kBatch;
+  __shared__ float squares[kGemvTokens * kWarps];
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t cols = gemv.matrix.cols, k_tiles = TileCount(cols), padded = k_tiles * kTileCols;
   const uint32_t panels = PanelCount(gemv.matrix.rows);
   const uint64_t panel_bytes = uint64_t{k_tiles} * TileBytes(kEncoding);
   uint16_t* const x = reinterpret_cast<uint16_t*>(shared);
+  // Of a panel this warp has tiles first, first + step, ..
+  const uint32_t first = kShared ? warp : 0, step = kShared ? kWarps : 1;
+  const uint32_t panel_step = kShared ? gridDim.x : gridDim.x * kWarps;
+  uint32_t panel = kShared ? blockIdx.x : blockIdx.x * kWarps + warp;
 
-  uint32_t panel = blockIdx.x;
-  Batch<kEncoding, 1> current;
-  current.Load(gemv.matrix.data + panel * panel_bytes, warp, kWarps, k_tiles, lane);
-  for (uint32_t t = 0; t < gemv.token_count; ++t) {
-    StageRow(gemv.input, gemv.input.x + uint64_t{t} * gemv.input.stride, cols, padded, x, t,
-             squares[t]);
+  LetNextStart();
+  Batch<kEncoding, 1, kTiles> current;
+  if (panel < panels) {
+    current.Load(gemv.matrix.data + panel * panel_bytes, first, step, k_tiles, lane);
   }
+  const RowStager stager(gemv.input, cols);
+  WaitForPrevious();
+  stager.Stage(0, gemv.token_count, padded, squares,
+               [&](uint32_t t, uint32_t c, const float4& v) { StoreSplit(x, t, padded, c, v); });
   __syncthreads();
   const uint16_t* rows[kGroups];
   ColumnRows(x, padded + kXPadding, 2 * gemv.token_count, lane, rows);
 
-  for (uint32_t turn = 0; panel < panels; panel += gridDim.x, turn ^= 1) {
+  for (uint32_t turn = 0; panel < panels; panel += panel_step, turn ^= 1) {
     float sums[1][kGroups][4] = {};
-    for (uint32_t k = warp; k < k_tiles + warp; k += kBatch * kWarps) {
-      Batch<kEncoding, 1> next;
-      const uint32_t following = k + kBatch * kWarps;
-      if (following < k_tiles + warp) {
-        next.Load(gemv.matrix.data + panel * panel_bytes, following, kWarps, k_tiles, lane);
-      } else if (panel + gridDim.x < panels) {
-        next.Load(gemv.matrix.data + (panel + gridDim.x) * panel_bytes, warp, kWarps, k_tiles,
+    for (uint32_t done = 0; done < k_tiles; done += kTiles * step) {
+      Batch<kEncoding, 1, kTiles> next;
+      const uint32_t following = done + kTiles * step;
+      if (following < k_tiles) {
+        next.Load(gemv.matrix.data + panel * panel_bytes, first + following, step, k_tiles, lane);
+      } else if (panel + panel_step < panels) {
+        next.Load(gemv.matrix.data + (panel + panel_step) * panel_bytes, first, step, k_tiles,
                   lane);
       }
-      current.template AddTo<kGroups>(sums, rows, k, kWarps, k_tiles, lane);
+      current.template AddTo<kGroups>(sums, rows, first + done, step, k_tiles, lane);
       current = next;
     }
+    const auto store = [&](uint32_t token, uint32_t row, float sum) {
+      if (token >= gemv.token_count || row >= gemv.matrix.rows) return;
+      float* const y = gemv.y + uint64_t{token} * gemv.y_stride + row;
+      *y = gemv.add ? *y + sum : sum;
+    };
 #pragma unroll
-    for (int n = 0; n < kGroups; ++n) {
-      float* const to = partial[turn][warp][n * kTokenColumns + lane % 4] + lane / 4 * 2;
-      to[0] = sums[0][n][0] + sums[0][n][1];
-      to[1] = sums[0][n][2] + sums[0][n][3];
+    for (uint32_t n = 0; n < kGroups; ++n) {
+      const uint32_t token = n * kTokenColumns + lane % 4, r = lane / 4 * 2;
+      const float low = sums[0][n][0] + sums[0][n][1], high = sums[0][n][2] + sums[0][n][3];
+      if (kShared) {
+        *reinterpret_cast<float2*>(partial[turn][warp][token] + r) = make_float2(low, high);
+      } else {
+        store(token, panel * kTileRows + r, low);
+        store(token, panel * kTileRows + r + 1, high);
+      }
     }
+    if (!kShared) continue;
     __syncthreads();  // the other turn's sums are read before this, and written after it
     const uint32_t token = threadIdx.x / kTileRows, r = threadIdx.x % kTileRows;
-    const uint32_t row = panel * kTileRows + r;
-    if (token >= gemv.token_count || row >= gemv.matrix.rows) continue;
+    if (token >= gemv.token_count) continue;
     float sum = 0;
     for (uint32_t w = 0; w < kWarps; ++w) sum += partial[turn][w][token][r];
-    float* const y = gemv.y + uint64_t{token} * gemv.y_stride + row;
-    *y = gemv.add ? *y + sum : sum;
+    store(token, panel * kTileRows + r, sum);
   }
 }
 
@@ -132,13 +154,16 @@ __global__ void __launch_bounds__(kThreads, ResidentBlocks(kEncoding))
 template <Encoding kEncoding>
 __global__ void __launch_bounds__(kThreads, ResidentBlocks(kEncoding))
     GateUpGemv(const ExpertGemv gemv) {
+  constexpr int kTiles = GateUpTiles(kEncoding);
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ float partial[kWarps][2][kTileRows];
   __shared__ float squares[kWarps];
-  constexpr uint32_t kBatch = Batch<kEncoding, 2>::kBatch;
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t pair = blockIdx.y, token = pair / gemv.top_k, panel = blockIdx.x;
   const uint32_t cols = gemv.layout.hidden, k_tiles = TileCount(cols), padded = k_tiles * kTileCols;
+  LetNextStart();
+  const RowStager stager(gemv.input, cols);
+  WaitForPrevious();
   const std::byte* record = gemv.records[gemv.experts[pair]];
   if (record == nullptr) return;
   float* const out = gemv.activated + uint64_t{pair} * ActivatedStride(gemv.layout.intermediate) +
@@ -150,19 +175,17 @@ __global__ void __launch_bounds__(kThreads, ResidentBlocks(kEncoding))
   record += uint64_t{panel} * k_tiles * 2 * TileBytes(kEncoding);
   uint16_t* const x = reinterpret_cast<uint16_t*>(shared);
 
-  Batch<kEncoding, 2> current;
-  current.Load(record, warp, kWarps, k_tiles, lane);
-  StageRow(gemv.input, gemv.input.x + uint64_t{token} * gemv.input.stride, cols, padded, x, 0,
-           squares);
+  Batch<kEncoding, 2, kTiles> batch;
+  batch.Load(record, warp, kWarps, k_tiles, lane);
+  stager.Stage(token, 1, padded, squares,
+               [&](uint32_t t, uint32_t c, const float4& v) { StoreSplit(x, t, padded, c, v); });
   __syncthreads();
   const uint16_t* rows[1];
   ColumnRows(x, padded + kXPadding, 2, lane, rows);
   float sums[2][1][4] = {};
-  for (uint32_t k = warp; k < k_tiles; k += kBatch * kWarps) {
-    Batch<kEncoding, 2> next;
-    next.Load(record, k + kBatch * kWarps, kWarps, k_tiles, lane);
-    current.template AddTo<1>(sums, rows, k, kWarps, k_tiles, lane);
-    current = next;
+  for (uint32_t k = warp; k < k_tiles; k += kTiles * kWarps) {
+    if (k != warp) batch.Load(record, k, kWarps, k_tiles, lane);
+    batch.template AddTo<1>(sums, rows, k, kWarps, k_tiles, lane);
   }
   if (lane % 4 == 0) {
     for (uint32_t m = 0; m < 2; ++m) {
@@ -186,10 +209,9 @@ constexpr uint32_t kDownWarps = 16;
 constexpr uint32_t DownShares(uint32_t top_k) { return CeilDivide(kDownWarps, top_k); }
 
 template <Encoding kEncoding>
-__global__ void __launch_bounds__(kDownWarps * 32, kEncoding == Encoding::kQ4 ? 2 : 1)
-    DownGemv(const ExpertGemv gemv) {
+__global__ void __launch_bounds__(kDownWarps * 32, 1) DownGemv(const ExpertGemv gemv) {
+  constexpr int kTiles = DownTiles(kEncoding);
   extern __shared__ __align__(16) unsigned char shared[];
-  constexpr uint32_t kBatch = Batch<kEncoding, 1>::kBatch;
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t token = blockIdx.y, panel = blockIdx.x, top_k = gemv.top_k;
   const uint32_t cols = ActivatedStride(gemv.layout.intermediate), k_tiles = cols / kTileCols;
@@ -200,40 +222,34 @@ __global__ void __launch_bounds__(kDownWarps * 32, kEncoding == Encoding::kQ4 ? 
   const uint64_t offset =
       gemv.layout.down_offset() + uint64_t{panel} * k_tiles * TileBytes(kEncoding);
 
+  LetNextStart();
+  WaitForPrevious();
   const auto record_of = [&](uint32_t item) {
     const std::byte* record = item < items ? gemv.records[experts[item / shares]] : nullptr;
     return record != nullptr ? record + offset : nullptr;
   };
-  Batch<kEncoding, 1> current;
+  Batch<kEncoding, 1, kTiles> batch;
   const std::byte* record = record_of(warp);
-  if (record != nullptr) current.Load(record, warp % shares, shares, k_tiles, lane);
-  // Without a norm: a warp stages its rank's row as well as a block.
+  if (record != nullptr) batch.Load(record, warp % shares, shares, k_tiles, lane);
+  const float* activated = gemv.activated + uint64_t{token} * top_k * cols;
   for (uint32_t at = threadIdx.x * 4; at < top_k * cols; at += blockDim.x * 4) {
-    const uint32_t rank = at / cols, c = at % cols;
-    const float4 v =
-        *reinterpret_cast<const float4*>(gemv.activated + uint64_t{token} * top_k * cols + at);
-    uint16_t* const high = x + uint64_t{2 * rank} * (cols + kXPadding) + c;
-    const uint32_t first = PackBf16(v.x, v.y), second = PackBf16(v.z, v.w);
-    *reinterpret_cast<uint2*>(high) = make_uint2(first, second);
-    *reinterpret_cast<uint2*>(high + cols + kXPadding) =
-        make_uint2(PackRest(v.x, v.y, first), PackRest(v.z, v.w, second));
+    const uint32_t rank = at / cols;
+    StoreSplit(x, rank, cols, at - rank * cols, *reinterpret_cast<const float4*>(activated + at));
   }
   __syncthreads();
   for (uint32_t item = warp; item < items; item += kDownWarps) {
     const uint32_t rank = item / shares, share = item % shares;
     if (item != warp) {
       record = record_of(item);
-      if (record != nullptr) current.Load(record, share, shares, k_tiles, lane);
+      if (record != nullptr) batch.Load(record, share, shares, k_tiles, lane);
     }
     if (record == nullptr) continue;
     const uint16_t* rows[1];
     ColumnRows(x + uint64_t{2 * rank} * (cols + kXPadding), cols + kXPadding, 2, lane, rows);
     float sums[1][1][4] = {};
-    for (uint32_t k = share; k < k_tiles; k += kBatch * shares) {
-      Batch<kEncoding, 1> next;
-      next.Load(record, k + kBatch * shares, shares, k_tiles, lane);
-      current.template AddTo<1>(sums, rows, k, shares, k_tiles, lane);
-      current = next;
+    for (uint32_t k = share; k < k_tiles; k += kTiles * shares) {
+      if (k != share) batch.Load(record, k, shares, k_tiles, lane);
+      batch.template AddTo<1>(sums, rows, k, shares, k_tiles, lane);
     }
     if (lane % 4 == 0) {
       float* const to = partial + item * kTileRows + lane / 4 * 2;
@@ -268,23 +284,30 @@ Status TooLarge(const char* what, uint32_t bytes) {
                      " bytes of shared memory, the GPU has " + std::to_string(MaxSharedBytes()));
 }
 
-template <Encoding kEncoding, int kGroups>
+template <Encoding kEncoding, int kGroups, bool kShared>
 Status LaunchDense(const Gemv& gemv, Stream stream) {
+  const char* const what = "dense product of few tokens";
   const uint32_t bytes = StagedBytes(gemv.token_count, gemv.matrix.cols);
-  const auto kernel = DenseGemv<kEncoding, kGroups>;
-  RETURN_IF_ERROR(Checked(AllowShared(kernel, bytes), "dense product of few tokens"));
+  const auto kernel = DenseGemv<kEncoding, kGroups, kShared>;
+  RETURN_IF_ERROR(Checked(AllowShared(kernel, bytes), what));
   int resident = 0;
-  RETURN_IF_ERROR(
-      Checked(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, bytes),
-              "dense product of few tokens"));
+  RETURN_IF_ERROR(Checked(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, bytes), what));
   const uint32_t wave = Multiprocessors() * static_cast<uint32_t>(std::max(resident, 1));
-  kernel<<<std::min(PanelCount(gemv.matrix.rows), wave), kThreads, bytes, stream>>>(gemv);
-  return Checked(cudaGetLastError(), "dense product of few tokens");
+  const uint32_t panels = PanelCount(gemv.matrix.rows);
+  const dim3 grid(std::min(kShared ? panels : CeilDivide(panels, kWarps), wave));
+  return Checked(LaunchChained(kernel, grid, kThreads, bytes, stream, gemv), what);
 }
 template <Encoding kEncoding>
 Status LaunchDense(const Gemv& gemv, Stream stream) {
-  return gemv.token_count <= kTokenColumns ? LaunchDense<kEncoding, 1>(gemv, stream)
-                                           : LaunchDense<kEncoding, 2>(gemv, stream);
+  // Panels enough for two rounds of 132 x 24 warps: the vocabulary.
+  const bool shared = PanelCount(gemv.matrix.rows) < 6000;
+  if (gemv.token_count <= kTokenColumns) {
+    return shared ? LaunchDense<kEncoding, 1, true>(gemv, stream)
+                  : LaunchDense<kEncoding, 1, false>(gemv, stream);
+  }
+  return shared ? LaunchDense<kEncoding, 2, true>(gemv, stream)
+                : LaunchDense<kEncoding, 2, false>(gemv, stream);
 }
 
 Status LaunchDense(const Gemv& gemv, Stream stream) {
@@ -306,8 +329,8 @@ Status LaunchGateUp(const ExpertGemv& gemv, Stream stream) {
   const dim3 grid(ActivatedStride(gemv.layout.intermediate) / kTileRows,
                   gemv.token_count * gemv.top_k);
   RETURN_IF_ERROR(Checked(AllowShared(GateUpGemv<kEncoding>, bytes), "gate and up of few tokens"));
-  GateUpGemv<kEncoding><<<grid, kThreads, bytes, stream>>>(gemv);
-  return Checked(cudaGetLastError(), "gate and up of few tokens");
+  return Checked(LaunchChained(GateUpGemv<kEncoding>, grid, kThreads, bytes, stream, gemv),
+                 "gate and up of few tokens");
 }
 
 template <Encoding kEncoding>
@@ -317,8 +340,8 @@ Status LaunchDown(const ExpertGemv& gemv, Stream stream) {
   if (bytes > MaxSharedBytes()) return TooLarge("down of few tokens", bytes);
   const dim3 grid(PanelCount(gemv.layout.hidden), gemv.token_count);
   RETURN_IF_ERROR(Checked(AllowShared(DownGemv<kEncoding>, bytes), "down of few tokens"));
-  DownGemv<kEncoding><<<grid, kDownWarps * 32, bytes, stream>>>(gemv);
-  return Checked(cudaGetLastError(), "down of few tokens");
+  return Checked(LaunchChained(DownGemv<kEncoding>, grid, kDownWarps * 32, bytes, stream, gemv),
+                 "down of few tokens");
 }
 
 Status CheckExperts(const ExpertGemv& gemv, Encoding encoding) {

@@ -24,9 +24,9 @@ template <int kTokens>
 Status Launch(const Gemv& gemv, Stream stream) {
   const uint32_t bytes = F32StagedBytes(gemv.token_count, gemv.matrix.cols);
   RETURN_IF_ERROR(Checked(AllowShared(F32Gemv<kTokens>, bytes), "float32 product of few tokens"));
-  F32Gemv<kTokens>
-      <<<CeilDivide(gemv.matrix.rows, kF32Rows), kF32Threads, bytes, stream>>>(gemv);
-  return Checked(cudaGetLastError(), "float32 product of few tokens");
+  const dim3 grid(CeilDivide(gemv.matrix.rows, kF32Rows));
+  return Checked(LaunchChained(F32Gemv<kTokens>, grid, kF32Threads, bytes, stream, gemv),
+                 "float32 product of few tokens");
 }
 
 }  // namespace

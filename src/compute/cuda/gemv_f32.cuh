@@ -43,15 +43,14 @@ __device__ float F32RowSums(const DeviceMatrix& matrix, const GemvInput& input,
       if (c < padded) words[i] = __ldcs(reinterpret_cast<const float4*>(panel + c * kTileRows));
     }
   };
+  LetNextStart();
   load(first);
-  for (uint32_t t = 0; t < token_count; ++t) {
-    const float* row = input.x + uint64_t{t} * input.stride;
-    const float factor =
-        input.norm != nullptr ? RowFactor(input, row, cols, scratch.squares[t]) : 1.0f;
-    for (uint32_t c = threadIdx.x * 4; c < padded; c += kF32Threads * 4) {
-      *reinterpret_cast<float4*>(x + t * padded + c) = LoadNormed(input, row, c, cols, factor);
-    }
-  }
+  const RowStager stager(input, cols);
+  WaitForPrevious();
+  stager.Stage(0, token_count, padded, scratch.squares[0],
+               [&](uint32_t t, uint32_t c, const float4& v) {
+                 *reinterpret_cast<float4*>(x + t * padded + c) = v;
+               });
   __syncthreads();
   float sums[kTokens][4] = {};
   for (uint32_t base = first; base < padded; base += kBatch * kF32Columns) {

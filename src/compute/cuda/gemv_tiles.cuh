@@ -144,59 +144,92 @@ struct GemvTile<Encoding::kBf16> {
   }
 };
 
-// The sum over a row of float32 values of their squares, by all threads of the block, in all of
-// them. partial: a float a warp in shared memory, free again after the next barrier.
-__device__ inline float BlockSum(float value, float* partial) {
-  const uint32_t warps = blockDim.x / 32;
-  value = WarpSum(value);
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = 0;
-  for (uint32_t i = 0; i < warps; ++i) sum += partial[i];
-  return sum;
-}
-__device__ inline float RowFactor(const GemvInput& input, const float* row, uint32_t cols,
-                                  float* partial) {
-  float squares = 0;
-  for (uint32_t c = threadIdx.x * 4; c < cols; c += blockDim.x * 4) {
-    if (c + 4 <= cols) {
-      const float4 v = *reinterpret_cast<const float4*>(row + c);
-      squares += v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
-    } else {
-      for (uint32_t i = c; i < cols; ++i) squares += row[i] * row[i];
-    }
-  }
-  return rsqrtf(BlockSum(squares, partial) / static_cast<float>(cols) + input.epsilon);
-}
-__device__ inline float4 LoadNormed(const GemvInput& input, const float* row, uint32_t c,
-                                    uint32_t cols, float factor) {
+// Columns c .. c + 3 of a row of `cols`, zeros past it. c: a multiple of 4.
+__device__ inline float4 LoadFour(const float* row, uint32_t c, uint32_t cols) {
+  if (c + 4 <= cols) return *reinterpret_cast<const float4*>(row + c);
   float v[4] = {};
-  if (c + 4 <= cols) {
-    const float4 four = *reinterpret_cast<const float4*>(row + c);
-    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
-  } else {
-    for (uint32_t i = 0; c + i < cols; ++i) v[i] = row[c + i];
-  }
-  if (input.norm != nullptr) {
-    for (uint32_t i = 0; i < 4 && c + i < cols; ++i) v[i] = v[i] * factor * input.norm[c + i];
-  }
+  for (uint32_t i = 0; c + i < cols; ++i) v[i] = row[c + i];
   return make_float4(v[0], v[1], v[2], v[3]);
 }
 
-// Row `row` of the input as rows 2 slot and 2 slot + 1 of `x`, zeros from `cols` to `padded`. All
-// threads of the block; a barrier must follow.
-__device__ inline void StageRow(const GemvInput& input, const float* row, uint32_t cols,
-                                uint32_t padded, uint16_t* x, uint32_t slot, float* partial) {
-  const float factor = input.norm != nullptr ? RowFactor(input, row, cols, partial) : 1.0f;
-  uint16_t* const high = x + uint64_t{2 * slot} * (padded + kXPadding);
-  uint16_t* const low = high + padded + kXPadding;
-  for (uint32_t c = threadIdx.x * 4; c < padded; c += blockDim.x * 4) {
-    const float4 v = LoadNormed(input, row, c, cols, factor);
-    const uint32_t first = PackBf16(v.x, v.y), second = PackBf16(v.z, v.w);
-    *reinterpret_cast<uint2*>(high + c) = make_uint2(first, second);
-    *reinterpret_cast<uint2*>(low + c) =
-        make_uint2(PackRest(v.x, v.y, first), PackRest(v.z, v.w, second));
+// Brings the rows of an input to shared memory, by all threads of a block: a thread has columns 4 (thread
+// + i x threads) .. + 3 of every row. The norm's weights are constant and asked for before
+// WaitForPrevious; sums of squares of all tokens share one barrier.
+class RowStager {
+ public:
+  __device__ RowStager(const GemvInput& input, uint32_t cols) : input_(input), cols_(cols) {
+#pragma unroll
+    for (uint32_t i = 0; i < kHeld; ++i) {
+      const uint32_t c = (threadIdx.x + i * blockDim.x) * 4;
+      if (input.norm != nullptr && c < cols) norm_[i] = LoadFour(input.norm, c, cols);
+    }
   }
+
+  // write(token, column, values), columns up to `padded`; zeros from `cols` on. squares: a float a warp
+  // and token in shared memory. A barrier must follow.
+  template <typename Write>
+  __device__ void Stage(uint32_t first_token, uint32_t token_count, uint32_t padded,
+                        float* squares, const Write& write) const {
+    const uint32_t warps = blockDim.x / 32;
+    if (input_.norm != nullptr) {
+      for (uint32_t t = 0; t < token_count; ++t) {
+        const float* row = input_.x + uint64_t{first_token + t} * input_.stride;
+        float sum = 0;
+        for (uint32_t c = threadIdx.x * 4; c < cols_; c += blockDim.x * 4) {
+          const float4 v = LoadFour(row, c, cols_);
+          sum += v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
+        }
+        sum = WarpSum(sum);
+        if (threadIdx.x % 32 == 0) squares[t * warps + threadIdx.x / 32] = sum;
+      }
+      __syncthreads();
+    }
+    for (uint32_t t = 0; t < token_count; ++t) {
+      const float* row = input_.x + uint64_t{first_token + t} * input_.stride;
+      float factor = 1;
+      if (input_.norm != nullptr) {
+        float sum = 0;
+        for (uint32_t w = 0; w < warps; ++w) sum += squares[t * warps + w];
+        factor = rsqrtf(sum / static_cast<float>(cols_) + input_.epsilon);
+      }
+      uint32_t c = threadIdx.x * 4;
+#pragma unroll
+      for (uint32_t i = 0; i < kHeld; ++i, c += blockDim.x * 4) {
+        if (c < padded) write(t, c, Normed(row, c, norm_[i], factor));
+      }
+      for (; c < padded; c += blockDim.x * 4) {
+        float4 weight = {};
+        if (input_.norm != nullptr && c < cols_) weight = LoadFour(input_.norm, c, cols_);
+        write(t, c, Normed(row, c, weight, factor));
+      }
+    }
+  }
+
+ private:
+  static constexpr uint32_t kHeld = 2;
+
+  __device__ float4 Normed(const float* row, uint32_t c, const float4& weight,
+                           float factor) const {
+    if (c >= cols_) return {};
+    const float4 v = LoadFour(row, c, cols_);
+    if (input_.norm == nullptr) return v;
+    return make_float4(v.x * factor * weight.x, v.y * factor * weight.y, v.z * factor * weight.z,
+                       v.w * factor * weight.w);
+  }
+
+  const GemvInput& input_;
+  uint32_t cols_;
+  float4 norm_[kHeld];
+};
+
+// Four values as rows 2 slot and 2 slot + 1 of x.
+__device__ inline void StoreSplit(uint16_t* x, uint32_t slot, uint32_t padded, uint32_t c,
+                                  const float4& v) {
+  uint16_t* const high = x + uint64_t{2 * slot} * (padded + kXPadding) + c;
+  const uint32_t first = PackBf16(v.x, v.y), second = PackBf16(v.z, v.w);
+  *reinterpret_cast<uint2*>(high) = make_uint2(first, second);
+  *reinterpret_cast<uint2*>(high + padded + kXPadding) =
+      make_uint2(PackRest(v.x, v.y, first), PackRest(v.z, v.w, second));
 }
 
 }  // namespace moraine::gpu

@@ -2,6 +2,7 @@
 // one token.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <string>
 
 #include "compute/cuda/gpu_attention.h"
@@ -51,14 +52,33 @@ __device__ float Turned(const HeadRows& rows, const float* head, uint32_t d, con
                   : head[d] * cos[d - half] + head[d - half] * sin[d - half];
 }
 
+// Values d .. d + 3.
+__device__ void Turn(const HeadRows& rows, const float* head, uint32_t d, const float* cos,
+                     const float* sin, float (&v)[4]) {
+  const uint32_t half = rows.rotary_dim / 2;
+  if (rows.interleaved || half % 4 != 0 || d >= rows.rotary_dim) {
+    for (int e = 0; e < 4; ++e) v[e] = Turned(rows, head, d + e, cos, sin);
+    return;
+  }
+  const uint32_t angle = d < half ? d : d - half;
+  const float4 c = *reinterpret_cast<const float4*>(cos + angle);
+  const float4 s = *reinterpret_cast<const float4*>(sin + angle);
+  const float4 x = *reinterpret_cast<const float4*>(head + d);
+  const float4 y = *reinterpret_cast<const float4*>(d < half ? head + d + half : head + angle);
+  const float sign = d < half ? -1.0f : 1.0f;
+  v[0] = x.x * c.x + sign * y.x * s.x, v[1] = x.y * c.y + sign * y.y * s.y;
+  v[2] = x.z * c.z + sign * y.z * s.z, v[3] = x.w * c.w + sign * y.w * s.w;
+}
+
 __global__ void __launch_bounds__(kWarps * 32) PrepareHeads(const HeadRows rows) {
   __shared__ __align__(16) float heads[kWarps][kMaxHeadDim];
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t dim = rows.kv.head_dim, kv_heads = rows.kv.kv_heads;
   const uint32_t head_count = rows.query_heads + 2 * kv_heads;
-  const uint64_t index = uint64_t{blockIdx.x} * kWarps + warp;
-  if (index >= uint64_t{rows.token_count} * head_count) return;
-  const uint32_t token = index / head_count, head = index % head_count;
+  const uint32_t token = blockIdx.y, head = blockIdx.x * kWarps + warp;
+  LetNextStart();
+  WaitForPrevious();
+  if (head >= head_count) return;
   const bool is_query = head < rows.query_heads, is_value = head >= rows.query_heads + kv_heads;
   const uint32_t position =
       rows.positions != nullptr ? rows.positions[token] : rows.first_position + token;
@@ -83,16 +103,18 @@ __global__ void __launch_bounds__(kWarps * 32) PrepareHeads(const HeadRows rows)
     for (uint32_t i = 0; i < kMaxHeadDim / 128; ++i) {
       const uint32_t d = i * 128 + lane * 4;
       if (d >= dim) continue;
-      for (int e = 0; e < 4; ++e) {
-        heads[warp][d + e] = fours[i].v[e] * factor * (norm == nullptr ? 1 : norm[d + e]);
-      }
+      float4 weight = {1, 1, 1, 1};
+      if (norm != nullptr) weight = *reinterpret_cast<const float4*>(norm + d);
+      const float* v = fours[i].v;
+      *reinterpret_cast<float4*>(heads[warp] + d) = {v[0] * factor * weight.x, v[1] * factor * weight.y,
+                                                     v[2] * factor * weight.z, v[3] * factor * weight.w};
     }
     __syncwarp();
 #pragma unroll
     for (uint32_t i = 0; i < kMaxHeadDim / 128; ++i) {
       const uint32_t d = i * 128 + lane * 4;
       if (d >= dim) continue;
-      for (int e = 0; e < 4; ++e) fours[i].v[e] = Turned(rows, heads[warp], d + e, cos, sin);
+      Turn(rows, heads[warp], d, cos, sin, fours[i].v);
     }
   }
   const uint32_t kv_head = (head - rows.query_heads) % kv_heads;
@@ -128,11 +150,24 @@ Status RunHeads(const HeadRows& rows, Stream stream) {
                        std::to_string(rows.rotary_dim) + " of them rotary, on the GPU");
   }
   if (rows.token_count == 0) return OkStatus();
-  const uint64_t heads =
-      uint64_t{rows.token_count} * (rows.query_heads + 2 * rows.kv.kv_heads);
-  PrepareHeads<<<static_cast<uint32_t>((heads + kWarps - 1) / kWarps), kWarps * 32, 0, stream>>>(
-      rows);
-  return Checked(cudaGetLastError(), "norm and rotation of heads");
+  const uint32_t head_count = rows.query_heads + 2 * rows.kv.kv_heads;
+  // 65,535 is the most that a grid's second dimension has.
+  for (uint32_t first = 0; first < rows.token_count; first += 65535) {
+    HeadRows part = rows;
+    part.token_count = std::min(rows.token_count - first, 65535u);
+    part.first_position += first;
+    if (rows.positions != nullptr) part.positions += first;
+    if (rows.bf16 != nullptr) part.bf16 += uint64_t{first} * rows.stride;
+    if (rows.f32 != nullptr) part.f32 += uint64_t{first} * rows.stride;
+    const uint64_t queries = uint64_t{first} * rows.query_heads * dim;
+    if (rows.queries_bf16 != nullptr) part.queries_bf16 += queries;
+    if (rows.queries_f32 != nullptr) part.queries_f32 += queries;
+    part.kv.block_tables += uint64_t{first} * rows.kv.table_stride;
+    const dim3 grid(CeilDivide(head_count, kWarps), part.token_count);
+    RETURN_IF_ERROR(Checked(LaunchChained(PrepareHeads, grid, kWarps * 32, 0, stream, part),
+                            "norm and rotation of heads"));
+  }
+  return OkStatus();
 }
 
 }  // namespace moraine::gpu

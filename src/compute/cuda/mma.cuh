@@ -69,6 +69,20 @@ __device__ inline void Mma(float* d, const uint32_t (&a)[4], uint32_t b0, uint32
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// For kernels started by LaunchChained. Every thread of every block calls both, LetNextStart first:
+// the next kernel may then start, and waits in its own WaitForPrevious for this one to end. What is
+// read before WaitForPrevious must be constant.
+__device__ inline void LetNextStart() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void WaitForPrevious() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // 2^x to 2 ulp; 0 for -infinity.
 __device__ inline float Exp2(float x) {
   float result;

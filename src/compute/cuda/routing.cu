@@ -1,7 +1,7 @@
 // The router's logits, the choice of experts, the order by expert (routing.h).
 //
 // Few tokens: the product's last block to finish chooses, so that a decode step has one launch. Many:
-// tiles of 64 tokens x 128 experts in float32, then a warp a token.
+// tiles of 64 tokens x 128 experts by tensor cores, then a warp a token.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -16,69 +16,82 @@ namespace {
 
 // ---- The choice ----
 
-struct Candidate {
-  float score;
-  uint32_t expert;
-};
-constexpr uint32_t kNoExpert = ~0u;  // loses against any expert of the same score
-
-__device__ bool Better(const Candidate& a, const Candidate& b) {
-  return a.score > b.score || (a.score == b.score && a.expert < b.expert);
+// In the order of floats, a NaN as -infinity, both zeros the same; never 0.
+__device__ uint32_t OrderedKey(float score) {
+  if (isnan(score)) score = -INFINITY;
+  const uint32_t bits = __float_as_uint(score + 0.0f);
+  return bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
+}
+__device__ float Sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ float WarpMax(float value) {
+  for (int step = 16; step > 0; step /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+  }
+  return value;
 }
 
-// One warp chooses for one token. logits are read again each round: a few cached words a lane.
-__device__ void Choose(const Router& router, uint32_t token) {
+// One warp chooses for one token; a lane has experts lane, lane + 32, .., kPerLane of them at most.
+template <int kPerLane>
+__device__ void ChooseFrom(const Router& router, uint32_t token) {
   const uint32_t lane = threadIdx.x % 32, expert_count = router.matrix.rows;
   const ExpertSelection& how = router.selection;
   const float* logits = router.logits + uint64_t{token} * expert_count;
-  const auto sigmoid = [](float x) { return 1.0f / (1.0f + expf(-x)); };
-  uint32_t taken = 0;  // bit i: expert lane + 32 i
-  float chosen = 0;    // lane k has the logit of the k-th
-  uint32_t expert = 0;
+  float logit[kPerLane];
+  uint32_t keys[kPerLane];  // 0: taken, or not an expert
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const uint32_t e = lane + 32 * i;
+    logit[i] = e < expert_count ? __ldcg(logits + e) : -INFINITY;
+    float score = how.scoring == ExpertScoring::kSigmoid ? Sigmoid(logit[i]) : logit[i];
+    if (how.correction != nullptr && e < expert_count) score += how.correction[e];
+    keys[i] = e < expert_count ? OrderedKey(score) : 0;
+  }
+  uint32_t expert = 0;  // the lane-th chosen one
   for (uint32_t k = 0; k < router.top_k; ++k) {
-    Candidate best = {-INFINITY, kNoExpert};
-    for (uint32_t e = lane, i = 0; e < expert_count; e += 32, ++i) {
-      if (taken >> i & 1) continue;
-      float score = __ldcg(logits + e);
-      if (how.scoring == ExpertScoring::kSigmoid) score = sigmoid(score);
-      if (how.correction != nullptr) score += how.correction[e];
-      if (isnan(score)) score = -INFINITY;
-      if (Better({score, e}, best)) best = {score, e};
+    uint32_t best = 0;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) best = max(best, keys[i]);
+    best = __reduce_max_sync(~0u, best);
+    uint32_t found = ~0u;
+#pragma unroll
+    for (int i = kPerLane - 1; i >= 0; --i) {
+      if (keys[i] == best) found = lane + 32 * i;
     }
-    for (int step = 16; step > 0; step /= 2) {
-      const Candidate other = {__shfl_xor_sync(~0u, best.score, step),
-                               __shfl_xor_sync(~0u, best.expert, step)};
-      if (Better(other, best)) best = other;
+    found = __reduce_min_sync(~0u, found);
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      if (found == lane + 32 * i) keys[i] = 0;
     }
-    if (best.expert % 32 == lane) taken |= 1u << best.expert / 32;
-    if (lane == k) {
-      expert = best.expert;
-      chosen = __ldcg(logits + expert);
-    }
+    if (lane == k) expert = found;
   }
   const bool has = lane < router.top_k;
-  float weight = 0;
+  const float chosen = has ? __ldcg(logits + expert) : -INFINITY;
+  float weight;
   if (how.scoring == ExpertScoring::kSigmoid) {
-    weight = has ? sigmoid(chosen) : 0;
-  } else {
-    const bool all = how.scoring == ExpertScoring::kSoftmax;
-    float maximum = has ? chosen : -INFINITY, sum = 0;
-    for (uint32_t e = lane; all && e < expert_count; e += 32) {
-      maximum = fmaxf(maximum, __ldcg(logits + e));
-    }
-    for (int step = 16; step > 0; step /= 2) {
-      maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, step));
-    }
-    for (uint32_t e = lane; all && e < expert_count; e += 32) {
-      sum += expf(__ldcg(logits + e) - maximum);
-    }
+    weight = has ? Sigmoid(chosen) : 0;
+  } else if (how.scoring == ExpertScoring::kSoftmaxOfChosen) {
+    const float maximum = WarpMax(chosen);
     weight = has ? expf(chosen - maximum) : 0;
-    weight /= WarpSum(all ? sum : weight);
+    weight /= WarpSum(weight);
+  } else {
+    float maximum = -INFINITY, sum = 0;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) maximum = fmaxf(maximum, logit[i]);
+    maximum = WarpMax(maximum);
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) sum += expf(logit[i] - maximum);
+    weight = (has ? expf(chosen - maximum) : 0) / WarpSum(sum);
   }
   const float divisor = how.normalize ? WarpSum(weight) + how.normalize_epsilon : 1.0f;
   if (!has) return;
   router.experts[uint64_t{token} * router.top_k + lane] = expert;
   router.weights[uint64_t{token} * router.top_k + lane] = weight / divisor * how.scale;
+}
+
+__device__ void Choose(const Router& router, uint32_t token) {
+  if (router.matrix.rows <= 128) return ChooseFrom<4>(router, token);
+  if (router.matrix.rows <= 512) return ChooseFrom<16>(router, token);
+  ChooseFrom<kMaxRoutedExperts / 32>(router, token);
 }
 
 // ---- Few tokens ----
@@ -109,79 +122,130 @@ __global__ void __launch_bounds__(kF32Threads) RouteFew(const Router router) {
 
 // ---- Many tokens ----
 
-constexpr uint32_t kTileTokens = 64, kTileExperts = 128, kStep = 32, kThreads = 256;
-constexpr uint32_t kXStride = kTileTokens + 4;
+constexpr uint32_t kTileTokens = 64, kTilePanels = 8, kThreads = 256;
+constexpr uint32_t kTileWarps = 16, kTileThreads = kTileWarps * 32, kWarpTokens = 32;
+// Elements from one token to the next of a tile's 64 columns: fragments meet no bank twice.
+constexpr uint32_t kXStride = kTileCols + kXPadding;
 
-// A thread has 4 tokens x 8 experts: half a panel's rows.
-__global__ void __launch_bounds__(kThreads) RouterTiles(const Router router) {
-  __shared__ __align__(16) float x[kStep][kXStride];
-  __shared__ __align__(16) float w[kTileExperts / kTileRows][kStep][kTileRows];
-  __shared__ float squares[kTileTokens];
-  const uint32_t cols = router.matrix.cols, padded = TileCount(cols) * kTileCols;
-  const uint32_t experts = router.matrix.rows, panels = PanelCount(experts);
-  const uint32_t first_token = blockIdx.x * kTileTokens;
-  const uint32_t first_panel = blockIdx.y * (kTileExperts / kTileRows);
-  const float* matrix = reinterpret_cast<const float*>(router.matrix.data);
-  const uint32_t tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  // Each thread loads 8 columns of a token: 4 threads a token.
-  const uint32_t loaded = threadIdx.x / 4, part = threadIdx.x % 4 * 8;
-  const bool inside = first_token + loaded < router.token_count;
-  const float* row = router.input.x + uint64_t{first_token + loaded} * router.input.stride;
-  float sums[4][8] = {}, square = 0;
-  for (uint32_t base = 0; base < padded; base += kStep) {
+// 64 columns of 64 tokens, normalised but for the factor of each, as two bf16.
+struct XTile {
+  uint16_t high[kTileTokens][kXStride], low[kTileTokens][kXStride];
+};
+
+// What a thread brings of each tile: 8 columns of a token.
+struct XLoader {
+  const GemvInput& input;
+  const float* row;  // null past the last token
+  uint32_t cols, column;
+  float4 x[2] = {}, norm[2] = {};
+  float squares = 0;
+
+  __device__ void Load(uint32_t base) {
 #pragma unroll
-    for (uint32_t i = 0; i < 8; ++i) {
-      const uint32_t c = base + part + i;
-      float value = inside && c < cols ? row[c] : 0;
-      square = fmaf(value, value, square);
-      if (router.input.norm != nullptr && c < cols) value *= router.input.norm[c];
-      x[part + i][loaded] = value;
+    for (uint32_t i = 0; i < 2; ++i) {
+      const uint32_t c = base + column + 4 * i;
+      x[i] = row != nullptr && c < cols ? LoadFour(row, c, cols) : float4{};
+      norm[i] = {1, 1, 1, 1};
+      if (input.norm != nullptr && c < cols) norm[i] = LoadFour(input.norm, c, cols);
     }
-#pragma unroll
-    for (uint32_t i = 0; i < kTileExperts * kStep / 4 / kThreads; ++i) {
-      const uint32_t at = threadIdx.x + i * kThreads;  // of 4 rows of a column of a panel
-      const uint32_t panel = at / (kStep * 4), c = at / 4 % kStep, r = at % 4 * 4;
-      float4 four = make_float4(0, 0, 0, 0);
-      if (first_panel + panel < panels) {
-        four = *reinterpret_cast<const float4*>(
-            matrix + (uint64_t{first_panel + panel} * padded + base + c) * kTileRows + r);
-      }
-      *reinterpret_cast<float4*>(&w[panel][c][r]) = four;
-    }
-    __syncthreads();
-#pragma unroll 8
-    for (uint32_t c = 0; c < kStep; ++c) {
-      const float4 tokens = *reinterpret_cast<const float4*>(&x[c][tx * 4]);
-      const float4 low = *reinterpret_cast<const float4*>(&w[ty / 2][c][ty % 2 * 8]);
-      const float4 high = *reinterpret_cast<const float4*>(&w[ty / 2][c][ty % 2 * 8 + 4]);
-      const float a[4] = {tokens.x, tokens.y, tokens.z, tokens.w};
-      const float b[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) sums[i][j] = fmaf(a[i], b[j], sums[i][j]);
-      }
-    }
-    __syncthreads();
   }
-  square += __shfl_xor_sync(~0u, square, 1);
-  square += __shfl_xor_sync(~0u, square, 2);
-  if (threadIdx.x % 4 == 0) {
-    squares[loaded] = router.input.norm == nullptr
+  __device__ void Store(XTile& tile, uint32_t token) {
+    uint32_t high[4], low[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 2; ++i) {
+      const float4 v = x[i], w = norm[i];
+      squares += v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
+      const float a[4] = {v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w};
+      high[2 * i] = PackBf16(a[0], a[1]), high[2 * i + 1] = PackBf16(a[2], a[3]);
+      low[2 * i] = PackRest(a[0], a[1], high[2 * i]);
+      low[2 * i + 1] = PackRest(a[2], a[3], high[2 * i + 1]);
+    }
+    *reinterpret_cast<uint4*>(&tile.high[token][column]) =
+        make_uint4(high[0], high[1], high[2], high[3]);
+    *reinterpret_cast<uint4*>(&tile.low[token][column]) = make_uint4(low[0], low[1], low[2], low[3]);
+  }
+};
+
+// 16 experts x 32 tokens of a warp.
+struct RouterSums {
+  float sums[kWarpTokens / 8][4] = {};
+
+  // panel: of the weights, from the tile's first column on; tokens: the warp's first.
+  __device__ void Add(const float* panel, const XTile& tile, uint32_t tokens, uint32_t lane) {
+    const uint32_t g = lane / 4, t = lane % 4;
+    float2 w[4][4];
+#pragma unroll
+    for (uint32_t s = 0; s < 4; ++s) {
+#pragma unroll
+      for (uint32_t e = 0; e < 4; ++e) {
+        w[s][e] = *reinterpret_cast<const float2*>(panel + (16 * s + 4 * t + e) * kTileRows + 2 * g);
+      }
+    }
+#pragma unroll
+    for (uint32_t s = 0; s < 4; ++s) {
+      const uint32_t high[4] = {PackBf16(w[s][0].x, w[s][1].x), PackBf16(w[s][0].y, w[s][1].y),
+                                PackBf16(w[s][2].x, w[s][3].x), PackBf16(w[s][2].y, w[s][3].y)};
+      const uint32_t low[4] = {PackRest(w[s][0].x, w[s][1].x, high[0]),
+                               PackRest(w[s][0].y, w[s][1].y, high[1]),
+                               PackRest(w[s][2].x, w[s][3].x, high[2]),
+                               PackRest(w[s][2].y, w[s][3].y, high[3])};
+      const uint32_t column = 16 * s + 4 * t;
+#pragma unroll
+      for (uint32_t n = 0; n < kWarpTokens / 8; ++n) {
+        const uint32_t token = tokens + n * 8 + g;
+        const uint2 x = *reinterpret_cast<const uint2*>(&tile.high[token][column]);
+        const uint2 rest = *reinterpret_cast<const uint2*>(&tile.low[token][column]);
+        Mma(sums[n], high, rest.x, rest.y);
+        Mma(sums[n], low, x.x, x.y);
+        Mma(sums[n], high, x.x, x.y);
+      }
+    }
+  }
+};
+
+// A block has 64 tokens x 128 experts; weights and rows as two bf16 each, three products of the four.
+__global__ void __launch_bounds__(kTileThreads) RouterTiles(const Router router) {
+  __shared__ __align__(16) XTile tiles[2];
+  __shared__ float factors[kTileTokens];
+  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t cols = router.matrix.cols, k_tiles = TileCount(cols), experts = router.matrix.rows;
+  const uint32_t first_token = blockIdx.x * kTileTokens;
+  const uint32_t panel = blockIdx.y * kTilePanels + warp % kTilePanels;
+  const bool inside = panel < PanelCount(experts);
+  const uint32_t tokens = warp / kTilePanels * kWarpTokens;
+  const float* weights = reinterpret_cast<const float*>(router.matrix.data) +
+                         uint64_t{panel} * k_tiles * kTileCols * kTileRows;
+  const uint32_t loaded = threadIdx.x / 8;
+  XLoader loader{.input = router.input,
+                 .row = first_token + loaded < router.token_count
+                            ? router.input.x + uint64_t{first_token + loaded} * router.input.stride
+                            : nullptr,
+                 .cols = cols,
+                 .column = threadIdx.x % 8 * 8};
+  RouterSums sums;
+  loader.Load(0);
+  for (uint32_t k = 0; k < k_tiles; ++k) {
+    loader.Store(tiles[k % 2], loaded);
+    if (k + 1 < k_tiles) loader.Load((k + 1) * kTileCols);
+    __syncthreads();  // the tile is full, and all are done with the one filled next
+    if (inside) sums.Add(weights + k * kTileCols * kTileRows, tiles[k % 2], tokens, lane);
+  }
+  float squares = loader.squares;
+  for (int step = 1; step < 8; step *= 2) squares += __shfl_xor_sync(~0u, squares, step);
+  if (threadIdx.x % 8 == 0) {
+    factors[loaded] = router.input.norm == nullptr
                           ? 1.0f
-                          : rsqrtf(square / static_cast<float>(cols) + router.input.epsilon);
+                          : rsqrtf(squares / static_cast<float>(cols) + router.input.epsilon);
   }
   __syncthreads();
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t token = first_token + tx * 4 + i;
-    if (token >= router.token_count) continue;
-    for (int j = 0; j < 8; ++j) {
-      const uint32_t expert = first_panel * kTileRows + ty * 8 + j;
-      if (expert >= experts) continue;
-      const float logit = sums[i][j] * squares[tx * 4 + i];
-      router.logits[uint64_t{token} * experts + expert] =
-          router.bias != nullptr ? logit + router.bias[expert] : logit;
-    }
+#pragma unroll
+  for (uint32_t i = 0; i < kWarpTokens / 2; ++i) {  // element i % 4 of token block i / 4
+    const uint32_t in_tile = tokens + i / 4 * 8 + lane % 4 * 2 + i % 2;
+    const uint32_t expert = panel * kTileRows + lane / 4 * 2 + i % 4 / 2;
+    if (first_token + in_tile >= router.token_count || expert >= experts) continue;
+    const float logit = sums.sums[i / 4][i % 4] * factors[in_tile];
+    router.logits[uint64_t{first_token + in_tile} * experts + expert] =
+        router.bias != nullptr ? logit + router.bias[expert] : logit;
   }
 }
 
@@ -194,19 +258,35 @@ __global__ void __launch_bounds__(kThreads) ChooseMany(const Router router) {
 
 constexpr uint32_t kOrderThreads = 512, kOrderWarps = kOrderThreads / 32;
 
-// A block an expert; a warp a run of (token, rank) pairs, read twice: counted, then placed.
+// A block an expert; a warp a run of (token, rank) pairs, read twice: counted, then placed. A lane has 4
+// neighbouring pairs at a time.
+struct FourExperts {
+  uint32_t e[4];
+
+  __device__ FourExperts(const ExpertOrder& order, uint32_t at, uint32_t end) {
+    if (at + 4 <= end) {
+      const uint4 four = __ldg(reinterpret_cast<const uint4*>(order.experts + at));
+      e[0] = four.x, e[1] = four.y, e[2] = four.z, e[3] = four.w;
+      return;
+    }
+    for (uint32_t i = 0; i < 4; ++i) e[i] = at + i < end ? __ldg(order.experts + at + i) : ~0u;
+  }
+};
+
 __global__ void __launch_bounds__(kOrderThreads) OrderByExpert(const ExpertOrder order) {
   __shared__ uint32_t counts[2][kOrderWarps];  // of this expert, and of those before it
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, expert = blockIdx.x;
   const uint32_t pairs = order.token_count * order.top_k;
-  const uint32_t run = (pairs + kOrderThreads - 1) / kOrderThreads * 32;
+  const uint32_t run = CeilDivide(pairs, kOrderWarps * 128) * 128;
   const uint32_t begin = min(warp * run, pairs), end = min(begin + run, pairs);
   uint32_t mine = 0, before = 0;
-#pragma unroll 4
-  for (uint32_t at = begin + lane; at < end; at += 32) {
-    const uint32_t e = order.experts[at];
-    mine += e == expert;
-    before += e < expert;
+#pragma unroll 8
+  for (uint32_t at = begin + 4 * lane; at < end; at += 128) {
+    const FourExperts four(order, at, end);
+    for (int i = 0; i < 4; ++i) {
+      mine += four.e[i] == expert;
+      before += four.e[i] < expert;
+    }
   }
   mine = __reduce_add_sync(~0u, mine);
   before = __reduce_add_sync(~0u, before);
@@ -224,16 +304,20 @@ __global__ void __launch_bounds__(kOrderThreads) OrderByExpert(const ExpertOrder
   row += total;
   if (mine == 0) return;
 #pragma unroll 4
-  for (uint32_t base = begin; base < end; base += 32) {
-    const uint32_t at = base + lane;
-    const bool found = at < end && order.experts[at] == expert;
-    const uint32_t found_lanes = __ballot_sync(~0u, found);
-    if (found) {
-      const uint32_t place = row + __popc(found_lanes & ((1u << lane) - 1));
-      order.token_rows[place] = at / order.top_k;
-      order.positions[at] = place;
+  for (uint32_t base = begin; base < end; base += 128) {
+    const uint32_t at = base + 4 * lane;
+    const FourExperts four(order, min(at, end), end);
+    uint32_t place = row;
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t lanes = __ballot_sync(~0u, four.e[i] == expert);
+      place += __popc(lanes & ((1u << lane) - 1));
+      row += __popc(lanes);
     }
-    row += __popc(found_lanes);
+    for (uint32_t i = 0; i < 4; ++i) {
+      if (four.e[i] != expert) continue;
+      order.token_rows[place] = (at + i) / order.top_k;
+      order.positions[at + i] = place++;
+    }
   }
 }
 
@@ -241,9 +325,9 @@ template <int kTokens>
 Status LaunchFew(const Router& router, Stream stream) {
   const uint32_t bytes = F32StagedBytes(router.token_count, router.matrix.cols);
   RETURN_IF_ERROR(Checked(AllowShared(RouteFew<kTokens>, bytes), "router"));
-  RouteFew<kTokens><<<CeilDivide(router.matrix.rows, kF32Rows), kF32Threads, bytes, stream>>>(
-      router);
-  return Checked(cudaGetLastError(), "router");
+  const dim3 grid(CeilDivide(router.matrix.rows, kF32Rows));
+  return Checked(LaunchChained(RouteFew<kTokens>, grid, kF32Threads, bytes, stream, router),
+                 "router");
 }
 
 Status CheckRouter(const Router& router) {
@@ -272,8 +356,8 @@ Status RunRouter(const Router& router, Stream stream) {
   if (router.token_count == 1 && fits) return LaunchFew<1>(router, stream);
   if (router.token_count <= kGemvTokens && fits) return LaunchFew<kGemvTokens>(router, stream);
   const dim3 grid(CeilDivide(router.token_count, kTileTokens),
-                  CeilDivide(router.matrix.rows, kTileExperts));
-  RouterTiles<<<grid, kThreads, 0, stream>>>(router);
+                  CeilDivide(PanelCount(router.matrix.rows), kTilePanels));
+  RouterTiles<<<grid, kTileThreads, 0, stream>>>(router);
   RETURN_IF_ERROR(Checked(cudaGetLastError(), "router"));
   ChooseMany<<<CeilDivide(router.token_count, kThreads / 32), kThreads, 0, stream>>>(router);
   return Checked(cudaGetLastError(), "choice of experts");

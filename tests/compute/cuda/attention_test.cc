@@ -157,7 +157,7 @@ class PrefillAttentionTest : public testing::TestWithParam<std::pair<GemmPath, u
               Bf16ToFloat(found[size_t{t} * stride + OperandPosition(head * dim + d)]);
           // Weights and the result are rounded to bf16.
           compare.Check(t, head * dim + d, value, expected.out[d],
-                        expected.magnitude[d] * (kHalfUlp / 2 + 2e-5) +
+                        expected.magnitude[d] * (kHalfUlp + 2e-5) +
                             std::fabs(expected.out[d]) * kHalfUlp);
           difference += (value - expected.out[d]) * (value - expected.out[d]);
           norm += expected.out[d] * expected.out[d];
