@@ -17,6 +17,7 @@ namespace moraine::gpu {
 namespace {
 
 constexpr uint32_t kWarps = 8, kThreads = kWarps * 32;
+constexpr uint32_t kManyWarps = 16;  // of a block that shares a panel, where there are few panels
 
 // `kTiles` tiles of each of `kMatrices` matrices in a lane's registers.
 template <Encoding kEncoding, int kMatrices, int kTiles>
@@ -59,8 +60,10 @@ constexpr int DenseTiles(Encoding encoding) {
 constexpr int GateUpTiles(Encoding encoding) {
   return encoding == Encoding::kQ4 ? 4 : encoding == Encoding::kQ8 ? 2 : 1;
 }
-constexpr int DownTiles(Encoding encoding) {
-  return encoding == Encoding::kQ4 ? 6 : encoding == Encoding::kQ8 ? 4 : 2;
+// For one token, whose blocks are fewer than multiprocessors, and for several.
+constexpr int DownTiles(Encoding encoding, bool one_token) {
+  const int tiles = encoding == Encoding::kQ4 ? 6 : encoding == Encoding::kQ8 ? 4 : 2;
+  return one_token ? tiles : tiles / 2;
 }
 constexpr int ResidentBlocks(Encoding encoding) { return encoding == Encoding::kQ4 ? 3 : 2; }
 
@@ -77,24 +80,31 @@ __device__ void ColumnRows(const uint16_t* x, uint32_t row_elements, uint32_t ro
 
 // ---- Dense ----
 
-// kShared: the warps of a block share a panel and add up through shared memory; else, of large
-// matrices, each warp has panels of its own, and no barrier is met.
-template <Encoding kEncoding, int kGroups, bool kShared>
-__global__ void __launch_bounds__(kThreads, kGroups == 1 ? ResidentBlocks(kEncoding) : 2)
-    DenseGemv(const Gemv gemv) {
+// kShare: warps of a block that share its panel and add up through shared memory. 1: of large matrices
+// each of the 8 warps has panels of its own, and no barrier is met.
+constexpr uint32_t DenseWarps(int share) { return share == 1 ? kWarps : share; }
+template <Encoding kEncoding, int kGroups, int kShare>
+__global__ void __launch_bounds__(DenseWarps(kShare) * 32,
+                                  kShare == kManyWarps             ? 1
+                                  : kGroups == 1                   ? ResidentBlocks(kEncoding)
+                                                                   : 2) DenseGemv(const Gemv gemv) {
+  constexpr bool kShared = kShare > 1;
+  constexpr uint32_t kBlockWarps = DenseWarps(kShare);
   constexpr int kTiles = DenseTiles(kEncoding);
   extern __shared__ __align__(16) unsigned char shared[];
-  __shared__ float partial[2][kWarps][kGroups * kTokenColumns][kTileRows];
-  __shared__ float squares[kGemvTokens * kWarps];
+  __shared__ float partial[2][kBlockWarps][kGroups * kTokenColumns][kTileRows];
+  __shared__ float squares[kGemvTokens * kBlockWarps];
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t cols = gemv.matrix.cols, k_tiles = TileCount(cols), padded = k_tiles * kTileCols;
   const uint32_t panels = PanelCount(gemv.matrix.rows);
   const uint64_t panel_bytes = uint64_t{k_tiles} * TileBytes(kEncoding);
   uint16_t* const x = reinterpret_cast<uint16_t*>(shared);
   // Of a panel this warp has tiles first, first + step, ..
-  const uint32_t first = kShared ? warp : 0, step = kShared ? kWarps : 1;
-  const uint32_t panel_step = kShared ? gridDim.x : gridDim.x * kWarps;
-  uint32_t panel = kShared ? blockIdx.x : blockIdx.x * kWarps + warp;
+  const uint32_t first = kShared ? warp : 0, step = kShared ? kBlockWarps : 1;
+  const uint32_t panel_step = kShared ? gridDim.x : gridDim.x * kBlockWarps;
+  uint32_t panel = kShared ? blockIdx.x : blockIdx.x * kBlockWarps + warp;
+  // What this thread adds up in the end, if the block shares a panel.
+  const uint32_t own_token = threadIdx.x / kTileRows, own_row = threadIdx.x % kTileRows;
 
   LetNextStart();
   Batch<kEncoding, 1, kTiles> current;
@@ -110,6 +120,10 @@ __global__ void __launch_bounds__(kThreads, kGroups == 1 ? ResidentBlocks(kEncod
   ColumnRows(x, padded + kXPadding, 2 * gemv.token_count, lane, rows);
 
   for (uint32_t turn = 0; panel < panels; panel += panel_step, turn ^= 1) {
+    const bool owns = kShared && own_token < gemv.token_count &&
+                      panel * kTileRows + own_row < gemv.matrix.rows;
+    float* const own = gemv.y + uint64_t{own_token} * gemv.y_stride + panel * kTileRows + own_row;
+    const float old = owns && gemv.add ? *own : 0;  // asked for before it is wanted
     float sums[1][kGroups][4] = {};
     for (uint32_t done = 0; done < k_tiles; done += kTiles * step) {
       Batch<kEncoding, 1, kTiles> next;
@@ -141,11 +155,10 @@ __global__ void __launch_bounds__(kThreads, kGroups == 1 ? ResidentBlocks(kEncod
     }
     if (!kShared) continue;
     __syncthreads();  // the other turn's sums are read before this, and written after it
-    const uint32_t token = threadIdx.x / kTileRows, r = threadIdx.x % kTileRows;
-    if (token >= gemv.token_count) continue;
+    if (!owns) continue;
     float sum = 0;
-    for (uint32_t w = 0; w < kWarps; ++w) sum += partial[turn][w][token][r];
-    store(token, panel * kTileRows + r, sum);
+    for (uint32_t w = 0; w < kBlockWarps; ++w) sum += partial[turn][w][own_token][own_row];
+    *own = gemv.add ? old + sum : sum;
   }
 }
 
@@ -165,6 +178,7 @@ __global__ void __launch_bounds__(kThreads, ResidentBlocks(kEncoding))
   const RowStager stager(gemv.input, cols);
   WaitForPrevious();
   const std::byte* record = gemv.records[gemv.experts[pair]];
+  stager.SumSquares(token, 1, squares);  // while the record is looked up
   if (record == nullptr) return;
   float* const out = gemv.activated + uint64_t{pair} * ActivatedStride(gemv.layout.intermediate) +
                      panel * kTileRows;
@@ -177,7 +191,8 @@ __global__ void __launch_bounds__(kThreads, ResidentBlocks(kEncoding))
 
   Batch<kEncoding, 2, kTiles> batch;
   batch.Load(record, warp, kWarps, k_tiles, lane);
-  stager.Stage(token, 1, padded, squares,
+  __syncthreads();
+  stager.Write(token, 1, padded, squares,
                [&](uint32_t t, uint32_t c, const float4& v) { StoreSplit(x, t, padded, c, v); });
   __syncthreads();
   const uint16_t* rows[1];
@@ -208,9 +223,11 @@ __global__ void __launch_bounds__(kThreads, ResidentBlocks(kEncoding))
 constexpr uint32_t kDownWarps = 16;
 constexpr uint32_t DownShares(uint32_t top_k) { return CeilDivide(kDownWarps, top_k); }
 
-template <Encoding kEncoding>
-__global__ void __launch_bounds__(kDownWarps * 32, 1) DownGemv(const ExpertGemv gemv) {
-  constexpr int kTiles = DownTiles(kEncoding);
+template <Encoding kEncoding, bool kOneToken>
+__global__ void __launch_bounds__(kDownWarps * 32,
+                                  !kOneToken && kEncoding == Encoding::kQ4 ? 2 : 1)
+    DownGemv(const ExpertGemv gemv) {
+  constexpr int kTiles = DownTiles(kEncoding, kOneToken);
   extern __shared__ __align__(16) unsigned char shared[];
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t token = blockIdx.y, panel = blockIdx.x, top_k = gemv.top_k;
@@ -231,6 +248,17 @@ __global__ void __launch_bounds__(kDownWarps * 32, 1) DownGemv(const ExpertGemv 
   Batch<kEncoding, 1, kTiles> batch;
   const std::byte* record = record_of(warp);
   if (record != nullptr) batch.Load(record, warp % shares, shares, k_tiles, lane);
+  // What the end needs: weights of ranks, which experts are here, the residual.
+  __shared__ float rank_weights[32];
+  __shared__ bool here[32];
+  if (threadIdx.x < top_k) {
+    rank_weights[threadIdx.x] = gemv.weights[token * top_k + threadIdx.x];
+    here[threadIdx.x] = gemv.records[experts[threadIdx.x]] != nullptr;
+  }
+  const uint32_t row = panel * kTileRows + threadIdx.x;
+  const bool owns = threadIdx.x < kTileRows && row < gemv.layout.hidden;
+  float* const out = gemv.out + uint64_t{token} * gemv.out_stride + row;
+  const float old = owns && gemv.add ? *out : 0;
   const float* activated = gemv.activated + uint64_t{token} * top_k * cols;
   for (uint32_t at = threadIdx.x * 4; at < top_k * cols; at += blockDim.x * 4) {
     const uint32_t rank = at / cols;
@@ -258,19 +286,17 @@ __global__ void __launch_bounds__(kDownWarps * 32, 1) DownGemv(const ExpertGemv 
     }
   }
   __syncthreads();
-  const uint32_t row = panel * kTileRows + threadIdx.x;
-  if (threadIdx.x >= kTileRows || row >= gemv.layout.hidden) return;
+  if (!owns) return;
   float total = 0;
   for (uint32_t rank = 0; rank < top_k; ++rank) {
-    if (gemv.records[experts[rank]] == nullptr) continue;
+    if (!here[rank]) continue;
     float sum = 0;
     for (uint32_t share = 0; share < shares; ++share) {
       sum += partial[(rank * shares + share) * kTileRows + threadIdx.x];
     }
-    total += gemv.weights[token * top_k + rank] * sum;
+    total += rank_weights[rank] * sum;
   }
-  float* const out = gemv.out + uint64_t{token} * gemv.out_stride + row;
-  *out = gemv.add ? *out + total : total;
+  *out = gemv.add ? old + total : total;
 }
 
 // ---- Launches ----
@@ -284,30 +310,34 @@ Status TooLarge(const char* what, uint32_t bytes) {
                      " bytes of shared memory, the GPU has " + std::to_string(MaxSharedBytes()));
 }
 
-template <Encoding kEncoding, int kGroups, bool kShared>
+template <Encoding kEncoding, int kGroups, int kShare>
 Status LaunchDense(const Gemv& gemv, Stream stream) {
   const char* const what = "dense product of few tokens";
   const uint32_t bytes = StagedBytes(gemv.token_count, gemv.matrix.cols);
-  const auto kernel = DenseGemv<kEncoding, kGroups, kShared>;
+  const auto kernel = DenseGemv<kEncoding, kGroups, kShare>;
   RETURN_IF_ERROR(Checked(AllowShared(kernel, bytes), what));
+  constexpr uint32_t kBlockThreads = DenseWarps(kShare) * 32;
   int resident = 0;
   RETURN_IF_ERROR(Checked(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, bytes), what));
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kBlockThreads, bytes), what));
   const uint32_t wave = Multiprocessors() * static_cast<uint32_t>(std::max(resident, 1));
   const uint32_t panels = PanelCount(gemv.matrix.rows);
-  const dim3 grid(std::min(kShared ? panels : CeilDivide(panels, kWarps), wave));
-  return Checked(LaunchChained(kernel, grid, kThreads, bytes, stream, gemv), what);
+  const dim3 grid(std::min(kShare > 1 ? panels : CeilDivide(panels, kWarps), wave));
+  return Checked(LaunchChained(kernel, grid, kBlockThreads, bytes, stream, gemv), what);
+}
+template <Encoding kEncoding, int kShare>
+Status LaunchDense(const Gemv& gemv, Stream stream) {
+  return gemv.token_count <= kTokenColumns ? LaunchDense<kEncoding, 1, kShare>(gemv, stream)
+                                           : LaunchDense<kEncoding, 2, kShare>(gemv, stream);
 }
 template <Encoding kEncoding>
 Status LaunchDense(const Gemv& gemv, Stream stream) {
-  // Panels enough for two rounds of 132 x 24 warps: the vocabulary.
-  const bool shared = PanelCount(gemv.matrix.rows) < 6000;
-  if (gemv.token_count <= kTokenColumns) {
-    return shared ? LaunchDense<kEncoding, 1, true>(gemv, stream)
-                  : LaunchDense<kEncoding, 1, false>(gemv, stream);
-  }
-  return shared ? LaunchDense<kEncoding, 2, true>(gemv, stream)
-                : LaunchDense<kEncoding, 2, false>(gemv, stream);
+  // By the shape alone, whatever the GPU: it decides the order of sums. 6000 panels are two rounds of
+  // 132 x 24 warps (the vocabulary), 200 not two blocks a multiprocessor.
+  const uint32_t panels = PanelCount(gemv.matrix.rows);
+  if (panels >= 6000) return LaunchDense<kEncoding, 1>(gemv, stream);
+  if (panels > 200) return LaunchDense<kEncoding, static_cast<int>(kWarps)>(gemv, stream);
+  return LaunchDense<kEncoding, static_cast<int>(kManyWarps)>(gemv, stream);
 }
 
 Status LaunchDense(const Gemv& gemv, Stream stream) {
@@ -339,8 +369,10 @@ Status LaunchDown(const ExpertGemv& gemv, Stream stream) {
                          StagedBytes(gemv.top_k, gemv.layout.intermediate);
   if (bytes > MaxSharedBytes()) return TooLarge("down of few tokens", bytes);
   const dim3 grid(PanelCount(gemv.layout.hidden), gemv.token_count);
-  RETURN_IF_ERROR(Checked(AllowShared(DownGemv<kEncoding>, bytes), "down of few tokens"));
-  return Checked(LaunchChained(DownGemv<kEncoding>, grid, kDownWarps * 32, bytes, stream, gemv),
+  const auto kernel =
+      gemv.token_count == 1 ? DownGemv<kEncoding, true> : DownGemv<kEncoding, false>;
+  RETURN_IF_ERROR(Checked(AllowShared(kernel, bytes), "down of few tokens"));
+  return Checked(LaunchChained(kernel, grid, kDownWarps * 32, bytes, stream, gemv),
                  "down of few tokens");
 }
 
@@ -362,7 +394,7 @@ Status RunGemv(const Gemv& gemv, Stream stream) {
   const uint32_t row_bytes = StagedBytes(1, gemv.matrix.cols);
   if (row_bytes > MaxSharedBytes()) return TooLarge("dense product of few tokens", row_bytes);
   // What is static comes on top: partial sums of all warps.
-  constexpr uint32_t kStaticBytes = 12 * 1024;
+  constexpr uint32_t kStaticBytes = 20 * 1024;
   const uint32_t fitting = (MaxSharedBytes() - std::min(kStaticBytes, MaxSharedBytes())) / row_bytes;
   const uint32_t step = std::clamp(fitting, 1u, kGemvTokens);
   for (uint32_t t = 0; t < gemv.token_count; t += step) {

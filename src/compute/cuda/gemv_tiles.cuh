@@ -165,25 +165,25 @@ class RowStager {
     }
   }
 
-  // write(token, column, values), columns up to `padded`; zeros from `cols` on. squares: a float a warp
-  // and token in shared memory. A barrier must follow.
-  template <typename Write>
-  __device__ void Stage(uint32_t first_token, uint32_t token_count, uint32_t padded,
-                        float* squares, const Write& write) const {
-    const uint32_t warps = blockDim.x / 32;
-    if (input_.norm != nullptr) {
-      for (uint32_t t = 0; t < token_count; ++t) {
-        const float* row = input_.x + uint64_t{first_token + t} * input_.stride;
-        float sum = 0;
-        for (uint32_t c = threadIdx.x * 4; c < cols_; c += blockDim.x * 4) {
-          const float4 v = LoadFour(row, c, cols_);
-          sum += v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
-        }
-        sum = WarpSum(sum);
-        if (threadIdx.x % 32 == 0) squares[t * warps + threadIdx.x / 32] = sum;
+  // Of the tokens' rows: a float a warp and token into shared memory; a barrier before Write.
+  __device__ void SumSquares(uint32_t first_token, uint32_t token_count, float* squares) const {
+    if (input_.norm == nullptr) return;
+    for (uint32_t t = 0; t < token_count; ++t) {
+      const float* row = input_.x + uint64_t{first_token + t} * input_.stride;
+      float sum = 0;
+      for (uint32_t c = threadIdx.x * 4; c < cols_; c += blockDim.x * 4) {
+        const float4 v = LoadFour(row, c, cols_);
+        sum += v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
       }
-      __syncthreads();
+      sum = WarpSum(sum);
+      if (threadIdx.x % 32 == 0) squares[t * (blockDim.x / 32) + threadIdx.x / 32] = sum;
     }
+  }
+  // write(token, column, values), columns up to `padded`, zeros from `cols` on. A barrier must follow.
+  template <typename Writer>
+  __device__ void Write(uint32_t first_token, uint32_t token_count, uint32_t padded,
+                        const float* squares, const Writer& write) const {
+    const uint32_t warps = blockDim.x / 32;
     for (uint32_t t = 0; t < token_count; ++t) {
       const float* row = input_.x + uint64_t{first_token + t} * input_.stride;
       float factor = 1;
@@ -203,6 +203,14 @@ class RowStager {
         write(t, c, Normed(row, c, weight, factor));
       }
     }
+  }
+  // Both, and the barrier between.
+  template <typename Writer>
+  __device__ void Stage(uint32_t first_token, uint32_t token_count, uint32_t padded,
+                        float* squares, const Writer& write) const {
+    SumSquares(first_token, token_count, squares);
+    if (input_.norm != nullptr) __syncthreads();
+    Write(first_token, token_count, padded, squares, write);
   }
 
  private:

@@ -169,18 +169,19 @@ struct XLoader {
 // 16 experts x 32 tokens of a warp.
 struct RouterSums {
   float sums[kWarpTokens / 8][4] = {};
+  float2 w[4][4];  // rows 2g and 2g + 1 of columns 16 s + 4 t + e
 
-  // panel: of the weights, from the tile's first column on; tokens: the warp's first.
-  __device__ void Add(const float* panel, const XTile& tile, uint32_t tokens, uint32_t lane) {
-    const uint32_t g = lane / 4, t = lane % 4;
-    float2 w[4][4];
+  // panel: of the weights, from a tile's first column on.
+  __device__ void Load(const float* panel, uint32_t s, uint32_t lane) {
 #pragma unroll
-    for (uint32_t s = 0; s < 4; ++s) {
-#pragma unroll
-      for (uint32_t e = 0; e < 4; ++e) {
-        w[s][e] = *reinterpret_cast<const float2*>(panel + (16 * s + 4 * t + e) * kTileRows + 2 * g);
-      }
+    for (uint32_t e = 0; e < 4; ++e) {
+      const uint32_t column = 16 * s + 4 * (lane % 4) + e;
+      w[s][e] = *reinterpret_cast<const float2*>(panel + column * kTileRows + 2 * (lane / 4));
     }
+  }
+  // tokens: the warp's first; next: of the weights, the next tile, asked for as soon as there is room.
+  __device__ void Add(const XTile& tile, uint32_t tokens, const float* next, uint32_t lane) {
+    const uint32_t g = lane / 4, t = lane % 4;
 #pragma unroll
     for (uint32_t s = 0; s < 4; ++s) {
       const uint32_t high[4] = {PackBf16(w[s][0].x, w[s][1].x), PackBf16(w[s][0].y, w[s][1].y),
@@ -189,6 +190,7 @@ struct RouterSums {
                                PackRest(w[s][0].y, w[s][1].y, high[1]),
                                PackRest(w[s][2].x, w[s][3].x, high[2]),
                                PackRest(w[s][2].y, w[s][3].y, high[3])};
+      if (next != nullptr) Load(next, s, lane);
       const uint32_t column = 16 * s + 4 * t;
 #pragma unroll
       for (uint32_t n = 0; n < kWarpTokens / 8; ++n) {
@@ -224,11 +226,16 @@ __global__ void __launch_bounds__(kTileThreads) RouterTiles(const Router router)
                  .column = threadIdx.x % 8 * 8};
   RouterSums sums;
   loader.Load(0);
+#pragma unroll
+  for (uint32_t i = 0; i < 4; ++i) {
+    if (inside) sums.Load(weights, i, lane);
+  }
   for (uint32_t k = 0; k < k_tiles; ++k) {
     loader.Store(tiles[k % 2], loaded);
     if (k + 1 < k_tiles) loader.Load((k + 1) * kTileCols);
     __syncthreads();  // the tile is full, and all are done with the one filled next
-    if (inside) sums.Add(weights + k * kTileCols * kTileRows, tiles[k % 2], tokens, lane);
+    const float* next = k + 1 < k_tiles ? weights + (k + 1) * kTileCols * kTileRows : nullptr;
+    if (inside) sums.Add(tiles[k % 2], tokens, next, lane);
   }
   float squares = loader.squares;
   for (int step = 1; step < 8; step *= 2) squares += __shfl_xor_sync(~0u, squares, step);
