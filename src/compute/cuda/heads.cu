@@ -52,64 +52,67 @@ __device__ float Turned(const HeadRows& rows, const float* head, uint32_t d, con
                   : head[d] * cos[d - half] + head[d - half] * sin[d - half];
 }
 
-// Values d .. d + 3.
-__device__ void Turn(const HeadRows& rows, const float* head, uint32_t d, const float* cos,
-                     const float* sin, float (&v)[4]) {
-  const uint32_t half = rows.rotary_dim / 2;
-  if (rows.interleaved || half % 4 != 0 || d >= rows.rotary_dim) {
-    for (int e = 0; e < 4; ++e) v[e] = Turned(rows, head, d + e, cos, sin);
-    return;
-  }
-  const uint32_t angle = d < half ? d : d - half;
-  const float4 c = *reinterpret_cast<const float4*>(cos + angle);
-  const float4 s = *reinterpret_cast<const float4*>(sin + angle);
-  const float4 x = *reinterpret_cast<const float4*>(head + d);
-  const float4 y = *reinterpret_cast<const float4*>(d < half ? head + d + half : head + angle);
-  const float sign = d < half ? -1.0f : 1.0f;
-  v[0] = x.x * c.x + sign * y.x * s.x, v[1] = x.y * c.y + sign * y.y * s.y;
-  v[2] = x.z * c.z + sign * y.z * s.z, v[3] = x.w * c.w + sign * y.w * s.w;
-}
-
-// A head in a warp: lane l has dimensions 4 l .. 4 l + 3 of each 128.
-constexpr uint32_t kParts = kMaxHeadDim / 128;
+// How a head lies in a warp: lane l has dimensions 4 l .. 4 l + 3 of each 128. kCommon: one part of
+// at most 128 dimensions, halves that turn with each other, of a multiple of 4; then a lane turns with
+// another lane's four values. All cases in one kernel would take 108 registers instead of 40.
+template <bool kCommon>
 struct Head {
+  static constexpr uint32_t kParts = kCommon ? 1 : kMaxHeadDim / 128;
   Four parts[kParts];
 
-  __device__ void Load(const HeadRows& rows, uint64_t row, uint32_t head, uint32_t lane) {
+  __device__ void Load(const HeadRows& rows, uint64_t at, uint32_t lane) {
 #pragma unroll
     for (uint32_t i = 0; i < kParts; ++i) {
       const uint32_t d = i * 128 + lane * 4;
-      if (d < rows.kv.head_dim) parts[i].Load(rows, row + uint64_t{head} * rows.kv.head_dim + d);
+      if (d < rows.kv.head_dim) parts[i].Load(rows, at + d);
     }
   }
-  // `buffer` takes the head in between.
-  __device__ void NormAndTurn(const HeadRows& rows, const float* norm, uint64_t angles, float* buffer,
-                              uint32_t lane) {
-    const uint32_t dim = rows.kv.head_dim;
+  __device__ void Norm(const HeadRows& rows, const float* norm, uint32_t lane) {
     float squares = 0;
 #pragma unroll
     for (uint32_t i = 0; i < kParts; ++i) {
-      if (i * 128 + lane * 4 < dim) squares += parts[i].Squares();
+      if (i * 128 + lane * 4 < rows.kv.head_dim) squares += parts[i].Squares();
     }
     const float factor =
-        norm == nullptr ? 1 : rsqrtf(WarpSum(squares) / static_cast<float>(dim) + rows.epsilon);
-    __syncwarp();  // the buffer's last head has been read
+        rsqrtf(WarpSum(squares) / static_cast<float>(rows.kv.head_dim) + rows.epsilon);
 #pragma unroll
     for (uint32_t i = 0; i < kParts; ++i) {
       const uint32_t d = i * 128 + lane * 4;
-      if (d >= dim) continue;
-      float4 weight = {1, 1, 1, 1};
-      if (norm != nullptr) weight = *reinterpret_cast<const float4*>(norm + d);
-      const float* v = parts[i].v;
-      *reinterpret_cast<float4*>(buffer + d) =
-          make_float4(v[0] * factor * weight.x, v[1] * factor * weight.y, v[2] * factor * weight.z,
-                      v[3] * factor * weight.w);
+      if (d >= rows.kv.head_dim) continue;
+      const float4 weight = *reinterpret_cast<const float4*>(norm + d);
+      float* const v = parts[i].v;
+      v[0] *= factor * weight.x, v[1] *= factor * weight.y;
+      v[2] *= factor * weight.z, v[3] *= factor * weight.w;
+    }
+  }
+  // cos, sin: of the token. buffer: for a head.
+  __device__ void Turn(const HeadRows& rows, const float* cos, const float* sin, float* buffer,
+                       uint32_t lane) {
+#pragma unroll
+    for (uint32_t i = 0; i < kParts; ++i) {
+      const uint32_t d = i * 128 + lane * 4;
+      if (d < rows.kv.head_dim) parts[i].Store(buffer + d);
     }
     __syncwarp();
-#pragma unroll
-    for (uint32_t i = 0; i < kParts; ++i) {
-      const uint32_t d = i * 128 + lane * 4;
-      if (d < dim) Turn(rows, buffer, d, rows.cos + angles, rows.sin + angles, parts[i].v);
+    const uint32_t half = rows.rotary_dim / 2, d = lane * 4;
+    if constexpr (kCommon) {
+      if (d >= rows.rotary_dim) return;
+      const bool first = d < half;
+      const uint32_t angle = first ? d : d - half;
+      const float4 c = *reinterpret_cast<const float4*>(cos + angle);
+      float4 s = *reinterpret_cast<const float4*>(sin + angle);
+      const float4 other = *reinterpret_cast<const float4*>(buffer + (first ? d + half : angle));
+      if (first) s = make_float4(-s.x, -s.y, -s.z, -s.w);
+      float* const v = parts[0].v;
+      v[0] = v[0] * c.x + other.x * s.x, v[1] = v[1] * c.y + other.y * s.y;
+      v[2] = v[2] * c.z + other.z * s.z, v[3] = v[3] * c.w + other.w * s.w;
+    } else {
+#pragma unroll 1
+      for (uint32_t i = 0; i < kParts; ++i) {
+        for (uint32_t e = 0; e < 4 && i * 128 + d < rows.kv.head_dim; ++e) {
+          parts[i].v[e] = Turned(rows, buffer, i * 128 + d + e, cos, sin);
+        }
+      }
     }
   }
   template <typename Value>
@@ -122,49 +125,45 @@ struct Head {
   }
 };
 
-// A block has one token, or a part of its heads; while a warp works on one head, its next one comes.
+template <bool kCommon>
 __global__ void __launch_bounds__(kWarps * 32) PrepareHeads(const HeadRows rows) {
-  __shared__ __align__(16) float buffers[kWarps][kMaxHeadDim];
+  __shared__ __align__(16) float buffers[kWarps][kCommon ? 128 : kMaxHeadDim];
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, token = blockIdx.y;
   const uint32_t dim = rows.kv.head_dim, kv_heads = rows.kv.kv_heads;
-  const uint32_t head_count = rows.query_heads + 2 * kv_heads, step = gridDim.x * kWarps;
-  const uint64_t row = uint64_t{token} * rows.stride;
+  const uint32_t index = blockIdx.x * kWarps + warp;
   LetNextStart();
   WaitForPrevious();
-  uint32_t head = blockIdx.x * kWarps + warp;
-  Head current;
-  if (head < head_count) current.Load(rows, row, head, lane);
+  if (index >= rows.query_heads + 2 * kv_heads) return;
+  const bool is_query = index < rows.query_heads, is_value = index >= rows.query_heads + kv_heads;
   const uint32_t position =
       rows.positions != nullptr ? rows.positions[token] : rows.first_position + token;
+  Head<kCommon> head;
+  head.Load(rows, uint64_t{token} * rows.stride + index * dim, lane);
+  if (!is_value) {
+    const float* norm = is_query ? rows.q_norm : rows.k_norm;
+    if (norm != nullptr) head.Norm(rows, norm, lane);
+    const uint64_t angles = uint64_t{position} * (rows.rotary_dim / 2);
+    head.Turn(rows, rows.cos + angles, rows.sin + angles, buffers[warp], lane);
+  }
+  if (is_query) {
+    const uint64_t to = (uint64_t{token} * rows.query_heads + index) * dim;
+    if (rows.queries_bf16 != nullptr) {
+      head.Store(rows.queries_bf16 + to, dim, lane);
+    } else {
+      head.Store(rows.queries_f32 + to, dim, lane);
+    }
+    return;
+  }
+  const uint32_t kv_head = index - rows.query_heads - (is_value ? kv_heads : 0);
   const uint32_t page =
       rows.kv.block_tables[uint64_t{token} * rows.kv.table_stride + position / kKvPagePositions];
-  for (; head < head_count; head += step) {
-    Head next;
-    if (head + step < head_count) next.Load(rows, row, head + step, lane);
-    const bool is_query = head < rows.query_heads, is_value = head >= rows.query_heads + kv_heads;
-    if (!is_value) {
-      current.NormAndTurn(rows, is_query ? rows.q_norm : rows.k_norm,
-                          uint64_t{position} * (rows.rotary_dim / 2), buffers[warp], lane);
-    }
-    if (is_query) {
-      const uint64_t to = (uint64_t{token} * rows.query_heads + head) * dim;
-      if (rows.queries_bf16 != nullptr) {
-        current.Store(rows.queries_bf16 + to, dim, lane);
-      } else {
-        current.Store(rows.queries_f32 + to, dim, lane);
-      }
-    } else {
-      const uint32_t kv_head = (head - rows.query_heads) % kv_heads;
-      const uint64_t to = ((uint64_t{page} * kv_heads + kv_head) * kKvPagePositions +
-                           position % kKvPagePositions) *
-                          dim;
-      if (rows.kv.keys_f32 != nullptr) {
-        current.Store((is_value ? rows.kv.values_f32 : rows.kv.keys_f32) + to, dim, lane);
-      } else {
-        current.Store((is_value ? rows.kv.values : rows.kv.keys) + to, dim, lane);
-      }
-    }
-    current = next;
+  const uint64_t to =
+      ((uint64_t{page} * kv_heads + kv_head) * kKvPagePositions + position % kKvPagePositions) *
+      dim;
+  if (rows.kv.keys_f32 != nullptr) {
+    head.Store((is_value ? rows.kv.values_f32 : rows.kv.keys_f32) + to, dim, lane);
+  } else {
+    head.Store((is_value ? rows.kv.values : rows.kv.keys) + to, dim, lane);
   }
 }
 
@@ -190,10 +189,10 @@ Status RunHeads(const HeadRows& rows, Stream stream) {
     if (rows.queries_bf16 != nullptr) part.queries_bf16 += queries;
     if (rows.queries_f32 != nullptr) part.queries_f32 += queries;
     part.kv.block_tables += uint64_t{first} * rows.kv.table_stride;
-    // A warp a head. All heads of a token in one block, several a warp, were slower (H200, 8192 tokens:
-    // 200 us for 110).
     const dim3 grid(CeilDivide(head_count, kWarps), part.token_count);
-    RETURN_IF_ERROR(Checked(LaunchChained(PrepareHeads, grid, kWarps * 32, 0, stream, part),
+    const bool common = dim <= 128 && !rows.interleaved && rows.rotary_dim % 8 == 0;
+    const auto kernel = common ? PrepareHeads<true> : PrepareHeads<false>;
+    RETURN_IF_ERROR(Checked(LaunchChained(kernel, grid, kWarps * 32, 0, stream, part),
                             "norm and rotation of heads"));
   }
   return OkStatus();
