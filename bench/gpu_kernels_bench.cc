@@ -1,13 +1,14 @@
-// The kernels of a forward pass on a GPU beside the grouped GEMM, on the shapes of Qwen3-30B-A3B: what
-// a decode step and a prefill chunk take, and what share of the GPU's bandwidth or of a bound that is.
+// The kernels of a forward pass on a GPU beside the grouped GEMM, on the shapes of Qwen3-30B-A3B:
+// what a decode step and a prefill chunk take, and what share of the GPU's bandwidth or of a bound
+// that is.
 //
 //   gpu_kernels_bench [--past N] [--tokens N] [--encoding q4|q8|bf16]
 //
-// Weights and activations are random; each of 8 layers has weights of its own, more than the L2 cache.
-// Decode kernels are captured into one CUDA graph over all layers, as decode runs them, and replayed;
-// prefill kernels are timed one by one by events. Medians of 20 after 3. GB/s count weights and cache
-// read once; the copy that they are compared with counts what it reads and writes. One JSON line a
-// measurement.
+// Weights and activations are random; each of 8 layers has weights of its own, more than the L2
+// cache. Decode kernels are captured into one CUDA graph over all layers, as decode runs them, and
+// replayed; prefill kernels are timed one by one by events. Medians of 20 after 3. GB/s count
+// weights and cache read once; the copy that they are compared with counts what it reads and
+// writes. One JSON line a measurement.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -146,8 +147,8 @@ struct Layer {
   Layer(Encoding encoding, uint64_t seed)
       : qkv_bytes(Weights(encoding, MatrixBytes(encoding, kProjected, kHidden), seed)),
         o_bytes(Weights(encoding, MatrixBytes(encoding, kHidden, kQueryWidth), seed + 1)),
-        router_bytes(Weights(Encoding::kF32, MatrixBytes(Encoding::kF32, kExperts, kHidden),
-                             seed + 2)),
+        router_bytes(
+            Weights(Encoding::kF32, MatrixBytes(Encoding::kF32, kExperts, kHidden), seed + 2)),
         norm(Floats(kHidden, seed + 3)) {
     layout = {encoding, encoding, kHidden, kIntermediate};
     slots = Weights(encoding, kExperts * layout.record_bytes(), seed + 4);
@@ -216,8 +217,8 @@ class Decode {
     }
     experts_ = Require(DeviceArray<uint32_t>::Copy(chosen));
     routed_ = Require(DeviceArray<uint32_t>::Copy(chosen));
-    positions_ =
-        Require(DeviceArray<uint32_t>::Copy(std::vector<uint32_t>(tokens, bench.settings.past - 1)));
+    positions_ = Require(
+        DeviceArray<uint32_t>::Copy(std::vector<uint32_t>(tokens, bench.settings.past - 1)));
     scratch_ = Require(DeviceArray<std::byte>::Allocate(
         DecodeAttentionScratchBytes(tokens, kQueryHeads, kHeadDim)));
     Require(scratch_.Fill(0));
@@ -384,7 +385,8 @@ void MeasurePrefill(Bench& bench) {
   const Layer& layer = bench.layers[0];
   auto x = Floats(size_t{tokens} * kHidden, 21);
   auto operand = Bf16(size_t{tokens} * kQueryWidth, 22);
-  auto natural = Bf16(size_t{tokens} * kHidden, 23), projected = Bf16(size_t{tokens} * kProjected, 24);
+  auto natural = Bf16(size_t{tokens} * kHidden, 23),
+       projected = Bf16(size_t{tokens} * kProjected, 24);
   auto queries = Bf16(size_t{tokens} * kQueryWidth, 25);
   auto logits = Floats(size_t{tokens} * kExperts, 26), weights = Floats(size_t{tokens} * kTopK, 27);
   const size_t pairs = size_t{tokens} * kTopK;

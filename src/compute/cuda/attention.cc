@@ -13,13 +13,14 @@ Status RunPrefillAttention(const PrefillAttention& attention, Stream stream) {
   if (attention.token_count == 0) return OkStatus();
   const bool hopper = DeviceAttribute(cudaDevAttrComputeCapabilityMajor) == 9;
   const bool fits = kv.head_dim == 64 || kv.head_dim == 128;
-  const bool wgmma = attention.path == GemmPath::kBest ? hopper && fits
-                                                       : attention.path == GemmPath::kWgmma;
+  const bool wgmma =
+      attention.path == GemmPath::kBest ? hopper && fits : attention.path == GemmPath::kWgmma;
   if (wgmma && !(hopper && fits)) {
     return Unsupported("attention by wgmma: needs Hopper and heads of 64 or 128 dimensions, not " +
                        std::to_string(kv.head_dim));
   }
-  return wgmma ? LaunchWgmmaAttention(attention, stream) : LaunchMmaSyncAttention(attention, stream);
+  return wgmma ? LaunchWgmmaAttention(attention, stream)
+               : LaunchMmaSyncAttention(attention, stream);
 }
 
 }  // namespace moraine::gpu

@@ -1,4 +1,5 @@
-// The two ways of RunPrefillAttention, and RunDecodeAttention over a float32 cache. Internal to compute/cuda.
+// The two ways of RunPrefillAttention, and RunDecodeAttention over a float32 cache. Internal to
+// compute/cuda.
 #pragma once
 
 #include "base/status.h"

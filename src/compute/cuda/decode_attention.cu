@@ -1,7 +1,7 @@
 // Attention of one token, its past split over blocks (RunDecodeAttention).
 //
-// A block has 8 query heads of one KV head and a run of pages; each of its warps takes every 8th (or
-// 4th) unit of 16 positions through shared memory of its own, without a barrier. The 16 rows of
+// A block has 8 query heads of one KV head and a run of pages; each of its warps takes every 8th
+// (or 4th) unit of 16 positions through shared memory of its own, without a barrier. The 16 rows of
 // mma.sync are the 8 heads twice: bf16 of the queries (then of the weights), and what bf16 leaves.
 // Both come out in the same lane, so that the sum costs one addition.
 //
@@ -24,15 +24,15 @@ constexpr uint32_t kRuns = 32;
 constexpr uint32_t kHeads = 8;  // query heads of a block
 constexpr uint32_t kUnit = 16;  // positions
 
-// The state of one head over some positions: values weighed by 2^(score - maximum), the largest score,
-// the sum of those weights; two floats of padding.
+// The state of one head over some positions: values weighed by 2^(score - maximum), the largest
+// score, the sum of those weights; two floats of padding.
 constexpr uint32_t StateFloats(uint32_t head_dim) { return head_dim + 4; }
 
 template <int kDim>
 struct Sizes {
   static constexpr uint32_t kWarps = kDim > 128 ? 4 : 8;
-  static constexpr uint32_t kTileBytes = kUnit * kDim * 2;     // keys, or values, of a unit
-  static constexpr uint32_t kWarpBytes = 2 * 2 * kTileBytes;   // two stages of both
+  static constexpr uint32_t kTileBytes = kUnit * kDim * 2;    // keys, or values, of a unit
+  static constexpr uint32_t kWarpBytes = 2 * 2 * kTileBytes;  // two stages of both
   static constexpr uint32_t kStateBytes = kHeads * StateFloats(kDim) * 4;
   static constexpr uint32_t kSharedBytes = kWarps * std::max(kWarpBytes, kStateBytes);
   static constexpr uint32_t kChunks = kDim / 8;  // of 16 bytes in a row
@@ -133,8 +133,7 @@ struct Walker {
   __device__ void ClearValues(uint32_t stage, uint32_t visible) const {
     for (uint32_t i = visible * Size::kChunks + lane; i < kUnit * Size::kChunks; i += 32) {
       const uint32_t at = Size::At(i / Size::kChunks, i % Size::kChunks);
-      asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(
-                       stage + Size::kTileBytes + at),
+      asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(stage + Size::kTileBytes + at),
                    "r"(0)
                    : "memory");
     }
@@ -159,8 +158,8 @@ struct Walker {
   }
 };
 
-// Adds up to 32 states of each head, in order; all but the first may be empty (maximum -infinity, sum
-// 0, values 0). kOfOtherBlocks: they are not in this multiprocessor's cache.
+// Adds up to 32 states of each head, in order; all but the first may be empty (maximum -infinity,
+// sum 0, values 0). kOfOtherBlocks: they are not in this multiprocessor's cache.
 struct Totals {
   float factors[kHeads][32];
   float maximum[kHeads], sum[kHeads];
@@ -168,11 +167,14 @@ struct Totals {
 template <int kDim, bool kOfOtherBlocks>
 class Merger {
  public:
-
-  // State i of head h begins at states + h * head_stride + i * stride. All threads; a barrier before.
+  // State i of head h begins at states + h * head_stride + i * stride. All threads; a barrier
+  // before.
   __device__ Merger(const float* states, uint32_t head_stride, uint32_t stride, uint32_t count,
                     uint32_t head_count, Totals& totals)
-      : states_(states), head_stride_(head_stride), stride_(stride), count_(count),
+      : states_(states),
+        head_stride_(head_stride),
+        stride_(stride),
+        count_(count),
         totals_(totals) {
     const uint32_t lane = threadIdx.x % 32;
     for (uint32_t h = threadIdx.x / 32; h < head_count; h += blockDim.x / 32) {
@@ -260,9 +262,8 @@ __global__ void __launch_bounds__(Sizes<kDim>::kWarps * 32)
   };
   copy(begin + warp, 0);
   constexpr float kLog2e = 1.4426950408889634f;
-  walker.LoadQueries(
-      attention.queries + (uint64_t{token} * attention.query_heads + head) * kDim, head_count,
-      attention.scale * kLog2e);
+  walker.LoadQueries(attention.queries + (uint64_t{token} * attention.query_heads + head) * kDim,
+                     head_count, attention.scale * kLog2e);
   uint32_t stage = 0;
   for (uint32_t unit = begin + warp; unit < units_end; unit += Size::kWarps, stage ^= 1) {
     copy(unit + Size::kWarps, stage ^ 1);
@@ -311,8 +312,8 @@ __global__ void __launch_bounds__(Sizes<kDim>::kWarps * 32)
   }
 }
 
-// Counters come first, one a token, KV head and 8 query heads: as many whatever the call, so that no
-// call's states lie where another's counters are.
+// Counters come first, one a token, KV head and 8 query heads: as many whatever the call, so that
+// no call's states lie where another's counters are.
 constexpr uint32_t kMaxCounters = 16384, kCounterBytes = kMaxCounters * 4;
 
 template <int kDim>
@@ -336,10 +337,8 @@ Status Launch(const DecodeAttention& attention, Stream stream) {
 
 }  // namespace
 
-uint64_t DecodeAttentionScratchBytes(uint32_t max_tokens, uint32_t query_heads,
-                                     uint32_t head_dim) {
-  return kCounterBytes +
-         uint64_t{max_tokens} * query_heads * kRuns * StateFloats(head_dim) * 4;
+uint64_t DecodeAttentionScratchBytes(uint32_t max_tokens, uint32_t query_heads, uint32_t head_dim) {
+  return kCounterBytes + uint64_t{max_tokens} * query_heads * kRuns * StateFloats(head_dim) * 4;
 }
 
 Status RunDecodeAttention(const DecodeAttention& attention, Stream stream) {
@@ -350,13 +349,20 @@ Status RunDecodeAttention(const DecodeAttention& attention, Stream stream) {
   if (attention.token_count == 0) return OkStatus();
   if (attention.kv.keys_f32 != nullptr) return LaunchDecodeAttentionF32(attention, stream);
   switch (attention.kv.head_dim) {
-    case 16: return Launch<16>(attention, stream);
-    case 32: return Launch<32>(attention, stream);
-    case 64: return Launch<64>(attention, stream);
-    case 96: return Launch<96>(attention, stream);
-    case 128: return Launch<128>(attention, stream);
-    case 256: return Launch<256>(attention, stream);
-    default: break;
+    case 16:
+      return Launch<16>(attention, stream);
+    case 32:
+      return Launch<32>(attention, stream);
+    case 64:
+      return Launch<64>(attention, stream);
+    case 96:
+      return Launch<96>(attention, stream);
+    case 128:
+      return Launch<128>(attention, stream);
+    case 256:
+      return Launch<256>(attention, stream);
+    default:
+      break;
   }
   return Unsupported("attention with heads of " + std::to_string(attention.kv.head_dim) +
                      " dimensions on the GPU");

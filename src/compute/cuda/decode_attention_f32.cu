@@ -1,5 +1,6 @@
 // RunDecodeAttention over a float32 cache: float32 throughout, for results that are compared with a
-// reference, not for speed. A block has one query head of one token, its warps take positions in turn.
+// reference, not for speed. A block has one query head of one token, its warps take positions in
+// turn.
 #include <cuda_runtime.h>
 
 #include <string>

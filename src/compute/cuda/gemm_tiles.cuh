@@ -245,8 +245,8 @@ struct LaneTile<Encoding::kBf16> {
 
 __device__ inline float Silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
-// One panel's sums as float32, or added to what is there: 16 loads of a lane at a time, or each would
-// wait for the store before it.
+// One panel's sums as float32, or added to what is there: 16 loads of a lane at a time, or each
+// would wait for the store before it.
 template <int kTokens>
 __device__ inline void StoreFloats(float* out, uint64_t stride, int count,
                                    DenseProduct::Output kind, const float (&sums)[kTokens / 2]) {

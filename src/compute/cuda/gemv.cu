@@ -1,5 +1,6 @@
-// Matrix-vector products of q4, q8 and bf16 (gemv.h). A block owns whole panels of 16 rows; its warps
-// share the panel's tiles, each with several tiles in flight, and add up through shared memory.
+// Matrix-vector products of q4, q8 and bf16 (gemv.h). A block owns whole panels of 16 rows; its
+// warps share the panel's tiles, each with several tiles in flight, and add up through shared
+// memory.
 //
 // Tiles of the first panel are asked for before x is normalised (dense ones before the kernel that
 // makes x has ended), those of the next while one is multiplied, so that memory does not wait for
@@ -80,14 +81,14 @@ __device__ void ColumnRows(const uint16_t* x, uint32_t row_elements, uint32_t ro
 
 // ---- Dense ----
 
-// kShare: warps of a block that share its panel and add up through shared memory. 1: of large matrices
-// each of the 8 warps has panels of its own, and no barrier is met.
+// kShare: warps of a block that share its panel and add up through shared memory. 1: of large
+// matrices each of the 8 warps has panels of its own, and no barrier is met.
 constexpr uint32_t DenseWarps(int share) { return share == 1 ? kWarps : share; }
 template <Encoding kEncoding, int kGroups, int kShare>
-__global__ void __launch_bounds__(DenseWarps(kShare) * 32,
-                                  kShare == kManyWarps             ? 1
-                                  : kGroups == 1                   ? ResidentBlocks(kEncoding)
-                                                                   : 2) DenseGemv(const Gemv gemv) {
+__global__ void __launch_bounds__(DenseWarps(kShare) * 32, kShare == kManyWarps ? 1
+                                                           : kGroups == 1
+                                                               ? ResidentBlocks(kEncoding)
+                                                               : 2) DenseGemv(const Gemv gemv) {
   constexpr bool kShared = kShare > 1;
   constexpr uint32_t kBlockWarps = DenseWarps(kShare);
   constexpr int kTiles = DenseTiles(kEncoding);
@@ -120,8 +121,8 @@ __global__ void __launch_bounds__(DenseWarps(kShare) * 32,
   ColumnRows(x, padded + kXPadding, 2 * gemv.token_count, lane, rows);
 
   for (uint32_t turn = 0; panel < panels; panel += panel_step, turn ^= 1) {
-    const bool owns = kShared && own_token < gemv.token_count &&
-                      panel * kTileRows + own_row < gemv.matrix.rows;
+    const bool owns =
+        kShared && own_token < gemv.token_count && panel * kTileRows + own_row < gemv.matrix.rows;
     float* const own = gemv.y + uint64_t{own_token} * gemv.y_stride + panel * kTileRows + own_row;
     const float old = owns && gemv.add ? *own : 0;  // asked for before it is wanted
     float sums[1][kGroups][4] = {};
@@ -224,8 +225,7 @@ constexpr uint32_t kDownWarps = 16;
 constexpr uint32_t DownShares(uint32_t top_k) { return CeilDivide(kDownWarps, top_k); }
 
 template <Encoding kEncoding, bool kOneToken>
-__global__ void __launch_bounds__(kDownWarps * 32,
-                                  !kOneToken && kEncoding == Encoding::kQ4 ? 2 : 1)
+__global__ void __launch_bounds__(kDownWarps * 32, !kOneToken && kEncoding == Encoding::kQ4 ? 2 : 1)
     DownGemv(const ExpertGemv gemv) {
   constexpr int kTiles = DownTiles(kEncoding, kOneToken);
   extern __shared__ __align__(16) unsigned char shared[];
@@ -319,7 +319,8 @@ Status LaunchDense(const Gemv& gemv, Stream stream) {
   constexpr uint32_t kBlockThreads = DenseWarps(kShare) * 32;
   int resident = 0;
   RETURN_IF_ERROR(Checked(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kBlockThreads, bytes), what));
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kBlockThreads, bytes),
+      what));
   const uint32_t wave = Multiprocessors() * static_cast<uint32_t>(std::max(resident, 1));
   const uint32_t panels = PanelCount(gemv.matrix.rows);
   const dim3 grid(std::min(kShare > 1 ? panels : CeilDivide(panels, kWarps), wave));
@@ -332,8 +333,8 @@ Status LaunchDense(const Gemv& gemv, Stream stream) {
 }
 template <Encoding kEncoding>
 Status LaunchDense(const Gemv& gemv, Stream stream) {
-  // By the shape alone, whatever the GPU: it decides the order of sums. 6000 panels are two rounds of
-  // 132 x 24 warps (the vocabulary), 200 not two blocks a multiprocessor.
+  // By the shape alone, whatever the GPU: it decides the order of sums. 6000 panels are two rounds
+  // of 132 x 24 warps (the vocabulary), 200 not two blocks a multiprocessor.
   const uint32_t panels = PanelCount(gemv.matrix.rows);
   if (panels >= 6000) return LaunchDense<kEncoding, 1>(gemv, stream);
   if (panels > 200) return LaunchDense<kEncoding, static_cast<int>(kWarps)>(gemv, stream);
@@ -342,11 +343,16 @@ Status LaunchDense(const Gemv& gemv, Stream stream) {
 
 Status LaunchDense(const Gemv& gemv, Stream stream) {
   switch (gemv.matrix.encoding) {
-    case Encoding::kQ4: return LaunchDense<Encoding::kQ4>(gemv, stream);
-    case Encoding::kQ8: return LaunchDense<Encoding::kQ8>(gemv, stream);
-    case Encoding::kBf16: return LaunchDense<Encoding::kBf16>(gemv, stream);
-    case Encoding::kF32: return LaunchF32Gemv(gemv, stream);
-    default: break;
+    case Encoding::kQ4:
+      return LaunchDense<Encoding::kQ4>(gemv, stream);
+    case Encoding::kQ8:
+      return LaunchDense<Encoding::kQ8>(gemv, stream);
+    case Encoding::kBf16:
+      return LaunchDense<Encoding::kBf16>(gemv, stream);
+    case Encoding::kF32:
+      return LaunchF32Gemv(gemv, stream);
+    default:
+      break;
   }
   return Unsupported(std::string("product of few tokens with a matrix in ") +
                      EncodingName(gemv.matrix.encoding) + ": expected q4, q8, bf16 or f32");
@@ -395,7 +401,8 @@ Status RunGemv(const Gemv& gemv, Stream stream) {
   if (row_bytes > MaxSharedBytes()) return TooLarge("dense product of few tokens", row_bytes);
   // What is static comes on top: partial sums of all warps.
   constexpr uint32_t kStaticBytes = 20 * 1024;
-  const uint32_t fitting = (MaxSharedBytes() - std::min(kStaticBytes, MaxSharedBytes())) / row_bytes;
+  const uint32_t fitting =
+      (MaxSharedBytes() - std::min(kStaticBytes, MaxSharedBytes())) / row_bytes;
   const uint32_t step = std::clamp(fitting, 1u, kGemvTokens);
   for (uint32_t t = 0; t < gemv.token_count; t += step) {
     Gemv part = gemv;
@@ -411,9 +418,12 @@ Status RunGateUpGemv(const ExpertGemv& gemv, Stream stream) {
   RETURN_IF_ERROR(CheckExperts(gemv, gemv.layout.gate_up));
   if (gemv.token_count == 0) return OkStatus();
   switch (gemv.layout.gate_up) {
-    case Encoding::kQ4: return LaunchGateUp<Encoding::kQ4>(gemv, stream);
-    case Encoding::kQ8: return LaunchGateUp<Encoding::kQ8>(gemv, stream);
-    default: return LaunchGateUp<Encoding::kBf16>(gemv, stream);
+    case Encoding::kQ4:
+      return LaunchGateUp<Encoding::kQ4>(gemv, stream);
+    case Encoding::kQ8:
+      return LaunchGateUp<Encoding::kQ8>(gemv, stream);
+    default:
+      return LaunchGateUp<Encoding::kBf16>(gemv, stream);
   }
 }
 
@@ -421,9 +431,12 @@ Status RunDownGemv(const ExpertGemv& gemv, Stream stream) {
   RETURN_IF_ERROR(CheckExperts(gemv, gemv.layout.down));
   if (gemv.token_count == 0) return OkStatus();
   switch (gemv.layout.down) {
-    case Encoding::kQ4: return LaunchDown<Encoding::kQ4>(gemv, stream);
-    case Encoding::kQ8: return LaunchDown<Encoding::kQ8>(gemv, stream);
-    default: return LaunchDown<Encoding::kBf16>(gemv, stream);
+    case Encoding::kQ4:
+      return LaunchDown<Encoding::kQ4>(gemv, stream);
+    case Encoding::kQ8:
+      return LaunchDown<Encoding::kQ8>(gemv, stream);
+    default:
+      return LaunchDown<Encoding::kBf16>(gemv, stream);
   }
 }
 

@@ -61,12 +61,12 @@ struct ExpertGemv {
   ExpertLayout layout;  // no biases
   // By expert. Null for one that is not here: its (token, rank) pairs are left out of the sum.
   const std::byte* const* records = nullptr;
-  const uint32_t* experts = nullptr;  // token_count x top_k
+  const uint32_t* experts = nullptr;    // token_count x top_k
   uint32_t token_count = 0, top_k = 0;  // top_k <= 32
   GemvInput input;                      // gate and up's, one row a token
-  float* activated = nullptr;  // token_count x top_k rows of ActivatedStride floats
-  const float* weights = nullptr;  // token_count x top_k; down's
-  float* out = nullptr;            // token_count x layout.hidden
+  float* activated = nullptr;           // token_count x top_k rows of ActivatedStride floats
+  const float* weights = nullptr;       // token_count x top_k; down's
+  float* out = nullptr;                 // token_count x layout.hidden
   uint32_t out_stride = 0;
   bool add = false;
 };

@@ -1,6 +1,6 @@
 // Products of float32 matrices with few tokens, in float32: the router's, above all. A block owns 8
-// rows (a 32-byte sector of each column of a tile); a lane 4 of them and every 256th column. Internal
-// to compute/cuda.
+// rows (a 32-byte sector of each column of a tile); a lane 4 of them and every 256th column.
+// Internal to compute/cuda.
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,9 @@
 // What the matrix-vector kernels share: a lane's words of weight tiles, straight from device memory
 // to registers; the rows of x in shared memory; the products. Internal to compute/cuda.
 //
-// x lies in shared memory as bf16, natural order, two rows a token: rounded, and what is left of it.
-// A lane's words of a tile are columns 4t .. 4t + 3 of each 16 (gemm_tiles.cuh), so its B fragment
-// is 8 consecutive bytes of a row, and nothing is permuted.
+// x lies in shared memory as bf16, natural order, two rows a token: rounded, and what is left of
+// it. A lane's words of a tile are columns 4t .. 4t + 3 of each 16 (gemm_tiles.cuh), so its B
+// fragment is 8 consecutive bytes of a row, and nothing is permuted.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -42,14 +42,14 @@ struct XFragment {
   __device__ void Load(const uint16_t* const (&rows)[kGroups], uint32_t column) {
 #pragma unroll
     for (int n = 0; n < kGroups; ++n) {
-      words[n] = rows[n] != nullptr ? *reinterpret_cast<const uint2*>(rows[n] + column)
-                                    : make_uint2(0, 0);
+      words[n] =
+          rows[n] != nullptr ? *reinterpret_cast<const uint2*>(rows[n] + column) : make_uint2(0, 0);
     }
   }
 };
 
-// A lane's words of one tile. Load, then AddTo: sums of rows 2g (elements 0, 1) and 2g + 1 for x and
-// what is left of x of token t of each group.
+// A lane's words of one tile. Load, then AddTo: sums of rows 2g (elements 0, 1) and 2g + 1 for x
+// and what is left of x of token t of each group.
 template <Encoding kEncoding>
 struct GemvTile;
 
@@ -152,9 +152,9 @@ __device__ inline float4 LoadFour(const float* row, uint32_t c, uint32_t cols) {
   return make_float4(v[0], v[1], v[2], v[3]);
 }
 
-// Brings the rows of an input to shared memory, by all threads of a block: a thread has columns 4 (thread
-// + i x threads) .. + 3 of every row. The norm's weights are constant and asked for before
-// WaitForPrevious; sums of squares of all tokens share one barrier.
+// Brings the rows of an input to shared memory, by all threads of a block: thread i has columns
+// 4 i .. 4 i + 3, and every 4 x threads further on. The norm's weights are constant and asked for
+// before WaitForPrevious; sums of squares of all tokens share one barrier.
 class RowStager {
  public:
   __device__ RowStager(const GemvInput& input, uint32_t cols) : input_(input), cols_(cols) {
@@ -179,7 +179,8 @@ class RowStager {
       if (threadIdx.x % 32 == 0) squares[t * (blockDim.x / 32) + threadIdx.x / 32] = sum;
     }
   }
-  // write(token, column, values), columns up to `padded`, zeros from `cols` on. A barrier must follow.
+  // write(token, column, values), columns up to `padded`, zeros from `cols` on. A barrier must
+  // follow.
   template <typename Writer>
   __device__ void Write(uint32_t first_token, uint32_t token_count, uint32_t padded,
                         const float* squares, const Writer& write) const {
@@ -206,8 +207,8 @@ class RowStager {
   }
   // Both, and the barrier between.
   template <typename Writer>
-  __device__ void Stage(uint32_t first_token, uint32_t token_count, uint32_t padded,
-                        float* squares, const Writer& write) const {
+  __device__ void Stage(uint32_t first_token, uint32_t token_count, uint32_t padded, float* squares,
+                        const Writer& write) const {
     SumSquares(first_token, token_count, squares);
     if (input_.norm != nullptr) __syncthreads();
     Write(first_token, token_count, padded, squares, write);
@@ -216,8 +217,7 @@ class RowStager {
  private:
   static constexpr uint32_t kHeld = 2;
 
-  __device__ float4 Normed(const float* row, uint32_t c, const float4& weight,
-                           float factor) const {
+  __device__ float4 Normed(const float* row, uint32_t c, const float4& weight, float factor) const {
     if (c >= cols_) return {};
     const float4 v = LoadFour(row, c, cols_);
     if (input_.norm == nullptr) return v;

@@ -1,7 +1,7 @@
 // Grouped-query attention on the device over a paged KV cache.
 //
-//   RunHeads             projections -> norm of each query and key head -> RoPE -> queries, and keys
-//                        and values into the cache
+//   RunHeads             projections -> norm of each query and key head -> RoPE -> queries, and
+//                        keys and values into the cache
 //   RunPrefillAttention  many tokens of one sequence, causal over all that is in the cache
 //   RunDecodeAttention   one token of each of several sequences (or several tokens of one), the
 //                        past split over blocks
@@ -20,8 +20,8 @@
 // queries are, so 16 bits). Prefill's output is bf16, decode's float32. The sum of weights is of
 // the unrounded ones. Two runs give the same bits. Softmax runs in powers of two.
 //
-// head_dim: 16, 32, 64, 96, 128 or 256; kUnsupported for others, and for prefill over a float32 cache.
-// Units, pointers, threads, capture: as in gemv.h; bf16 is passed as its 16 bits.
+// head_dim: 16, 32, 64, 96, 128 or 256; kUnsupported for others, and for prefill over a float32
+// cache. Units, pointers, threads, capture: as in gemv.h; bf16 is passed as its 16 bits.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +38,9 @@ constexpr uint64_t KvPageElements(uint32_t kv_heads, uint32_t head_dim) {
   return uint64_t{kKvPagePositions} * kv_heads * head_dim;
 }
 
-// One layer's cache: 16-byte aligned pools in bf16, or in float32, which RunHeads and RunDecodeAttention
-// have, for comparing with a reference: no tensor cores, queries and weights not rounded either.
+// One layer's cache: 16-byte aligned pools in bf16, or in float32, which RunHeads and
+// RunDecodeAttention have, for comparing with a reference: no tensor cores, queries and weights not
+// rounded either.
 struct PagedKv {
   uint16_t* keys = nullptr;
   uint16_t* values = nullptr;
@@ -82,7 +83,7 @@ struct PrefillAttention {
   uint32_t first_position = 0;  // of the first token; the cache has all up to the last token's
   PagedKv kv;                   // table_stride 0
   float scale = 0;
-  uint16_t* operand = nullptr;  // rows of OperandStride(query_heads * head_dim), operand order
+  uint16_t* operand = nullptr;      // rows of OperandStride(query_heads * head_dim), operand order
   GemmPath path = GemmPath::kBest;  // wgmma: Hopper, head_dim 64 or 128
 };
 Status RunPrefillAttention(const PrefillAttention& attention, Stream stream);

@@ -1,5 +1,5 @@
-// Norm of query and key heads, RoPE, and the way into the KV cache (RunHeads). A warp has one head of
-// one token.
+// Norm of query and key heads, RoPE, and the way into the KV cache (RunHeads). A warp has one head
+// of one token.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -53,8 +53,8 @@ __device__ float Turned(const HeadRows& rows, const float* head, uint32_t d, con
 }
 
 // How a head lies in a warp: lane l has dimensions 4 l .. 4 l + 3 of each 128. kCommon: one part of
-// at most 128 dimensions, halves that turn with each other, of a multiple of 4; then a lane turns with
-// another lane's four values. All cases in one kernel would take 108 registers instead of 40.
+// at most 128 dimensions, halves that turn with each other, of a multiple of 4; then a lane turns
+// with another lane's four values. All cases in one kernel would take 108 registers instead of 26.
 template <bool kCommon>
 struct Head {
   static constexpr uint32_t kParts = kCommon ? 1 : kMaxHeadDim / 128;

@@ -1,5 +1,5 @@
-// Barriers in shared memory and the copies that complete on them (Hopper). Internal to compute/cuda;
-// sm_90a only.
+// Barriers in shared memory and the copies that complete on them (Hopper). Internal to
+// compute/cuda; sm_90a only.
 #pragma once
 
 #include <cuda.h>
@@ -39,7 +39,7 @@ __device__ inline void CopyBytes(uint32_t to, const void* from, uint32_t bytes, 
       : "memory");
 }
 __device__ inline void CopyBox(uint32_t to, const CUtensorMap* map, uint32_t column, uint32_t row,
-                        uint32_t barrier) {
+                               uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
       " [%0], [%1, {%2, %3}], [%4];" ::"r"(to),

@@ -24,7 +24,9 @@ inline uint32_t DeviceAttribute(cudaDeviceAttr attribute) {
   return static_cast<uint32_t>(value);
 }
 inline uint32_t Multiprocessors() { return DeviceAttribute(cudaDevAttrMultiProcessorCount); }
-inline uint32_t MaxSharedBytes() { return DeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+inline uint32_t MaxSharedBytes() {
+  return DeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
 
 template <typename Kernel>
 cudaError_t AllowShared(Kernel kernel, uint32_t bytes) {
@@ -33,9 +35,9 @@ cudaError_t AllowShared(Kernel kernel, uint32_t bytes) {
                               static_cast<int>(bytes));
 }
 
-// Launches a kernel that calls WaitForPrevious (mma.cuh) before it reads what others wrote: on Hopper
-// and later its blocks start while the kernel before it in the stream still ends, and ask for their
-// weights meanwhile.
+// Launches a kernel that calls WaitForPrevious (mma.cuh) before it reads what others wrote: on
+// Hopper and later its blocks start while the kernel before it in the stream still ends, and ask
+// for their weights meanwhile.
 template <typename... Parameters, typename... Arguments>
 cudaError_t LaunchChained(void (*kernel)(Parameters...), dim3 grid, uint32_t threads,
                           uint32_t shared_bytes, CUstream_st* stream, Arguments... arguments) {

@@ -2,8 +2,8 @@
 // compute/cuda.
 //
 // In lane 4g + t: A has rows g (a[0], a[2]) and g + 8 (a[1], a[3]), columns 2t, 2t + 1 (a[0], a[1])
-// and 2t + 8, 2t + 9; B has column g, rows 2t, 2t + 1 (b0) and 2t + 8, 2t + 9 (b1); D has row g (d[0],
-// d[1]) and g + 8, columns 2t and 2t + 1.
+// and 2t + 8, 2t + 9; B has column g, rows 2t, 2t + 1 (b0) and 2t + 8, 2t + 9 (b1); D has row g
+// (d[0], d[1]) and g + 8, columns 2t and 2t + 1.
 #pragma once
 
 #include <cuda_bf16.h>

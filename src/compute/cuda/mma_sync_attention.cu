@@ -1,10 +1,10 @@
 // Causal attention of many tokens from Ampere up: mma.sync, keys and values a page at a time by
 // cp.async.
 //
-// A block has 128 tokens (64 of large heads) of one query head, a warp 16 of them; a step is a page of
-// 64 positions, whose keys and values lie in shared memory twice, one being filled. Softmax is online
-// (Milakov and Gimelshein 2018; Dao 2023, FlashAttention-2): each row keeps its largest score and its
-// sum, in powers of two.
+// A block has 128 tokens (64 of large heads) of one query head, a warp 16 of them; a step is a page
+// of 64 positions, whose keys and values lie in shared memory twice, one being filled. Softmax is
+// online (Milakov and Gimelshein 2018; Dao 2023, FlashAttention-2): each row keeps its largest
+// score and its sum, in powers of two.
 //
 // Blocks of the last tokens, which see most, come first; the heads that share keys side by side.
 #include <cuda_runtime.h>
@@ -190,7 +190,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
   for (uint32_t page = 0; page < pages; ++page) {
     const uint32_t stage = stages + page % 2 * 2 * Size::kTileBytes;
     if (page + 1 < pages) {
-      CopyPage<kDim>(attention.kv, kv_head, page + 1, stages + (page + 1) % 2 * 2 * Size::kTileBytes);
+      CopyPage<kDim>(attention.kv, kv_head, page + 1,
+                     stages + (page + 1) % 2 * 2 * Size::kTileBytes);
     }
     CommitCopies();
     WaitCopies<1>();
@@ -201,10 +202,9 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       for (uint32_t i = end % kPage * Size::kChunks + threadIdx.x; i < kPage * Size::kChunks;
            i += Size::kThreads) {
         const uint32_t at = Size::At(i / Size::kChunks, i % Size::kChunks);
-        asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(stage + Size::kTileBytes +
-                                                                      at),
-                     "r"(0)
-                     : "memory");
+        asm volatile(
+            "st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(stage + Size::kTileBytes + at), "r"(0)
+            : "memory");
       }
       __syncthreads();
     }
@@ -218,7 +218,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
   const uint32_t begin = heads * kDim, padding = operand_stride - begin;
   for (uint32_t i = threadIdx.x; i < padding * Size::kTokens; i += Size::kThreads) {
     const uint32_t row = tile * Size::kTokens + i / padding;
-    if (row < attention.token_count) attention.operand[row * operand_stride + begin + i % padding] = 0;
+    if (row < attention.token_count)
+      attention.operand[row * operand_stride + begin + i % padding] = 0;
   }
 }
 
@@ -237,13 +238,20 @@ Status Launch(const PrefillAttention& attention, Stream stream) {
 
 Status LaunchMmaSyncAttention(const PrefillAttention& attention, Stream stream) {
   switch (attention.kv.head_dim) {
-    case 16: return Launch<16>(attention, stream);
-    case 32: return Launch<32>(attention, stream);
-    case 64: return Launch<64>(attention, stream);
-    case 96: return Launch<96>(attention, stream);
-    case 128: return Launch<128>(attention, stream);
-    case 256: return Launch<256>(attention, stream);
-    default: break;
+    case 16:
+      return Launch<16>(attention, stream);
+    case 32:
+      return Launch<32>(attention, stream);
+    case 64:
+      return Launch<64>(attention, stream);
+    case 96:
+      return Launch<96>(attention, stream);
+    case 128:
+      return Launch<128>(attention, stream);
+    case 256:
+      return Launch<256>(attention, stream);
+    default:
+      break;
   }
   return Unsupported("attention with heads of " + std::to_string(attention.kv.head_dim) +
                      " dimensions on the GPU");

@@ -1,7 +1,7 @@
 // The router's logits, the choice of experts, the order by expert (routing.h).
 //
-// Few tokens: the product's last block to finish chooses, so that a decode step has one launch. Many:
-// tiles of 64 tokens x 128 experts by tensor cores, then a warp a token.
+// Few tokens: the product's last block to finish chooses, so that a decode step has one launch.
+// Many: tiles of 64 tokens x 128 experts by tensor cores, then a warp a token.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -162,7 +162,8 @@ struct XLoader {
     }
     *reinterpret_cast<uint4*>(&tile.high[token][column]) =
         make_uint4(high[0], high[1], high[2], high[3]);
-    *reinterpret_cast<uint4*>(&tile.low[token][column]) = make_uint4(low[0], low[1], low[2], low[3]);
+    *reinterpret_cast<uint4*>(&tile.low[token][column]) =
+        make_uint4(low[0], low[1], low[2], low[3]);
   }
 };
 
@@ -179,17 +180,17 @@ struct RouterSums {
       w[s][e] = *reinterpret_cast<const float2*>(panel + column * kTileRows + 2 * (lane / 4));
     }
   }
-  // tokens: the warp's first; next: of the weights, the next tile, asked for as soon as there is room.
+  // tokens: the warp's first; next: of the weights, the next tile, asked for as soon as there is
+  // room.
   __device__ void Add(const XTile& tile, uint32_t tokens, const float* next, uint32_t lane) {
     const uint32_t g = lane / 4, t = lane % 4;
 #pragma unroll
     for (uint32_t s = 0; s < 4; ++s) {
       const uint32_t high[4] = {PackBf16(w[s][0].x, w[s][1].x), PackBf16(w[s][0].y, w[s][1].y),
                                 PackBf16(w[s][2].x, w[s][3].x), PackBf16(w[s][2].y, w[s][3].y)};
-      const uint32_t low[4] = {PackRest(w[s][0].x, w[s][1].x, high[0]),
-                               PackRest(w[s][0].y, w[s][1].y, high[1]),
-                               PackRest(w[s][2].x, w[s][3].x, high[2]),
-                               PackRest(w[s][2].y, w[s][3].y, high[3])};
+      const uint32_t low[4] = {
+          PackRest(w[s][0].x, w[s][1].x, high[0]), PackRest(w[s][0].y, w[s][1].y, high[1]),
+          PackRest(w[s][2].x, w[s][3].x, high[2]), PackRest(w[s][2].y, w[s][3].y, high[3])};
       if (next != nullptr) Load(next, s, lane);
       const uint32_t column = 16 * s + 4 * t;
 #pragma unroll
@@ -205,7 +206,8 @@ struct RouterSums {
   }
 };
 
-// A block has 64 tokens x 128 experts; weights and rows as two bf16 each, three products of the four.
+// A block has 64 tokens x 128 experts; weights and rows as two bf16 each, three products of the
+// four.
 __global__ void __launch_bounds__(kTileThreads) RouterTiles(const Router router) {
   __shared__ __align__(16) XTile tiles[2];
   __shared__ float factors[kTileTokens];
@@ -265,8 +267,8 @@ __global__ void __launch_bounds__(kThreads) ChooseMany(const Router router) {
 
 constexpr uint32_t kOrderThreads = 512, kOrderWarps = kOrderThreads / 32;
 
-// A block an expert; a warp a run of (token, rank) pairs, read twice: counted, then placed. A lane has 4
-// neighbouring pairs at a time.
+// A block an expert; a warp a run of (token, rank) pairs, read twice: counted, then placed. A lane
+// has 4 neighbouring pairs at a time.
 struct FourExperts {
   uint32_t e[4];
 

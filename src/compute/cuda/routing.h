@@ -5,8 +5,9 @@
 //   SortByExpert   counts, offsets, token_rows (GatherOperand), positions (Combine)
 //
 // Choices hang on the logits: for up to 8 tokens they are float32 products of float32 weights and
-// normalised rows; for more, tensor cores multiply each factor as two bf16 (16 bits of it), products of
-// both lower halves left out, sums float32: off by 2^-16 of the sum of magnitudes at most. The choice is the CPU's (blocks/expert_choice.h): best first, the lower index first on a
+// normalised rows; for more, tensor cores multiply each factor as two bf16 (16 bits of it),
+// products of both lower halves left out, sums float32: off by 2^-16 of the sum of magnitudes at
+// most. The choice is the CPU's (blocks/expert_choice.h): best first, the lower index first on a
 // tie, always distinct; a NaN is never better than anything.
 //
 // A token's logits depend on it and the kernel only; up to 8 tokens take another kernel than more,

@@ -17,10 +17,9 @@ constexpr uint32_t kThreads = 256;
 
 // Element (row, column), read by byte arithmetic from encoding.h's diagram.
 __device__ float Element(const DeviceMatrix& matrix, uint32_t row, uint32_t column) {
-  const uint64_t index =
-      uint64_t{row / kTileRows} * TileCount(matrix.cols) + column / kTileCols;
-  const auto* tile = reinterpret_cast<const unsigned char*>(matrix.data) +
-                     index * TileBytes(matrix.encoding);
+  const uint64_t index = uint64_t{row / kTileRows} * TileCount(matrix.cols) + column / kTileCols;
+  const auto* tile =
+      reinterpret_cast<const unsigned char*>(matrix.data) + index * TileBytes(matrix.encoding);
   const uint32_t r = row % kTileRows, c = column % kTileCols;
   if (matrix.encoding == Encoding::kF32) {
     return *reinterpret_cast<const float*>(tile + (c * 16 + r) * 4);

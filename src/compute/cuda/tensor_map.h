@@ -1,5 +1,5 @@
-// cuTensorMapEncodeTiled, found through the runtime, so that nothing links the driver's library, which
-// a machine without a GPU lacks. Internal to compute/cuda.
+// cuTensorMapEncodeTiled, found through the runtime, so that nothing links the driver's library,
+// which a machine without a GPU lacks. Internal to compute/cuda.
 #pragma once
 
 #include <cuda.h>

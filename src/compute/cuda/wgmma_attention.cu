@@ -1,14 +1,14 @@
 // Causal attention of many tokens on Hopper, heads of 64 or 128 dimensions: one warp copies, two
 // warpgroups compute (after Shah et al. 2024, FlashAttention-3, arXiv 2407.08608).
 //
-// A block has 128 tokens of one query head, a warpgroup 64; a step is two pages, 128 positions, from
-// the last to the first, so that the mask is met at the start. Queries, keys and values come by tensor
-// copies; of keys and values two steps are there or on their way. Scores of the next step are multiplied
-// while the values of this one are, and softmax runs beside the latter:
+// A block has 128 tokens of one query head, a warpgroup 64; a step is two pages, 128 positions,
+// from the last to the first, so that the mask is met at the start. Queries, keys and values come
+// by tensor copies; of keys and values two steps are there or on their way. Scores of the next step
+// are multiplied while the values of this one are, and softmax runs beside the latter:
 //
 //   scores(0); softmax(0)
-//   start scores(i + 1); start out += weights(i) values(i); wait for the scores; softmax(i + 1); wait
-//   for the values; scale out
+//   start scores(i + 1); start out += weights(i) values(i); wait for the scores; softmax(i + 1);
+//   wait for the values; scale out
 //
 // Registers of a thread: 64 scores, as many sums of 128 dimensions, 32 words of weights.
 #include <cuda.h>
@@ -60,8 +60,8 @@ struct Work {
   __device__ uint32_t steps() const { return (end + kPositions - 1) / kPositions; }
 };
 
-// Shared addresses. Barriers: queries; then of each stage keys full, keys empty, values full, values
-// empty.
+// Shared addresses. Barriers: queries; then of each stage keys full, keys empty, values full,
+// values empty.
 template <int kDim>
 struct Shared {
   uint32_t queries;
@@ -70,9 +70,7 @@ struct Shared {
     return queries + TileBytes(kDim) * (1 + 2 * stage);
   }
   __device__ uint32_t values(uint32_t stage) const { return keys(stage) + TileBytes(kDim); }
-  __device__ uint32_t queries_full() const {
-    return queries + TileBytes(kDim) * (1 + 2 * kStages);
-  }
+  __device__ uint32_t queries_full() const { return queries + TileBytes(kDim) * (1 + 2 * kStages); }
   __device__ uint32_t keys_full(uint32_t stage) const { return queries_full() + 8 + stage * 32; }
   __device__ uint32_t keys_empty(uint32_t stage) const { return keys_full(stage) + 8; }
   __device__ uint32_t values_full(uint32_t stage) const { return keys_full(stage) + 16; }
@@ -123,16 +121,16 @@ __device__ void Settle(float (&values)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
 }
 
-// What a page has past the last position may be anything, NaN too, which a weight of 0 does not undo.
-// Both warpgroups, before the first product with values.
+// What a page has past the last position may be anything, NaN too, which a weight of 0 does not
+// undo. Both warpgroups, before the first product with values.
 template <int kDim>
 __device__ void ClearValues(uint32_t values, uint32_t visible) {
   for (uint32_t i = threadIdx.x - 128 + visible * 8; i < kPositions * 8; i += kComputeThreads) {
     for (uint32_t c = 0; c < kDim / 64; ++c) {
-      asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(values + c * kBlockBytes +
-                                                                    i * 16),
-                   "r"(0)
-                   : "memory");
+      asm volatile(
+          "st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(values + c * kBlockBytes + i * 16),
+          "r"(0)
+          : "memory");
     }
   }
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -212,7 +210,8 @@ struct Warpgroup {
 #pragma unroll
     for (uint32_t i = 0; i < kDim / 2; ++i) out[i] *= factor[i / 2 % 2];
   }
-  // Rows g and g + 8, `first` is row g. Lanes trade words, so that each has 8 bytes in operand order.
+  // Rows g and g + 8, `first` is row g. Lanes trade words, so that each has 8 bytes in operand
+  // order.
   __device__ __forceinline__ void Store(const Parameters& parameters, const Work& work,
                                         uint32_t first, uint32_t lane) {
     const uint32_t t = lane % 4;
@@ -223,8 +222,7 @@ struct Warpgroup {
       total += __shfl_xor_sync(~0u, total, 2);
       const float factor = 1 / total;
       const uint32_t row = first + 8 * r;
-      uint16_t* const to =
-          parameters.attention.operand + row * parameters.operand_stride + column;
+      uint16_t* const to = parameters.attention.operand + row * parameters.operand_stride + column;
 #pragma unroll
       for (uint32_t n = 0; n < kDim / 16; ++n) {
         const float* low = out + 8 * n + 2 * r;
@@ -362,17 +360,16 @@ cudaError_t Launch(const PrefillAttention& attention, Stream stream) {
   if (error == cudaSuccess) error = AllowShared(AttendCausally<kDim>, kShared);
   if (error != cudaSuccess) return error;
   const uint32_t tiles = CeilDivide(attention.token_count, kTokens);
-  AttendCausally<kDim>
-      <<<tiles * attention.query_heads, kThreads, kShared, stream>>>(parameters);
+  AttendCausally<kDim><<<tiles * attention.query_heads, kThreads, kShared, stream>>>(parameters);
   return cudaGetLastError();
 }
 
 }  // namespace
 
 Status LaunchWgmmaAttention(const PrefillAttention& attention, Stream stream) {
-  return Checked(attention.kv.head_dim == 64 ? Launch<64>(attention, stream)
-                                             : Launch<128>(attention, stream),
-                 "attention of many tokens");
+  return Checked(
+      attention.kv.head_dim == 64 ? Launch<64>(attention, stream) : Launch<128>(attention, stream),
+      "attention of many tokens");
 }
 
 }  // namespace moraine::gpu

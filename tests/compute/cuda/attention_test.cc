@@ -1,5 +1,5 @@
-// Heads, the paged cache, and both attentions against softmax in double. Pages are scattered, and what
-// they have past a sequence's end is NaN.
+// Heads, the paged cache, and both attentions against softmax in double. Pages are scattered, and
+// what they have past a sequence's end is NaN.
 #include "compute/cuda/gpu_attention.h"
 
 #include <algorithm>
@@ -59,8 +59,8 @@ struct TestCache {
     device_tables = OnDevice(tables);
   }
   PagedKv view(bool one_sequence) const {
-    return {device_keys.data(),   device_values.data(), heads.kv, heads.dim,
-            device_tables.data(), one_sequence ? 0 : table_stride};
+    return {device_keys.data(), device_values.data(), heads.kv,
+            heads.dim,          device_tables.data(), one_sequence ? 0 : table_stride};
   }
 
   Heads heads;
@@ -107,7 +107,8 @@ class PrefillAttentionTest : public testing::TestWithParam<std::pair<GemmPath, u
   // Scores as wide as head_dim makes them with scale 1 / sqrt(head_dim), times `sharpness`.
   void CheckShape(uint32_t query_heads, uint32_t kv_heads, uint32_t first, uint32_t tokens,
                   uint64_t seed) {
-    const auto [path, dim] = GetParam();
+    const GemmPath path = GetParam().first;
+    const uint32_t dim = GetParam().second;
     const auto gemm = GroupedGemm::Create(path);
     if (!gemm.ok()) GTEST_SKIP() << gemm.status().ToString();
     SCOPED_TRACE(std::to_string(query_heads) + " heads over " + std::to_string(kv_heads) + ", " +
@@ -150,15 +151,15 @@ class PrefillAttentionTest : public testing::TestWithParam<std::pair<GemmPath, u
         for (uint32_t d = 0; d < dim; ++d) {
           query[d] = Bf16ToFloat(queries[size_t{t} * width + head * dim + d]);
         }
-        const Attended expected = Attend(cache, 0, first + t, head / (query_heads / kv_heads),
-                                         query.data(), scale);
+        const Attended expected =
+            Attend(cache, 0, first + t, head / (query_heads / kv_heads), query.data(), scale);
         for (uint32_t d = 0; d < dim; ++d) {
           const double value =
               Bf16ToFloat(found[size_t{t} * stride + OperandPosition(head * dim + d)]);
           // Weights and the result are rounded to bf16.
-          compare.Check(t, head * dim + d, value, expected.out[d],
-                        expected.magnitude[d] * (kHalfUlp + 2e-5) +
-                            std::fabs(expected.out[d]) * kHalfUlp);
+          compare.Check(
+              t, head * dim + d, value, expected.out[d],
+              expected.magnitude[d] * (kHalfUlp + 2e-5) + std::fabs(expected.out[d]) * kHalfUlp);
           difference += (value - expected.out[d]) * (value - expected.out[d]);
           norm += expected.out[d] * expected.out[d];
         }
@@ -219,8 +220,8 @@ class DecodeAttentionTest : public testing::TestWithParam<uint32_t> {
       view.values_f32 = values_f32.data();
     }
     // Used again and again, as a decode loop does: what a call leaves must do for the next.
-    auto scratch = Need(DeviceArray<std::byte>::Allocate(
-        DecodeAttentionScratchBytes(tokens, query_heads, dim)));
+    auto scratch = Need(
+        DeviceArray<std::byte>::Allocate(DecodeAttentionScratchBytes(tokens, query_heads, dim)));
     NeedOk(scratch.Fill(0));
     const auto run = [&](uint32_t count) {
       auto out = Poisoned<float>(size_t{count} * width);
@@ -304,7 +305,8 @@ void CheckHeads(const HeadCase& c, uint64_t seed) {
   const auto device_positions = OnDevice(positions);
   auto bf16 = Poisoned<uint16_t>(size_t{tokens} * c.heads.query * dim);
   auto f32 = Poisoned<float>(size_t{tokens} * c.heads.query * dim);
-  auto keys_f32 = Poisoned<float>(cache.keys.size()), values_f32 = Poisoned<float>(cache.keys.size());
+  auto keys_f32 = Poisoned<float>(cache.keys.size()),
+       values_f32 = Poisoned<float>(cache.keys.size());
   PagedKv view = cache.view(false);
   if (c.cache_f32) {
     view.keys = view.values = nullptr;
@@ -344,7 +346,8 @@ void CheckHeads(const HeadCase& c, uint64_t seed) {
         const auto before = x;
         for (uint32_t i = 0; i < half; ++i) {
           const uint32_t a = c.interleaved ? 2 * i : i, b = c.interleaved ? 2 * i + 1 : i + half;
-          const double turn_cos = cos[positions[t] * half + i], turn_sin = sin[positions[t] * half + i];
+          const double turn_cos = cos[positions[t] * half + i],
+                       turn_sin = sin[positions[t] * half + i];
           x[a] = before[a] * turn_cos - before[b] * turn_sin;
           x[b] = before[b] * turn_cos + before[a] * turn_sin;
         }

@@ -10,8 +10,9 @@ using Case = std::tuple<GemmPath, Encoding, Output>;
 class DenseProductTest : public testing::TestWithParam<Case> {
  protected:
   void CheckShape(uint32_t rows, uint32_t cols, uint32_t tokens, uint32_t more, uint64_t seed) {
-    const auto [path, encoding, output] = GetParam();
-    Result<GroupedGemm> gemm = GroupedGemm::Create(path);
+    const Encoding encoding = std::get<1>(GetParam());
+    const Output output = std::get<2>(GetParam());
+    Result<GroupedGemm> gemm = GroupedGemm::Create(std::get<0>(GetParam()));
     if (!gemm.ok()) GTEST_SKIP() << gemm.status().ToString();
     SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(cols) + ", " +
                  std::to_string(tokens) + " tokens, seed " + std::to_string(seed));
@@ -30,8 +31,8 @@ class DenseProductTest : public testing::TestWithParam<Case> {
     const auto before = NormalValues(random, size_t{tokens} * stride);
     const auto device_operand = OnDevice(operand);
     const auto run = [&] {
-      auto floats = output == Output::kAddF32 ? OnDevice(before)
-                                              : Poisoned<float>(size_t{tokens} * stride);
+      auto floats =
+          output == Output::kAddF32 ? OnDevice(before) : Poisoned<float>(size_t{tokens} * stride);
       NeedOk(gemm->Dense({.matrix = matrix.device,
                           .operand = device_operand.data(),
                           .token_count = tokens,
@@ -51,8 +52,8 @@ class DenseProductTest : public testing::TestWithParam<Case> {
           const size_t at = size_t{t} * stride + r;
           const Sum sum = r < rows ? Dot(matrix.row(r), x.data() + size_t{t} * cols, cols) : Sum{};
           const double base = output == Output::kAddF32 ? before[at] : 0;
-          // A weight is rounded to bf16 (bf16 ones are not): independent errors, of which the sum of
-          // many is small against their largest.
+          // A weight is rounded to bf16 (bf16 ones are not): independent errors, of which the sum
+          // of many is small against their largest.
           const double weights = encoding == Encoding::kBf16 ? 0 : sum.magnitude * kHalfUlp * 0.7;
           const double rounded = output == Output::kBf16 ? std::fabs(sum.value) * kHalfUlp : 0;
           compare.Check(t, r, output == Output::kBf16 ? Bf16ToFloat(bf16[at]) : found[at],
@@ -74,7 +75,9 @@ TEST_P(DenseProductTest, ManyTokens) { CheckShape(96, 64, 700, 32, 4); }
 std::string CaseName(const testing::TestParamInfo<Case>& tested) {
   const auto [path, encoding, output] = tested.param;
   return std::string(path == GemmPath::kWgmma ? "wgmma_" : "mmasync_") + EncodingName(encoding) +
-         (output == Output::kBf16 ? "_bf16" : output == Output::kF32 ? "_f32" : "_added");
+         (output == Output::kBf16  ? "_bf16"
+          : output == Output::kF32 ? "_f32"
+                                   : "_added");
 }
 INSTANTIATE_TEST_SUITE_P(
     All, DenseProductTest,

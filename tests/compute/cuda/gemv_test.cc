@@ -18,14 +18,14 @@ std::vector<float> RunDense(const TestMatrix& matrix, const Shape& shape,
                             const std::vector<float>& weight, const std::vector<float>& before) {
   const auto device_x = OnDevice(x), device_norm = OnDevice(weight);
   auto y = OnDevice(before);
-  NeedOk(RunGemv({.matrix = matrix.device,
-                  .input = {device_x.data(), stride, shape.norm ? device_norm.data() : nullptr,
-                            kEpsilon},
-                  .token_count = shape.tokens,
-                  .y = y.data(),
-                  .y_stride = shape.rows + 3,
-                  .add = shape.add},
-                 nullptr));
+  NeedOk(RunGemv(
+      {.matrix = matrix.device,
+       .input = {device_x.data(), stride, shape.norm ? device_norm.data() : nullptr, kEpsilon},
+       .token_count = shape.tokens,
+       .y = y.data(),
+       .y_stride = shape.rows + 3,
+       .add = shape.add},
+      nullptr));
   Finish();
   return Host(y);
 }
@@ -47,15 +47,16 @@ class GemvTest : public testing::TestWithParam<Encoding> {
     {
       Comparison compare(EncodingName(GetParam()));
       for (uint32_t t = 0; t < shape.tokens; ++t) {
-        const auto normed = Normed(x.data() + size_t{t} * stride,
-                                   shape.norm ? weight : std::vector<float>(), kEpsilon, shape.cols);
+        const auto normed =
+            Normed(x.data() + size_t{t} * stride, shape.norm ? weight : std::vector<float>(),
+                   kEpsilon, shape.cols);
         for (uint32_t r = 0; r < shape.rows; ++r) {
           const Sum sum = Dot(matrix.row(r), normed.data(), shape.cols);
           const size_t at = size_t{t} * (shape.rows + 3) + r;
           const double base = shape.add ? before[at] : 0;
-          compare.Check(t, r, y[at], base + sum.value,
-                        sum.tolerance(shape.cols) + sum.magnitude * kSplit +
-                            std::fabs(base) * 0x1p-22);
+          compare.Check(
+              t, r, y[at], base + sum.value,
+              sum.tolerance(shape.cols) + sum.magnitude * kSplit + std::fabs(base) * 0x1p-22);
         }
       }
     }
@@ -84,8 +85,7 @@ TEST_P(GemvTest, RandomShapes) {
   for (uint64_t round = 0; round < 8; ++round) {
     CheckShape({static_cast<uint32_t>(1 + random.Below(700)),
                 static_cast<uint32_t>(1 + random.Below(3000)),
-                static_cast<uint32_t>(1 + random.Below(9)), random.Chance(0.5),
-                random.Chance(0.5)},
+                static_cast<uint32_t>(1 + random.Below(9)), random.Chance(0.5), random.Chance(0.5)},
                100 + round);
   }
 }
@@ -158,17 +158,18 @@ class ExpertGemvTest : public testing::TestWithParam<std::pair<Encoding, Encodin
       const size_t pairs = size_t{shape.tokens} * shape.top_k;
       auto activated = Poisoned<float>(pairs * ActivatedStride(shape.intermediate));
       auto out = OnDevice(before);
-      const ExpertGemv gemv = {.layout = layout,
-                               .records = records.data(),
-                               .experts = device_chosen.data(),
-                               .token_count = shape.tokens,
-                               .top_k = shape.top_k,
-                               .input = {device_x.data(), shape.hidden, device_norm.data(), kEpsilon},
-                               .activated = activated.data(),
-                               .weights = device_weights.data(),
-                               .out = out.data(),
-                               .out_stride = shape.hidden,
-                               .add = true};
+      const ExpertGemv gemv = {
+          .layout = layout,
+          .records = records.data(),
+          .experts = device_chosen.data(),
+          .token_count = shape.tokens,
+          .top_k = shape.top_k,
+          .input = {device_x.data(), shape.hidden, device_norm.data(), kEpsilon},
+          .activated = activated.data(),
+          .weights = device_weights.data(),
+          .out = out.data(),
+          .out_stride = shape.hidden,
+          .add = true};
       NeedOk(RunGateUpGemv(gemv, nullptr));
       NeedOk(RunDownGemv(gemv, nullptr));
       Finish();
@@ -250,8 +251,8 @@ class ExpertGemvTest : public testing::TestWithParam<std::pair<Encoding, Encodin
         for (uint32_t i = 0; i < shape.hidden; ++i) {
           const Sum sum = Dot(down.data() + size_t{i} * shape.intermediate, h, shape.intermediate);
           expected[i] += fixture.weights[pair] * sum.value;
-          off[i] += fixture.weights[pair] *
-                    (sum.tolerance(shape.intermediate) + sum.magnitude * kSplit);
+          off[i] +=
+              fixture.weights[pair] * (sum.tolerance(shape.intermediate) + sum.magnitude * kSplit);
         }
       }
       for (uint32_t i = 0; i < shape.hidden; ++i) {

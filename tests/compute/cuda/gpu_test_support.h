@@ -1,4 +1,5 @@
-// What the tests of GPU kernels share: random matrices on both sides, comparison element by element.
+// What the tests of GPU kernels share: random matrices on both sides, comparison element by
+// element.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -17,10 +18,10 @@
 #include "compute/cuda/grouped_gemm.h"
 #include "compute/encode.h"
 
-#define SKIP_WITHOUT_GPU()                                               \
-  do {                                                                   \
-    const auto gpu = ::moraine::gpu::GroupedGemm::Create();              \
-    if (!gpu.ok()) GTEST_SKIP() << gpu.status().ToString();              \
+#define SKIP_WITHOUT_GPU()                                  \
+  do {                                                      \
+    const auto gpu = ::moraine::gpu::GroupedGemm::Create(); \
+    if (!gpu.ok()) GTEST_SKIP() << gpu.status().ToString(); \
   } while (false)
 
 namespace moraine::gpu {
@@ -109,8 +110,8 @@ Sum Dot(const float* w, const X* x, uint32_t count) {
 inline double Silu(double x) { return x / (1 + std::exp(-x)); }
 
 // x * weight / sqrt(mean(x^2) + epsilon) in double.
-inline std::vector<double> Normed(const float* x, const std::vector<float>& weight,
-                                  double epsilon, uint32_t count) {
+inline std::vector<double> Normed(const float* x, const std::vector<float>& weight, double epsilon,
+                                  uint32_t count) {
   double squares = 0;
   for (uint32_t i = 0; i < count; ++i) squares += double{x[i]} * x[i];
   const double factor = 1 / std::sqrt(squares / count + epsilon);

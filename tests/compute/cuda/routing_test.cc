@@ -68,9 +68,9 @@ class RouterTest : public testing::Test {
       const auto x = Normed(x_.data() + size_t{t} * stride_, norm_, 1e-6, shape.hidden);
       for (uint32_t e = 0; e < shape.experts; ++e) {
         const Sum sum = Dot(matrix_->row(e), x.data(), shape.hidden);
-        compare.Check(t, e, routed.logits[size_t{t} * shape.experts + e], sum.value + bias_[e],
-                      sum.tolerance(shape.hidden) +
-                          sum.magnitude * (shape.tokens <= 8 ? 0x1p-20 : 0x1p-16));
+        compare.Check(
+            t, e, routed.logits[size_t{t} * shape.experts + e], sum.value + bias_[e],
+            sum.tolerance(shape.hidden) + sum.magnitude * (shape.tokens <= 8 ? 0x1p-20 : 0x1p-16));
       }
     }
   }
@@ -95,10 +95,9 @@ class RouterTest : public testing::Test {
       for (uint32_t k = 0; k < shape.top_k; ++k) chosen += std::exp(double{logits[order[k]]});
       for (uint32_t k = 0; k < shape.top_k; ++k) {
         const double logit = logits[order[k]];
-        expected.push_back(how.scoring == ExpertScoring::kSigmoid ? sigmoid(logit)
-                           : how.scoring == ExpertScoring::kSoftmax
-                               ? std::exp(logit) / sum
-                               : std::exp(logit) / chosen);
+        expected.push_back(how.scoring == ExpertScoring::kSigmoid   ? sigmoid(logit)
+                           : how.scoring == ExpertScoring::kSoftmax ? std::exp(logit) / sum
+                                                                    : std::exp(logit) / chosen);
       }
       const double total = std::accumulate(expected.begin(), expected.end(), 0.0);
       for (uint32_t k = 0; k < shape.top_k; ++k) {
@@ -136,9 +135,7 @@ class RouterTest : public testing::Test {
 
 constexpr float kMarked = 0;  // any address: the test has values of its own
 
-TEST_F(RouterTest, OneToken) {
-  CheckAll({128, 2048, 1, 8}, {.normalize = true}, false, 1);
-}
+TEST_F(RouterTest, OneToken) { CheckAll({128, 2048, 1, 8}, {.normalize = true}, false, 1); }
 TEST_F(RouterTest, FewTokens) { CheckAll({32, 256, 8, 4}, {}, true, 2); }
 TEST_F(RouterTest, ManyTokens) {
   CheckAll({128, 256, 200, 8}, {.normalize = true, .scale = 2.5f}, false, 3);
@@ -152,7 +149,9 @@ TEST_F(RouterTest, SoftmaxOfChosen) {
 }
 TEST_F(RouterTest, SigmoidWithCorrection) {
   CheckAll({64, 128, 90, 6},
-           {.scoring = ExpertScoring::kSigmoid, .correction = &kMarked, .normalize = true,
+           {.scoring = ExpertScoring::kSigmoid,
+            .correction = &kMarked,
+            .normalize = true,
             .normalize_epsilon = 1e-20f},
            false, 7);
 }

@@ -131,8 +131,7 @@ TEST(GatedRowsTest, BothFormats) {
           continue;
         }
         const size_t at = size_t{t} * stride + c;
-        const double of_bf16 =
-            Silu(Bf16ToFloat(rounded[at])) * Bf16ToFloat(rounded[at + n]);
+        const double of_bf16 = Silu(Bf16ToFloat(rounded[at])) * Bf16ToFloat(rounded[at + n]);
         const double of_f32 = Silu(values[at]) * values[at + n];
         compare.Check(t, c, found, of_bf16, std::fabs(of_bf16) * (kHalfUlp + 1e-5));
         compare.Check(t, c, floats[size_t{t} * n + c], of_f32, std::fabs(of_f32) * 1e-5);
