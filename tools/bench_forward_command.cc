@@ -289,7 +289,10 @@ class ForwardBench {
   Status DecodeStep(std::vector<Stream>* streams) {
     std::vector<BatchSegment> batch;
     for (Stream& stream : *streams) {
-      stream.token = stream.sampler->Sample(stream.logits);
+      // On a GPU random ones: to draw from the flat logits of random weights, sorted, takes longer than a step.
+      stream.token = runner_->gpu() == nullptr
+                         ? stream.sampler->Sample(stream.logits)
+                         : static_cast<int32_t>(random_.Below(runner_->config().vocab_size));
       batch.push_back({.tokens = {&stream.token, 1},
                        .state = stream.state,
                        .sink = &stream.keep,
@@ -358,6 +361,7 @@ class ForwardBench {
 
   const BenchForwardArguments& arguments_;
   const bool decode_;
+  Random random_{1};
   BlockReaderOptions io_;
   std::unique_ptr<Runner> runner_;
   std::vector<int32_t> text_tokens_;

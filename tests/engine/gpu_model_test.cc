@@ -124,7 +124,7 @@ TEST_F(GpuModelTest, FixturesInFloat32) {
         Evaluate(GpuOptions(store, KvFormat::kF32), {.fixture = fixture});
     EXPECT_LT(*report.logits_max_abs_error, 2e-3) << name;
     EXPECT_EQ(report.greedy->match, 1u) << name;
-    EXPECT_LT(*report.prefill_decode_max_abs_difference, 1e-3) << name;
+    EXPECT_EQ(*report.prefill_decode_max_abs_difference, 0) << name;
   }
 }
 
@@ -161,8 +161,9 @@ TEST_F(GpuModelTest, DistanceToFloat32) {
     std::printf("%s: tensor cores %.2e, CPU %.2e from float32\n", EncodingName(encoding), bf16, cpu);
     EXPECT_GT(bf16, 1e-5) << "the same way twice";
     EXPECT_LT(bf16, 2e-2);
-    // The CPU computes with activations in int8 where weights are quantised.
-    EXPECT_LT(cpu, encoding == Encoding::kBf16 ? 1e-4 : 5e-2);
+    // The CPU computes with activations in int8 where weights are quantised. In bf16 all but tokens whose
+    // routers are near ties agree to 1e-5; one that flips in 512 tokens is 1e-3.
+    EXPECT_LT(cpu, encoding == Encoding::kBf16 ? 5e-3 : 5e-2);
   }
 }
 
