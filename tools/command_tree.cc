@@ -36,21 +36,28 @@ OptionDescription Describe(CLI::Option* option) {
   return out;
 }
 
+// Those of its groups, too, which CLI11 has as subcommands without a name.
+void AppendOptions(CLI::App* app, std::vector<OptionDescription>* out) {
+  for (CLI::Option* option : app->get_options()) {
+    if (option != app->get_help_ptr()) out->push_back(Describe(option));
+  }
+  for (CLI::App* group : app->get_subcommands([](CLI::App* inner) { return inner->get_name().empty(); })) {
+    AppendOptions(group, out);
+  }
+}
+
 CommandDescription DescribeAt(CLI::App* app, const std::string& path) {
   CommandDescription out;
   out.app = app;
   out.path = path;
   out.help = app->get_description();
-  for (CLI::Option* option : app->get_options()) {
-    if (option == app->get_help_ptr()) continue;
-    out.options.push_back(Describe(option));
-  }
+  AppendOptions(app, &out.options);
   const auto positionals = std::count_if(out.options.begin(), out.options.end(),
                                          [](const auto& option) { return !option.positional.empty(); });
   for (OptionDescription& option : out.options) {
     option.configurable = option.positional.empty() || positionals == 1;
   }
-  for (CLI::App* command : app->get_subcommands([](CLI::App*) { return true; })) {
+  for (CLI::App* command : app->get_subcommands([](CLI::App* inner) { return !inner->get_name().empty(); })) {
     const std::string inner = path.empty() ? command->get_name() : path + " " + command->get_name();
     out.commands.push_back(DescribeAt(command, inner));
   }

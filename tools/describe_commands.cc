@@ -1,4 +1,5 @@
 // moraine config, completion and man: what the command says of itself, in three forms.
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -32,6 +33,17 @@ std::string TomlValue(const std::string& text) {
   return out + "\"";
 }
 
+// "[a,b]" as CLI11 spells several values.
+std::string TomlArray(const std::string& text) {
+  std::string out;
+  for (size_t at = 1; at < text.size();) {
+    const size_t end = std::min(text.find_first_of(",]", at), text.size());
+    if (end > at) out += (out.empty() ? "" : ", ") + TomlValue(text.substr(at, end - at));
+    at = end + 1;
+  }
+  return "[" + out + "]";
+}
+
 // A line of a configuration file; commented out where nothing is set.
 void PrintOption(const OptionDescription& option, const ConfigFile& config, bool with_origin) {
   const char* from_environment =
@@ -44,7 +56,8 @@ void PrintOption(const OptionDescription& option, const ConfigFile& config, bool
   if (turns_off && in_file) value = value == "false" ? "true" : "false";
   const bool is_set = in_environment || in_file || !value.empty();
   if (option.long_name == "api-key" && is_set) value = "(hidden)";
-  const std::string setting = is_set ? option.ConfigName() + " = " + TomlValue(value)
+  const bool is_array = option.repeats && value.starts_with('[');
+  const std::string setting = is_set ? option.ConfigName() + " = " + (is_array ? TomlArray(value) : TomlValue(value))
                                      : "# " + option.ConfigName() + " =";
   std::string origin;
   if (with_origin) {

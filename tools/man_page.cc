@@ -33,12 +33,20 @@ std::string NameOf(const CommandDescription& command) {
   return command.path.empty() ? "moraine" : "moraine " + command.path;
 }
 
+std::string Joined(const std::vector<std::string>& words, const char* between) {
+  std::string out;
+  for (const std::string& word : words) out += (out.empty() ? "" : between) + word;
+  return out;
+}
+
+// Longer lists than this do not fit the line of an option, which is never broken.
+bool ListsChoices(const OptionDescription& option) {
+  return option.choices.size() > 1 && Joined(option.choices, "|").size() <= 30;
+}
+
 std::string ValueOf(const OptionDescription& option) {
-  if (!option.choices.empty()) {
-    std::string out;
-    for (const std::string& choice : option.choices) out += (out.empty() ? "" : "|") + choice;
-    return out;
-  }
+  if (ListsChoices(option)) return Joined(option.choices, "|");
+  if (!option.choices.empty()) return "VALUE";
   const std::string type = option.option->get_type_name();
   return type.substr(0, type.find(':'));
 }
@@ -53,6 +61,9 @@ std::string OptionItem(const OptionDescription& option) {
     if (option.takes_value) term += " " + Italic(ValueOf(option));
   }
   std::string out = ".TP\n" + term + "\n" + Roff(option.help);
+  if (!option.choices.empty() && !ListsChoices(option)) {
+    out += Roff(": " + Joined(option.choices, ", "));
+  }
   if (!option.default_text.empty()) out += Roff(" (default: " + option.default_text + ")");
   if (!option.environment.empty()) out += Roff(". Environment: " + option.environment);
   return out + "\n";

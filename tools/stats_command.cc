@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <memory>
 #include <thread>
+#include <utility>
 
 #include "commands.h"
 #include "common_options.h"
@@ -91,12 +92,15 @@ Status Report(const StatsArguments& a) {
     ++reports;
   }
   auto next = std::chrono::steady_clock::now();
+  auto fetched = next;
   while (a.interval_s > 0 && (a.count == 0 || reports < a.count)) {
     next += std::chrono::duration_cast<std::chrono::nanoseconds>(
         std::chrono::duration<double>(a.interval_s));
     std::this_thread::sleep_until(next);
     ASSIGN_OR_RETURN(std::string after, FetchFromServer(a));
-    ASSIGN_OR_RETURN(StatsInterval interval, IntervalBetween(before, after));
+    const std::chrono::nanoseconds length =
+        std::chrono::steady_clock::now() - std::exchange(fetched, std::chrono::steady_clock::now());
+    ASSIGN_OR_RETURN(StatsInterval interval, IntervalBetween(before, after, length.count()));
     if (!a.json && reports > 0) std::printf("\n");
     Print(a, std::move(interval), context);
     before = std::move(after);

@@ -141,15 +141,15 @@ Result<StatsInterval> IntervalSinceStart(const std::string& json) {
   return interval;
 }
 
-Result<StatsInterval> IntervalBetween(const std::string& before_json, const std::string& after_json) {
+Result<StatsInterval> IntervalBetween(const std::string& before_json, const std::string& after_json,
+                                      int64_t length_ns) {
   ASSIGN_OR_RETURN(StatsInterval interval, IntervalSinceStart(after_json));
   const Json before = Json::parse(before_json, nullptr, false);
   Json after = Json::parse(after_json);  // ParseEngineStats has read it
   const int64_t end_ns = interval.stats.uptime_ns;
   if (!Subtract(before, &after)) return interval;
   // Counters that have fallen are another process's.
-  const int64_t length_ns = after["uptime_ns"];
-  if (length_ns <= 0 || after["requests"] < 0 || after["decode"]["tokens"] < 0) return interval;
+  if (after["uptime_ns"] < 0 || after["requests"] < 0 || after["decode"]["tokens"] < 0) return interval;
   ASSIGN_OR_RETURN(interval.stats, ParseEngineStats(after.dump()));
   interval.length_ns = length_ns;
   interval.since_start = false;

@@ -20,8 +20,10 @@ struct StatsInterval {
   bool since_start = true;
 };
 
-// From what /stats answered at two moments. Since the start if the server was started again between them.
-Result<StatsInterval> IntervalBetween(const std::string& before_json, const std::string& after_json);
+// From what /stats answered at two moments, `length_ns` apart on the caller's clock (an idle engine's own
+// stands still). Since the start if the server was started again between them.
+Result<StatsInterval> IntervalBetween(const std::string& before_json, const std::string& after_json,
+                                      int64_t length_ns);
 Result<StatsInterval> IntervalSinceStart(const std::string& json);
 
 // What is known beside the counters.

@@ -17,7 +17,7 @@ class ServiceTest(CommandTestCase):
     def start(self, listening, environment=(), **options):
         """A server whose descriptor 3 is `listening`."""
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        path = self.path(self.id() + ".notify")
+        path = self.path(str(id(self)))  # short, as addresses must be
         notify.bind(path)
         notify.settimeout(60)
         self.addCleanup(notify.close)

@@ -78,7 +78,7 @@ TEST(StatsReportTest, AnIntervalIsTheDifferenceAndGaugesAreItsEnd) {
   after.queue_length = 1;
   after.residency.resident = 8;
   after.memory.slot_bytes = 5 * kMiB;
-  const auto interval = IntervalBetween(StatsAfter(10).ToJson(), after.ToJson());
+  const auto interval = IntervalBetween(StatsAfter(10).ToJson(), after.ToJson(), 5'000'000'000);
   ASSERT_TRUE(interval.ok()) << interval.status().ToString();
   EXPECT_FALSE(interval->since_start);
   EXPECT_EQ(interval->length_ns, 5'000'000'000);
@@ -98,11 +98,11 @@ TEST(StatsReportTest, AnIntervalIsTheDifferenceAndGaugesAreItsEnd) {
 }
 
 TEST(StatsReportTest, AServerThatWasStartedAgainIsReportedSinceItsStart) {
-  const auto interval = IntervalBetween(StatsAfter(10).ToJson(), StatsAfter(3).ToJson());
+  const auto interval = IntervalBetween(StatsAfter(10).ToJson(), StatsAfter(3).ToJson(), 1);
   ASSERT_TRUE(interval.ok());
   EXPECT_TRUE(interval->since_start);
   EXPECT_EQ(interval->stats.decode.tokens, 30u);
-  EXPECT_FALSE(IntervalBetween(StatsAfter(1).ToJson(), "{}").ok());
+  EXPECT_FALSE(IntervalBetween(StatsAfter(1).ToJson(), "{}", 1).ok());
 }
 
 TEST(StatsReportTest, WhatWasNotMeasuredIsSaidSo) {
