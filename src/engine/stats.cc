@@ -454,9 +454,9 @@ void ReadMetrics(const EngineStats& stats, PrometheusText* text) {
   uint64_t below = 0;
   for (size_t bucket = 0; bucket + 1 < LatencyCounts::kBuckets; ++bucket) {
     below += r.demand_latency.counts[bucket];
-    text->Bucket(static_cast<double>(LatencyCounts::BoundNs(bucket)) * 1e-9, below);
+    text->Bucket(static_cast<double>(LatencyCounts::BoundNs(bucket)) / 1e9, below);
   }
-  text->HistogramEnd(static_cast<double>(r.demand_latency.sum_ns) * 1e-9, r.demand_latency.total());
+  text->HistogramEnd(static_cast<double>(r.demand_latency.sum_ns) / 1e9, r.demand_latency.total());
   text->Single("moraine_drive_retries_total", "counter", "Reads tried again.", r.retries);
   text->Single("moraine_drive_failures_total", "counter", "Records given up.", r.failures);
   text->Single("moraine_drive_deadline_misses_total", "counter", "Records past their deadline.",
