@@ -14,9 +14,12 @@ packages=(
   curl
   fio                              # the yardstick of `moraine bench io`, which does without if it is absent
 )
-# Node.js and npm run the official openai client in a test; any version from 18 on will do.
+# Node.js and npm build the web page and run the official clients in tests; any version from 18 on will do.
 command -v node >/dev/null || packages+=(nodejs)
 command -v npm >/dev/null || packages+=(npm)
+
+# Only the web page's test needs a browser, so that any that is there will do.
+command -v chromium >/dev/null || command -v google-chrome >/dev/null || packages+=(chromium)
 
 missing=()
 for package in "${packages[@]}"; do

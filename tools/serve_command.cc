@@ -73,6 +73,9 @@ class EngineService final : public GenerationService {
     return std::function<void()>([generation] { generation->Cancel(); });
   }
   EngineStats Stats() const override { return engine().Stats(); }
+  std::shared_ptr<ResidencyFeed> residency_feed() const override {
+    return engine().residency_feed();
+  }
   Result<RamBudgetRange> SetRamBudget(const std::string& text) override {
     ASSIGN_OR_RETURN(const RamBudget budget, ParseRamBudget(text));
     RETURN_IF_ERROR(engine().SetRamBudget(budget));

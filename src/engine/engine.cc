@@ -13,6 +13,7 @@
 #include "engine/batch_scheduler.h"
 #include "engine/generation_config.h"
 #include "engine/profile_saver.h"
+#include "engine/residency_observer.h"
 
 namespace moraine {
 namespace {
@@ -58,7 +59,10 @@ class Engine::Impl {
   std::vector<std::shared_ptr<Generation>> running_;  // guarded by mutex_; some may have ended
   bool stopping_ = false;                            // guarded by mutex_
   bool resizing_ = false;                            // guarded by mutex_
+  bool publish_wanted_ = false;                      // guarded by mutex_; by a watcher, for an idle engine
   EngineStats stats_;                                // guarded by mutex_
+  const std::shared_ptr<ResidencyFeed> feed_ = std::make_shared<ResidencyFeed>();
+  std::optional<ResidencyObserver> observer_;        // engine thread only, once open
   std::thread thread_;
 };
 
@@ -78,11 +82,19 @@ Status Engine::Impl::Open(const EngineOptions& options) {
   profile_saved_ns_ = RealClock().NowNs();
   scheduler_ = std::make_unique<BatchScheduler>(*runner_, *text_, [this] { PublishStats(); });
   stats_ = runner_->Stats();
+  observer_.emplace(runner_->residency(), runner_->config().experts_per_layer(),
+                    runner_->config().top_k);
+  feed_->SetWanted([this] {
+    std::lock_guard lock(mutex_);
+    publish_wanted_ = true;
+    wake_.notify_one();
+  });
   thread_ = std::thread([this] { ThreadMain(); });
   return OkStatus();
 }
 
 Engine::Impl::~Impl() {
+  feed_->SetWanted(nullptr);
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -150,7 +162,7 @@ void Engine::Impl::ThreadMain() {
   std::unique_lock lock(mutex_);
   while (true) {
     const auto ready = [&] {
-      return stopping_ || resizing_ || !queue_.empty() || !calls_.empty();
+      return stopping_ || resizing_ || publish_wanted_ || !queue_.empty() || !calls_.empty();
     };
     if (scheduler_->idle()) {
       if (profile_saver_) {
@@ -172,12 +184,10 @@ void Engine::Impl::ThreadMain() {
     if (scheduler_->idle()) {
       if (stopping_ && queue_.empty()) break;
       const bool resizing = std::exchange(resizing_, false);
+      const bool publish = std::exchange(publish_wanted_, false);
       lock.unlock();
-      bool more = false;
-      if (resizing) {
-        more = runner_->AdvanceResize(kIdleResizeBytes);
-        PublishStats();
-      }
+      const bool more = resizing && runner_->AdvanceResize(kIdleResizeBytes);
+      if (resizing || publish) PublishStats();
       SaveProfileIfDue(false);
       lock.lock();
       resizing_ |= more;
@@ -225,6 +235,7 @@ void Engine::Impl::TakeJobs(std::unique_lock<std::mutex>* lock) {
 
 // A snapshot walks all experts and reads /proc, which does not belong in every token.
 void Engine::Impl::PublishStatsIfDue() {
+  observer_->NoteStep(runner_->prefill_stats(), runner_->decode_stats());
   constexpr int64_t kIntervalNs = 200'000'000;
   if (RealClock().NowNs() - stats_published_ns_ >= kIntervalNs) PublishStats();
 }
@@ -233,6 +244,7 @@ void Engine::Impl::PublishStats() {
   stats_published_ns_ = RealClock().NowNs();
   EngineStats fresh = runner_->Stats();
   scheduler_->AddTo(&fresh);
+  if (feed_->watched()) feed_->Publish(observer_->Observe(fresh));
   std::lock_guard lock(mutex_);
   stats_ = std::move(fresh);
 }
@@ -280,6 +292,7 @@ EngineStats Engine::Stats() const {
 const TextModel& Engine::text() const { return *impl_->text_; }
 const ModelInfo& Engine::model_info() const { return impl_->runner_->info(); }
 const SamplingOptions& Engine::default_sampling() const { return impl_->default_sampling_; }
+std::shared_ptr<ResidencyFeed> Engine::residency_feed() const { return impl_->feed_; }
 uint32_t Engine::queue_length() const {
   std::lock_guard lock(impl_->mutex_);
   return static_cast<uint32_t>(impl_->queue_.size());

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "engine/residency_feed.h"
 #include "engine/runner.h"
 #include "engine/stats.h"
 #include "engine/text_model.h"
@@ -114,6 +115,9 @@ class Engine {
 
   // A consistent copy, made by the engine thread at the end of a step or when idle.
   EngineStats Stats() const;
+  // Snapshots for whoever watches, made where Stats() is: five times a second at most while something
+  // runs, and when a request ends. Outlives the engine.
+  std::shared_ptr<ResidencyFeed> residency_feed() const;
 
   const TextModel& text() const;
   const ModelInfo& model_info() const;

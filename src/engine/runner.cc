@@ -711,6 +711,9 @@ Store& Runner::store() { return *impl_->store_; }
 const Store& Runner::store() const { return *impl_->store_; }
 uint32_t Runner::max_context() const { return impl_->max_context_; }
 EngineStats Runner::Stats() const { return impl_->Stats(); }
+const PhaseStats& Runner::prefill_stats() const { return impl_->prefill_; }
+const PhaseStats& Runner::decode_stats() const { return impl_->decode_; }
+const ResidencyManager* Runner::residency() const { return impl_->residency_.get(); }
 void Runner::CheckInvariants() const {
   if (impl_->residency_) impl_->residency_->CheckInvariants();
   impl_->kv_pool_->CheckInvariants();

@@ -150,6 +150,11 @@ class Runner {
   const Store& store() const;
   uint32_t max_context() const;  // of one sequence
   EngineStats Stats() const;
+  // Totals since Open, as in Stats(), which is too dear for every step.
+  const PhaseStats& prefill_stats() const;
+  const PhaseStats& decode_stats() const;
+  // Null: the model has no experts in slots.
+  const ResidencyManager* residency() const;
   void CheckInvariants() const;
 
  private:

@@ -517,6 +517,24 @@ void ResidencyManager::Impl::NoLongerSpeculative(Expert* expert, Speculation out
                                    : stats_.prefetch_wasted_bytes) += bytes;
 }
 
+Residence ResidencyManager::Impl::ResidenceOf(ExpertKey key) const {
+  const Expert& expert = At(key);
+  switch (expert.state) {
+    case ExpertState::kReserved:
+    case ExpertState::kReading:
+      return expert.speculative ? Residence::kReadingAhead : Residence::kReading;
+    case ExpertState::kReady:
+    case ExpertState::kLeased:
+      if (slots_[expert.slot].role == SlotRole::kRing) return Residence::kRing;
+      return expert.speculative ? Residence::kMemoryAhead : Residence::kMemory;
+    case ExpertState::kQuarantined: return Residence::kLost;
+    case ExpertState::kAbsent:
+    case ExpertState::kEvicting:
+    case ExpertState::kDraining: break;
+  }
+  return Residence::kDrive;
+}
+
 // --- ResidencyManager ---------------------------------------------------------------------------
 
 ResidencyManager::ResidencyManager() = default;
@@ -576,12 +594,14 @@ bool ResidencyManager::AdvanceResize(uint64_t work_bytes) {
 }
 void ResidencyManager::Collect() { impl_->Collect(); }
 ExpertState ResidencyManager::state(ExpertKey key) const { return impl_->At(key).state; }
+Residence ResidencyManager::residence(ExpertKey key) const { return impl_->ResidenceOf(key); }
 uint64_t ResidencyManager::leases() const { return impl_->leases(); }
 const ResidencyStats& ResidencyManager::stats() const { return impl_->stats(); }
 const LookupCounters& ResidencyManager::counters(ExpertKey key) const {
   return impl_->At(key).counters;
 }
 EvictionPolicy& ResidencyManager::policy() { return impl_->policy(); }
+const EvictionPolicy& ResidencyManager::policy() const { return std::as_const(*impl_).policy(); }
 void ResidencyManager::CheckInvariants() const { impl_->CheckInvariants(); }
 
 }  // namespace moraine

@@ -30,6 +30,7 @@
 #include "io/read_scheduler.h"
 #include "residency/eviction_policy.h"
 #include "residency/expert_state.h"
+#include "residency/residence.h"
 #include "residency/slot_segments.h"
 
 namespace moraine {
@@ -178,10 +179,12 @@ class ResidencyManager {
   bool AdvanceResize(uint64_t work_bytes);
 
   ExpertState state(ExpertKey key) const;
+  Residence residence(ExpertKey key) const;
   uint64_t leases() const;  // held now
   const ResidencyStats& stats() const;
   const LookupCounters& counters(ExpertKey key) const;  // decode and prefill together
   EvictionPolicy& policy();
+  const EvictionPolicy& policy() const;
   // CHECKs every invariant listed in residency_invariants.cc; O(slots + experts). Tests call it after
   // each step.
   void CheckInvariants() const;

@@ -60,9 +60,11 @@ class ResidencyManager::Impl final : private ReadProgress {
   void Release(SlotIndex slot, uint32_t generation);
 
   const Expert& At(ExpertKey key) const { return experts_[IndexOf(key)]; }
+  Residence ResidenceOf(ExpertKey key) const;
   const ResidencyStats& stats() const { return stats_; }
   uint64_t leases() const { return slot_leases_ + quarantine_leases_; }
   EvictionPolicy& policy() { return *policy_; }
+  const EvictionPolicy& policy() const { return *policy_; }
   void CheckInvariants() const;
 
  private:

@@ -24,6 +24,7 @@ Route FindRoute(std::string_view path) {
   if (path == "/health" || path == "/healthz") return Route::kHealth;
   if (path == "/metrics") return Route::kMetrics;
   if (path == "/stats") return Route::kStats;
+  if (path == "/residency/stream") return Route::kResidencyStream;
   if (path == "/v1/models") return Route::kModels;
   if (path.starts_with(kModelPrefix) && path.size() > kModelPrefix.size()) return Route::kModel;
   if (path == "/v1/chat/completions") return Route::kChatCompletions;
@@ -79,7 +80,7 @@ std::optional<ApiError> CheckBodyHead(const RequestHead& head, bool wants_json) 
 }  // namespace
 
 ApiHandler::ApiHandler(ApiHandlerOptions options, GenerationService* service)
-    : options_(std::move(options)), access_(options_.access), service_(service) {}
+    : options_(std::move(options)), access_(options_.access), page_(options_.page), service_(service) {}
 
 bool ApiHandler::Prepares(Route route) {
   switch (route) {
@@ -98,7 +99,7 @@ bool ApiHandler::Prepares(Route route) {
 std::optional<HttpResponse> ApiHandler::CheckHead(const RequestHead& head, Route* route) const {
   const ErrorShape shape = ErrorShapeOfPath(head.path());
   if (auto error = access_.CheckHost(head)) return ErrorResponse(*error, shape);
-  *route = FindRoute(head.path());
+  *route = page_.Has(head.path()) ? Route::kPage : FindRoute(head.path());
   if (Administers(*route) && !options_.admin) *route = Route::kNone;
   const std::string_view methods = TakesBody(*route) ? "POST, OPTIONS" : "GET, HEAD, OPTIONS";
   if (head.method == "OPTIONS") return access_.Preflight(head, methods);
@@ -107,7 +108,7 @@ std::optional<HttpResponse> ApiHandler::CheckHead(const RequestHead& head, Route
                                       fmt::format("there is nothing at {}", head.path())),
                          shape);
   }
-  if (*route != Route::kHealth) {  // probes have no key
+  if (*route != Route::kHealth && *route != Route::kPage) {  // probes have no key, nor who asks for one
     if (auto error = access_.CheckKey(head)) {
       HttpResponse response = ErrorResponse(*error, shape);
       response.fields.push_back({"www-authenticate", "Bearer"});
@@ -207,6 +208,25 @@ HttpResponse ApiHandler::Stats(const RequestHead& head) const {
   return response;
 }
 
+std::unique_ptr<ResidencyStream> ApiHandler::OpenResidencyStream(HttpResponse* answer) const {
+  if (auto error = NotReady()) {
+    *answer = ErrorResponse(*error);
+    return nullptr;
+  }
+  auto watch = service_->residency_feed()->TryWatch(ResidencyStream::kViewerLimit);
+  if (watch == nullptr) {
+    ApiError error = MakeApiError(503, "server_error", "too_many_viewers",
+                                  fmt::format("{} others watch already", ResidencyStream::kViewerLimit));
+    error.may_retry = true;
+    error.retry_after_s = 10;
+    *answer = ErrorResponse(error);
+    return nullptr;
+  }
+  answer->content_type = "application/octet-stream";
+  answer->fields = {{"cache-control", "no-store"}, {"x-accel-buffering", "no"}};
+  return std::make_unique<ResidencyStream>(std::move(watch));
+}
+
 HttpResponse ApiHandler::Answer(Route route, const RequestHead& head,
                                 const std::vector<SlotReport>& slots) const {
   HttpResponse response;
@@ -214,6 +234,7 @@ HttpResponse ApiHandler::Answer(Route route, const RequestHead& head,
     case Route::kHealth: return Health();
     case Route::kMetrics: return Metrics();
     case Route::kStats: return Stats(head);
+    case Route::kPage: return page_.Answer(head);
     case Route::kModels:
       response.body = ModelListBody(service_->model_info());
       return response;

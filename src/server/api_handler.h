@@ -18,7 +18,9 @@
 #include "server/generation_service.h"
 #include "server/http_message.h"
 #include "server/request_metrics.h"
+#include "server/residency_stream.h"
 #include "server/response_writer.h"
+#include "server/web_page.h"
 
 namespace moraine {
 
@@ -27,6 +29,8 @@ enum class Route : uint8_t {
   kHealth,
   kMetrics,
   kStats,
+  kResidencyStream,
+  kPage,
   kModels,
   kModel,
   kChatCompletions,
@@ -47,6 +51,7 @@ struct ApiHandlerOptions {
   // POST /admin/...: for peers on this machine, and for others with the API key. Off: 404.
   bool admin = false;
   uint64_t body_limit_bytes = 64ull << 20;
+  std::span<const WebAsset> page = EmbeddedWebAssets();
   std::string fingerprint = "moraine";
   // Injected by tests; null: the system's.
   std::function<int64_t()> unix_time_s;
@@ -84,6 +89,8 @@ class ApiHandler {
   static bool Administers(Route route) { return route == Route::kAdminRamBudget; }
   static bool TakesBody(Route route) { return Prepares(route) || Administers(route); }
 
+  // GET /residency/stream: what to stream; null with the answer to give instead.
+  std::unique_ptr<ResidencyStream> OpenResidencyStream(HttpResponse* answer) const;
   // {"ram_budget":"6GiB"} -> the budget now, its minimum and maximum.
   HttpResponse Administer(Route route, std::string_view body) const;
   // The routes without a body; `slots` is what the connections are doing.
@@ -115,6 +122,7 @@ class ApiHandler {
 
   ApiHandlerOptions options_;
   AccessPolicy access_;
+  WebPage page_;
   GenerationService* service_;
   RequestMetrics request_metrics_;
   mutable std::mutex mutex_;

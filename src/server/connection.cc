@@ -113,6 +113,7 @@ class TcpConnection final : public Connection, public std::enable_shared_from_th
   void EndChoices();
   asio::awaitable<Next> SendStream(ResponseWriter* writer);
   asio::awaitable<Next> SendWhole(ResponseWriter* writer);
+  asio::awaitable<Next> StreamResidency();
   asio::awaitable<bool> Write(std::string_view bytes);
   asio::awaitable<void> WatchForDisconnect(std::shared_ptr<Exchange> exchange);
   asio::awaitable<void> Linger();
@@ -231,6 +232,7 @@ asio::awaitable<TcpConnection::Next> TcpConnection::ServeOne() {
   if (ApiHandler::Administers(route)) {
     co_return co_await Respond(state_->handler->Administer(route, parser.get().body()));
   }
+  if (route == Route::kResidencyStream) co_return co_await StreamResidency();
   if (!ApiHandler::Prepares(route)) {
     std::vector<SlotReport> slots;
     for (const Connection* connection : state_->connections) connection->AppendSlot(&slots);
@@ -547,6 +549,31 @@ asio::awaitable<TcpConnection::Next> TcpConnection::SendWhole(ResponseWriter* wr
     response.fields.push_back({"x-request-id", slot_.id});
     co_return co_await Respond(std::move(response));
   }
+}
+
+// Until the client goes or the server drains; looked at between two frames.
+asio::awaitable<TcpConnection::Next> TcpConnection::StreamResidency() {
+  HttpResponse response;
+  const std::unique_ptr<ResidencyStream> stream = state_->handler->OpenResidencyStream(&response);
+  if (stream == nullptr || head_.method == "HEAD") co_return co_await Respond(std::move(response));
+  state_->handler->Finalize(head_, &response);
+  const bool chunked = !head_.http_1_0;
+  std::string bytes = SerializeStreamHead(
+      response, {.keep_alive = false, .unix_time_s = state_->handler->UnixTime()}, chunked);
+  asio::steady_timer tick(stream_.get_executor());
+  while (!state_->draining && !ClientIsGone()) {
+    const std::string frame = stream->Next();
+    if (!frame.empty()) bytes += chunked ? FrameChunk(frame) : frame;
+    if (!bytes.empty()) {
+      const bool written = co_await Write(bytes);
+      if (!written) co_return Next::kClose;
+      bytes.clear();
+    }
+    tick.expires_after(ResidencyStream::kInterval);
+    co_await tick.async_wait(kUse);
+  }
+  if (chunked) co_await Write(kLastChunk);
+  co_return Next::kClose;
 }
 
 // When a place in a full queue should be free: the running request is half done on average, but it is

@@ -17,6 +17,7 @@
 
 #include "base/status.h"
 #include "engine/engine.h"
+#include "engine/residency_feed.h"
 #include "engine/stats.h"
 #include "model/template/prompt_segment.h"
 #include "model/tokenizer/tokenizer.h"
@@ -60,6 +61,7 @@ class GenerationService {
   virtual Result<std::function<void()>> Submit(GenerationRequest request) = 0;
 
   virtual EngineStats Stats() const = 0;
+  virtual std::shared_ptr<ResidencyFeed> residency_feed() const = 0;
 
   // What Engine::SetRamBudget accepts, as text ("6GiB", "25%"). The range after it.
   virtual Result<RamBudgetRange> SetRamBudget(const std::string& text) = 0;

@@ -86,6 +86,7 @@ std::string_view ReasonPhrase(int status) {
   switch (status) {
     case 200: return "OK";
     case 204: return "No Content";
+    case 304: return "Not Modified";
     case 400: return "Bad Request";
     case 401: return "Unauthorized";
     case 403: return "Forbidden";
@@ -104,9 +105,9 @@ std::string_view ReasonPhrase(int status) {
 }
 
 std::string SerializeResponse(const HttpResponse& response, const WireOptions& wire) {
-  // RFC 9110 8.6: no content-length in a 204.
+  // RFC 9110 8.6: no content-length in a 204, and in a 304 only that of the body it stands for.
   const std::string framing =
-      response.status == 204 ? "" : fmt::format("content-length: {}\r\n", response.body.size());
+      response.status == 204 || response.status == 304 ? "" : fmt::format("content-length: {}\r\n", response.body.size());
   std::string out = SerializeHead(response, wire, framing);
   if (!wire.head_only) out += response.body;
   return out;

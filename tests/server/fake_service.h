@@ -48,6 +48,8 @@ class FakeService final : public GenerationService {
   std::string TokenBytes(int32_t token) const override;
   Result<std::function<void()>> Submit(GenerationRequest request) override;
   EngineStats Stats() const override;
+  // The test publishes into it what it likes.
+  std::shared_ptr<ResidencyFeed> residency_feed() const override { return feed_; }
   // "5GiB" is the one budget that is accepted.
   Result<RamBudgetRange> SetRamBudget(const std::string& text) override;
 
@@ -80,6 +82,7 @@ class FakeService final : public GenerationService {
   bool Hold(Job& job);
   void Finish(Job& job, FinishReason reason, GenerationEvent event);
 
+  const std::shared_ptr<ResidencyFeed> feed_ = std::make_shared<ResidencyFeed>();
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   bool ready_ = true, released_ = false, stopping_ = false;
