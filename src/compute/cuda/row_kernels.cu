@@ -9,22 +9,45 @@ namespace {
 
 constexpr uint32_t kThreads = 256;
 
-// A thread moves 16 columns of one row: 8 words, of which operand order takes the even ones first.
-__global__ void GatherRows(const RowGather gather, uint32_t groups, bool whole) {
+constexpr uint32_t kRowsOfBlock = 4;
+
+// Rows of whole groups of 16 columns. A thread moves 8 of them, so that loads and stores of a warp are one
+// run of bytes each; of the 8 words of 16 columns operand order takes the even ones first, which a
+// pair of threads trades. Four rows at once: loads in flight.
+__global__ void __launch_bounds__(kThreads) GatherWholeRows(const RowGather gather,
+                                                            uint32_t chunks) {
+  const uint32_t first = blockIdx.x * kRowsOfBlock;
+  const bool odd = threadIdx.x % 2 != 0;
+  for (uint32_t begin = 0; begin < chunks; begin += kThreads) {
+    const uint32_t chunk = begin + threadIdx.x;
+    uint4 words[kRowsOfBlock] = {};
+#pragma unroll
+    for (uint32_t i = 0; i < kRowsOfBlock; ++i) {
+      if (first + i >= gather.row_count || chunk * 8 >= gather.cols) continue;
+      const uint16_t* x = gather.x + uint64_t{gather.token_rows[first + i]} * gather.x_stride;
+      words[i] = reinterpret_cast<const uint4*>(x)[chunk];
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kRowsOfBlock; ++i) {
+      const uint4 own = words[i];
+      const uint32_t low = __shfl_xor_sync(~0u, odd ? own.x : own.y, 1);
+      const uint32_t high = __shfl_xor_sync(~0u, odd ? own.z : own.w, 1);
+      if (first + i >= gather.row_count || chunk >= chunks) continue;
+      reinterpret_cast<uint4*>(gather.operand)[uint64_t{first + i} * chunks + chunk] =
+          odd ? make_uint4(low, high, own.y, own.w) : make_uint4(own.x, own.z, low, high);
+    }
+  }
+}
+
+// Any rows. A thread moves 16 columns of one.
+__global__ void GatherRows(const RowGather gather, uint32_t groups) {
   const uint64_t index = uint64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= uint64_t{gather.row_count} * groups) return;
   const uint32_t row = index / groups, column = index % groups * 16;
   const uint16_t* source = gather.x + uint64_t{gather.token_rows[row]} * gather.x_stride + column;
   uint32_t words[8] = {};
-  if (whole && column < gather.cols) {
-    const uint4 first = reinterpret_cast<const uint4*>(source)[0];
-    const uint4 second = reinterpret_cast<const uint4*>(source)[1];
-    words[0] = first.x, words[1] = first.y, words[2] = first.z, words[3] = first.w;
-    words[4] = second.x, words[5] = second.y, words[6] = second.z, words[7] = second.w;
-  } else {
-    for (uint32_t i = 0; i < 16 && column + i < gather.cols; ++i) {
-      words[i / 2] |= uint32_t{source[i]} << (i % 2 * 16);
-    }
+  for (uint32_t i = 0; i < 16 && column + i < gather.cols; ++i) {
+    words[i / 2] |= uint32_t{source[i]} << (i % 2 * 16);
   }
   uint4* target = reinterpret_cast<uint4*>(gather.operand + index * 16);
   target[0] = {words[0], words[2], words[4], words[6]};
@@ -69,9 +92,13 @@ uint32_t Blocks(uint64_t threads) {
 
 cudaError_t LaunchGather(const RowGather& gather, Stream stream) {
   const uint32_t groups = OperandStride(gather.cols) / 16;
-  const bool whole = gather.cols % 16 == 0 && gather.x_stride % 8 == 0;
-  GatherRows<<<Blocks(uint64_t{gather.row_count} * groups), kThreads, 0, stream>>>(gather, groups,
-                                                                                   whole);
+  if (gather.cols % 16 == 0 && gather.x_stride % 8 == 0) {
+    GatherWholeRows<<<(gather.row_count + kRowsOfBlock - 1) / kRowsOfBlock, kThreads, 0, stream>>>(
+        gather, groups * 2);
+  } else {
+    GatherRows<<<Blocks(uint64_t{gather.row_count} * groups), kThreads, 0, stream>>>(gather,
+                                                                                     groups);
+  }
   return cudaGetLastError();
 }
 
