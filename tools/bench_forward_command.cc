@@ -104,7 +104,7 @@ Sample Median(const std::vector<Sample>& samples) {
 class ForwardBench {
  public:
   ForwardBench(const BenchForwardArguments& arguments, bool decode)
-      : arguments_(arguments), decode_(decode) {}
+      : arguments_(arguments), decode_(decode), random_(arguments.seed) {}
 
   Status Run() {
     ASSIGN_OR_RETURN(RunnerOptions options, FinishRunnerOptions(arguments_.runner));
@@ -361,7 +361,7 @@ class ForwardBench {
 
   const BenchForwardArguments& arguments_;
   const bool decode_;
-  Random random_{1};
+  Random random_;
   BlockReaderOptions io_;
   std::unique_ptr<Runner> runner_;
   std::vector<int32_t> text_tokens_;
