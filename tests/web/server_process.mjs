@@ -17,7 +17,8 @@ export function startServer() {
   const real = process.env.MORAINE_BIN !== undefined;
   const [command, args] = real
     ? [process.env.MORAINE_BIN,
-       ['serve', process.env.MORAINE_STORE, '--port', '0', '--api-key', 'test-key', '--queue', '1']]
+       ['serve', process.env.MORAINE_STORE, '--port', '0', '--api-key', 'test-key', '--queue', '1',
+        '--parallel', '1']]
     : [process.env.FAKE_SERVER, []];
   const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'pipe'] });
   let errors = '';
