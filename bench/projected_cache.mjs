@@ -25,34 +25,42 @@ function serve(share) {
 }
 
 async function picture(url) {
-  const abort = new AbortController();
-  const response = await fetch(`${url}/residency/stream`, { signal: abort.signal });
+  const response = await fetch(`${url}/residency/stream`);
+  const reader = response.body.getReader();
   const splitter = new FrameSplitter();
-  for await (const bytes of response.body) {
-    const [frame] = splitter.push(bytes);
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) throw new Error('the stream ended without a frame');
+    const [frame] = splitter.push(value);
     if (!frame) continue;
-    abort.abort();
+    await reader.cancel();
     return applyFrame(null, frame);
   }
-  throw new Error('the stream ended without a frame');
+}
+
+async function ask(url, content) {
+  const response = await fetch(`${url}/v1/chat/completions`, {
+    method: 'POST', headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ messages: [{ role: 'user', content }], temperature: 0, max_tokens: 200, ignore_eos: true }),
+  });
+  if (!response.ok) throw new Error(await response.text());
+  await response.json();
 }
 
 async function measure(share) {
   const { child, url } = await serve(share);
-  for (const content of QUESTIONS) {
-    const response = await fetch(`${url}/v1/chat/completions`, {
-      method: 'POST', headers: { 'content-type': 'application/json' },
-      body: JSON.stringify({ messages: [{ role: 'user', content }], temperature: 0, max_tokens: 200 }),
-    });
-    if (!response.ok) throw new Error(await response.text());
-    await response.json();
+  try {
+    for (const question of QUESTIONS) await ask(url, question);
+    const { numbers, heats } = await picture(url);
+    const zero = Object.fromEntries(Object.keys(numbers).map((name) => [name, 0]));
+    const { decodeHitRate, tokens } = figures(zero, numbers);
+    return { share, tokens, slots: numbers.slot_count - numbers.ring_slots, hitRate: decodeHitRate, heats: heatShares(heats) };
+  } finally {
+    child.removeAllListeners('exit');  // which is no surprise now
+    const ended = new Promise((resolve) => { child.on('exit', resolve); });
+    child.kill('SIGTERM');
+    await ended;  // the next one opens the same store
   }
-  const { numbers, heats } = await picture(url);
-  child.removeAllListeners('exit');
-  child.kill('SIGTERM');
-  const zero = Object.fromEntries(Object.keys(numbers).map((name) => [name, 0]));
-  const { decodeHitRate, tokens } = figures(zero, numbers);
-  return { share, tokens, slots: numbers.slot_count - numbers.ring_slots, hitRate: decodeHitRate, heats: heatShares(heats) };
 }
 
 const runs = [];

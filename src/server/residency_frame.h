@@ -15,7 +15,7 @@
 // A full frame is the difference from nothing (all numbers and bytes 0), a delta the difference from the
 // frame before it in the stream: one rule for both. Names of numbers and residences are in the header, so
 // that neither side counts positions. What changes between two snapshots is mostly heat and the experts
-// that were used, so that a delta of 6144 experts (48 layers of 128) is some 2 to 4 KB.
+// that were used: 12 KB for 6144 experts (48 layers of 128) and three tokens.
 //
 // Why not JSON over EventSource: the picture would be ten times as large and cost the I/O thread as many
 // times the work, and EventSource cannot send an API key. Why not a WebSocket: nothing flows the other way.
