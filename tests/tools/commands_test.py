@@ -45,6 +45,23 @@ class CommandsTest(CommandTestCase):
                              "--ram-budget", "25%", "--json", "--quiet")
         self.assertEqual(json.loads(result.stdout)["text"], "247 + 6 = 253.")
 
+    def test_plan_predicts_for_a_store_a_checkpoint_a_config_and_a_published_model(self):
+        config = os.path.join(DEMO, "config.json")
+        for model, source in [(self.store, "store"), (DEMO, "checkpoint"), (config, "config"),
+                              ("deepseek-v3", "config")]:
+            with self.subTest(model=model):
+                rates = ["--memory-gbps", "50", "--drive-gbps", "5", "--tops", "1"]
+                result = self.expect(OK, [], "plan", model, *rates, "--ram-budget", "50%",
+                                     "--ram-budget", "100%", "--max-context", "256", "--json")
+                plan = json.loads(result.stdout)
+                self.assertEqual(plan["source"], source)
+                half, everything = plan["budgets"]
+                self.assertAlmostEqual(half["resident_share"], 0.5, places=2)
+                self.assertEqual(everything["read_bytes_per_token"], 0)
+                bytes_of_token = plan["dense_bytes_per_token"] + plan["expert_bytes_per_token"]
+                self.assertAlmostEqual(everything["decode_tok_per_s"], 50e9 / bytes_of_token, places=3)
+        self.expect(FAILED, ["nosuch", "kimi-k2"], "plan", "nosuch")
+
     def test_make_store_makes_a_store_that_verifies_and_runs(self):
         store = os.path.join(self.scratch.name, "synthetic")
         made = self.expect(OK, [], "bench", "make-store", store, "--shape", "tiny", "--layers", "4",
