@@ -38,7 +38,8 @@ for part in $parts; do
     decode)
       need_store
       bench decode "$store" --gpu --prompt-tokens 64 --tokens 256 --max-context 9000 --rounds 3
-      bench decode "$store" --gpu --prompt-tokens 8192 --tokens 128 --max-context 9000 --rounds 2 ;;
+      bench decode "$store" --gpu --prompt-tokens 8192 --tokens 128 --max-context 9000 --rounds 2
+      bench decode "$store" --gpu --prompt-tokens 64 --tokens 128 --batch 8 --rounds 2 ;;
     stream)
       need_store
       for budget in 5GiB 8GiB 12GiB; do
