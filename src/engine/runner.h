@@ -68,6 +68,7 @@ struct ModelInfo {
   std::string name;  // directory name of the source
   std::string architecture;
   uint32_t max_context = 0;
+  uint32_t max_sequences = 0;  // that are computed together
   uint32_t vocab_size = 0;
   std::vector<int32_t> eos_tokens;
   int64_t created_unix = 0;

@@ -148,7 +148,7 @@ std::string PropsBody(const GenerationService& service, const std::string& versi
                         {"top_p", sampling.top_p},
                         {"min_p", sampling.min_p},
                         {"repetition_penalty", sampling.repetition_penalty}};
-  out["total_slots"] = 1;
+  out["total_slots"] = model.max_sequences;
   out["model_alias"] = model.name;
   out["architecture"] = model.architecture;
   out["vocab_size"] = model.vocab_size;

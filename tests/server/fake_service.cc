@@ -53,6 +53,7 @@ ModelInfo FakeService::model_info() const {
   return {.name = "fake model",
           .architecture = "fake",
           .max_context = 4096,
+          .max_sequences = 3,
           .vocab_size = kVocabSize,
           .eos_tokens = {},
           .created_unix = 1700000000};

@@ -640,6 +640,7 @@ TEST_F(HttpServerTest, PropertiesAndSlots) {
   client.Get("/props");
   const ordered_json props = ordered_json::parse(client.Read().body);
   EXPECT_EQ(props["default_generation_settings"]["n_ctx"], 4096);
+  EXPECT_EQ(props["total_slots"], 3);
   EXPECT_EQ(props["output_format"], "hermes");
   EXPECT_EQ(props["chat_template"], service_.chat_template());
   client.Get("/slots");
