@@ -79,11 +79,10 @@ Result<PlannedModel> OpenStore(const PlanArguments& a) {
   model.packs = store->expert_pack_paths();
   auto profile = WorkloadProfile::Load(*store, a.profile,
                                        IdentityOf(model.manifest, model.config.top_k));
-  if (profile.ok()) {
-    model.profile = std::move(*profile);
-  } else if (profile.status().code() != StatusCode::kNotFound || a.profile != kDefaultProfile) {
-    return profile.status();
-  }
+  const bool absent = profile.status().code() == StatusCode::kNotFound;
+  if (absent && a.profile == kDefaultProfile) return model;
+  RETURN_IF_ERROR(profile.status());
+  if (MissCurve(profile->heat).learnt()) model.profile = std::move(*profile);
   return model;
 }
 
@@ -245,14 +244,14 @@ Status Plan(const PlanArguments& a) {
                                   .step_tokens = std::max(input.prefill_chunk, a.parallel),
                                   .kv_format = kv_format});
   ASSIGN_OR_RETURN(input.rates, Measure(a, model));
-  const HitCurve hits = model.profile ? HitCurve::OfHeat(model.profile->heat)
-                                      : HitCurve::OfRecordedRouting();
+  const MissCurve misses =
+      model.profile ? MissCurve(model.profile->heat) : MissCurve::OfRecordedRouting();
   std::vector<std::string> budgets = a.ram_budgets;
   if (budgets.empty()) budgets = {"5%", "10%", "25%", "50%", "75%", "100%"};
   std::vector<ServingEstimate> estimates;
   for (const std::string& text : budgets) {
     ASSIGN_OR_RETURN(const RamBudget budget, ParseRamBudget(text));
-    auto estimate = EstimateServing(input, hits, budget);
+    auto estimate = EstimateServing(input, misses, budget);
     if (!estimate.ok() && a.ram_budgets.empty()) continue;  // a share that is no slots of this model
     RETURN_IF_ERROR(estimate.status());
     estimates.push_back(*estimate);

@@ -88,15 +88,16 @@ Bound BoundOf(const PhaseReport& decode) {
 void Project(const StatsInterval& interval, const MissCurve& curve, StatsReport* report) {
   const EngineStats& stats = interval.stats;
   if (!report->decode || report->decode->mib_read <= 0) return;
-  const double slots = stats.residency.slot_count;
-  const double now = curve.MissShare(slots);
+  const double resident =
+      static_cast<double>(stats.residency.slot_count) / static_cast<double>(stats.expert_count);
+  const double now = curve.MissShare(resident);
   if (now <= 0) return;
   const double read_bytes = static_cast<double>(stats.prefill.bytes_read + stats.decode.bytes_read);
   const double busy_ms = static_cast<double>(stats.reads.busy_ns) * 1e-6 *
                          (static_cast<double>(stats.decode.bytes_read) / read_bytes) /
                          static_cast<double>(stats.decode.tokens);
   for (size_t i = 0; i < StatsReport::kCacheSizes.size(); ++i) {
-    const double ratio = curve.MissShare(slots * StatsReport::kCacheSizes[i]) / now;
+    const double ratio = curve.MissShare(resident * StatsReport::kCacheSizes[i]) / now;
     const double computing_ms = report->decode->ms - report->decode->stall_ms;
     const double ms = std::max(computing_ms + report->decode->stall_ms * ratio, busy_ms * ratio);
     report->projected_tokens_per_s[i] = ratio == 1 ? report->decode->tokens_per_s : 1000 / ms;

@@ -10,7 +10,7 @@
 
 #include "base/status.h"
 #include "engine/stats.h"
-#include "miss_curve.h"
+#include "engine/miss_curve.h"
 
 namespace moraine {
 

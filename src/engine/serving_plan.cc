@@ -2,10 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <limits>
 
-#include "base/check.h"
 #include "engine/slot_memory.h"
 #include "memory/topology.h"
 
@@ -70,40 +67,7 @@ TokenDemand DemandOfToken(const Manifest& manifest, const ModelConfig& config) {
   return demand;
 }
 
-HitCurve HitCurve::OfRecordedRouting() {
-  HitCurve curve;
-  curve.points_ = {{0, 0}, {0.05, 0.415}, {0.10, 0.607}, {0.20, 0.789}, {0.30, 0.892}, {1, 1}};
-  return curve;
-}
-
-HitCurve HitCurve::OfHeat(std::span<const float> heat) {
-  std::vector<float> hottest(heat.begin(), heat.end());
-  std::sort(hottest.begin(), hottest.end(), std::greater<>());
-  double total = 0;
-  for (const float h : hottest) total += h;
-  HitCurve curve;
-  curve.points_.push_back({0, 0});
-  double sum = 0;
-  for (size_t i = 0; total > 0 && i + 1 < hottest.size(); ++i) {
-    sum += hottest[i];
-    curve.points_.push_back(
-        {static_cast<double>(i + 1) / static_cast<double>(hottest.size()), sum / total});
-  }
-  curve.points_.push_back({1, 1});
-  return curve;
-}
-
-double HitCurve::At(double resident_share) const {
-  const double share = std::clamp(resident_share, 0.0, 1.0);
-  const auto above = std::find_if(points_.begin() + 1, points_.end(),
-                                  [&](const Point& p) { return p.share >= share; });
-  CHECK(above != points_.end(), "a curve ends at 1");
-  const Point &high = *above, &low = *(above - 1);
-  return low.hit_rate +
-         (high.hit_rate - low.hit_rate) * (share - low.share) / (high.share - low.share);
-}
-
-Result<ServingEstimate> EstimateServing(const ServingPlanInput& input, const HitCurve& hits,
+Result<ServingEstimate> EstimateServing(const ServingPlanInput& input, const MissCurve& misses,
                                         const RamBudget& budget) {
   ASSIGN_OR_RETURN(const MemoryLimit limit, DetectMemoryLimit());
   ASSIGN_OR_RETURN(const SlotPlan slots, PlanSlots(input.manifest, input.config.top_k, input.fixed,
@@ -114,7 +78,7 @@ Result<ServingEstimate> EstimateServing(const ServingPlanInput& input, const Hit
   estimate.budget_bytes = input.fixed.total() + SlotMemory(estimate.slot_count * slots.slot_bytes);
   estimate.resident_share =
       static_cast<double>(estimate.slot_count) / static_cast<double>(experts);
-  estimate.hit_rate = hits.At(estimate.resident_share);
+  estimate.hit_rate = 1 - misses.MissShare(estimate.resident_share);
   const TokenDemand demand = DemandOfToken(input.manifest, input.config);
   EstimateDecode(input, demand, &estimate);
   EstimatePrefill(input, demand, &estimate);

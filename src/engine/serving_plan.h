@@ -14,11 +14,8 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
-#include <string>
-#include <vector>
-
 #include "engine/budget.h"
+#include "engine/miss_curve.h"
 #include "model/config.h"
 #include "store/manifest.h"
 
@@ -38,22 +35,6 @@ struct TokenDemand {
   double operations = 0;
 };
 TokenDemand DemandOfToken(const Manifest& manifest, const ModelConfig& config);
-
-// Share of lookups that find their expert, by the share of experts that are resident.
-class HitCurve {
- public:
-  static HitCurve OfRecordedRouting();
-  // The hottest experts resident, as far as there are slots. heat: of every expert, not negative.
-  static HitCurve OfHeat(std::span<const float> heat);
-
-  double At(double resident_share) const;  // linear between its points
-
- private:
-  struct Point {
-    double share, hit_rate;
-  };
-  std::vector<Point> points_;  // from (0, 0) to (1, 1), ascending
-};
 
 struct ServingEstimate {
   uint64_t budget_bytes = 0;  // of the process; fixed memory and slots
@@ -75,7 +56,7 @@ struct ServingPlanInput {
 };
 
 // kInvalidArgument naming the smallest budget if this one is too small.
-Result<ServingEstimate> EstimateServing(const ServingPlanInput& input, const HitCurve& hits,
+Result<ServingEstimate> EstimateServing(const ServingPlanInput& input, const MissCurve& misses,
                                         const RamBudget& budget);
 
 }  // namespace moraine

@@ -46,32 +46,13 @@ TEST(TokenDemand, CountsTopKRecordsAndOneEmbeddingRow) {
   EXPECT_EQ(DemandOfToken(model.manifest, model.config).dense_bytes, 320u);
 }
 
-TEST(HitCurve, InterpolatesAndEndsAtEverything) {
-  const HitCurve curve = HitCurve::OfRecordedRouting();
-  EXPECT_DOUBLE_EQ(curve.At(0), 0);
-  EXPECT_DOUBLE_EQ(curve.At(0.10), 0.607);
-  EXPECT_DOUBLE_EQ(curve.At(0.15), (0.607 + 0.789) / 2);
-  EXPECT_DOUBLE_EQ(curve.At(1), 1);
-}
-
-TEST(HitCurve, OfHeatTakesTheHottestFirst) {
-  const std::vector<float> heat = {1, 0, 6, 3};
-  const HitCurve curve = HitCurve::OfHeat(heat);
-  EXPECT_DOUBLE_EQ(curve.At(0.25), 0.6);
-  EXPECT_DOUBLE_EQ(curve.At(0.5), 0.9);
-  EXPECT_DOUBLE_EQ(curve.At(0.375), 0.75);
-  EXPECT_DOUBLE_EQ(curve.At(1), 1);
-  // Nothing learnt: as good as chance.
-  EXPECT_DOUBLE_EQ(HitCurve::OfHeat(std::vector<float>(4, 0.0f)).At(0.5), 0.5);
-}
-
 TEST(EstimateServing, IsTheLongerOfMemoryAndDrive) {
   const SmallModel model;
   ServingPlanInput input = {.manifest = model.manifest, .config = model.config, .prefill_chunk = 4};
   input.rates = {.memory_bytes_per_s = 1e6, .drive_bytes_per_s = 1e5, .operations_per_s = 1e6};
-  const HitCurve hits = HitCurve::OfHeat(std::vector<float>(200, 1.0f));
+  const MissCurve misses = MissCurve(std::vector<float>(200, 1.0f));
   const RamBudget half = {.kind = RamBudget::Kind::kExpertFraction, .fraction = 0.5};
-  const auto estimate = EstimateServing(input, hits, half);
+  const auto estimate = EstimateServing(input, misses, half);
   ASSERT_TRUE(estimate.ok()) << estimate.status().message();
   EXPECT_EQ(estimate->slot_count, 100u);
   EXPECT_DOUBLE_EQ(estimate->hit_rate, 0.5);
@@ -84,7 +65,7 @@ TEST(EstimateServing, IsTheLongerOfMemoryAndDrive) {
   EXPECT_STREQ(estimate->prefill_bound_by, "drive");
 
   const RamBudget all = {.kind = RamBudget::Kind::kExpertFraction, .fraction = 1};
-  const auto resident = EstimateServing(input, hits, all);
+  const auto resident = EstimateServing(input, misses, all);
   ASSERT_TRUE(resident.ok());
   EXPECT_DOUBLE_EQ(resident->decode_tok_per_s, 1e6 / (16384 + 192));
   EXPECT_STREQ(resident->decode_bound_by, "memory");
@@ -96,12 +77,12 @@ TEST(EstimateServing, DoesNotGuessARateThatIsNotKnown) {
   ServingPlanInput input = {.manifest = model.manifest, .config = model.config, .prefill_chunk = 4};
   input.rates = {.memory_bytes_per_s = 1e6, .operations_per_s = 1e6};
   const RamBudget half = {.kind = RamBudget::Kind::kExpertFraction, .fraction = 0.5};
-  const auto estimate = EstimateServing(input, HitCurve::OfRecordedRouting(), half);
+  const auto estimate = EstimateServing(input, MissCurve::OfRecordedRouting(), half);
   ASSERT_TRUE(estimate.ok());
   EXPECT_EQ(estimate->decode_tok_per_s, 0);
   EXPECT_EQ(estimate->prefill_tok_per_s, 0);
   const RamBudget all = {.kind = RamBudget::Kind::kExpertFraction, .fraction = 1};
-  EXPECT_GT(EstimateServing(input, HitCurve::OfRecordedRouting(), all)->decode_tok_per_s, 0);
+  EXPECT_GT(EstimateServing(input, MissCurve::OfRecordedRouting(), all)->decode_tok_per_s, 0);
 }
 
 // Every published model at its own dimensions, without a byte of weights.
@@ -122,7 +103,7 @@ TEST(EstimateServing, PlansEveryPublishedModel) {
     double last = 0;
     for (const double share : {0.1, 0.25, 0.5, 1.0}) {
       const RamBudget budget = {.kind = RamBudget::Kind::kExpertFraction, .fraction = share};
-      const auto estimate = EstimateServing(input, HitCurve::OfRecordedRouting(), budget);
+      const auto estimate = EstimateServing(input, MissCurve::OfRecordedRouting(), budget);
       ASSERT_TRUE(estimate.ok()) << estimate.status().message();
       EXPECT_NEAR(estimate->resident_share, share, 0.01);
       EXPECT_GE(estimate->decode_tok_per_s, last);

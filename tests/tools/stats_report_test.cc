@@ -18,6 +18,7 @@ EngineStats StatsAfter(int seconds) {
   const int64_t ms = 1'000'000 * static_cast<int64_t>(seconds);
   stats.model = "m";
   stats.store = "/absent";
+  stats.expert_count = 20;
   stats.threads = 4;
   stats.requests = n;
   stats.queue_length = 2;
@@ -122,20 +123,9 @@ TEST(StatsReportTest, WhatWasNotMeasuredIsSaidSo) {
   EXPECT_TRUE(json["projection"][3]["decode_tokens_per_s"].is_null());
 }
 
-TEST(MissCurveTest, TheHottestAreResident) {
-  const MissCurve curve({0.1f, 0.4f, 0.2f, 0.3f});
-  EXPECT_DOUBLE_EQ(curve.MissShare(0), 1);
-  EXPECT_NEAR(curve.MissShare(1), 0.6, 1e-6);
-  EXPECT_NEAR(curve.MissShare(1.5), 0.45, 1e-6);
-  EXPECT_NEAR(curve.MissShare(3), 0.1, 1e-6);
-  EXPECT_DOUBLE_EQ(curve.MissShare(4), 0);
-  EXPECT_DOUBLE_EQ(curve.MissShare(99), 0);
-  EXPECT_DOUBLE_EQ(MissCurve({0, 0}).MissShare(1), 0);
-  EXPECT_DOUBLE_EQ(MissCurve({}).MissShare(1), 0);
-}
-
 TEST(StatsReportTest, ProjectionFollowsTheCurveAndTheDrive) {
   // 10 slots of 20 experts used alike: half of the lookups miss, none with all.
+  ASSERT_EQ(StatsAfter(10).residency.slot_count, 10u);
   const StatsContext context = {.drive_gb_per_s = {}, .curve = MissCurve(std::vector<float>(20, 0.1f))};
   const StatsInterval interval = Since(StatsAfter(10));
   const StatsReport report = MakeStatsReport(interval, context);

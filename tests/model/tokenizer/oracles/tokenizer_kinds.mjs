@@ -54,6 +54,8 @@ const BLANK_RUNS = [token("    ", false, { normalized: true }), token("  ", fals
 const noOtherDigits = (text) => !/(?![0-9])\p{N}/u.test(text);
 // JavaScript's \s has U+FEFF and lacks U+0085; ByteLevel's own pattern is used as it is.
 const noOddBlanks = (text) => !/[\u0085\ufeff]/u.test(text);
+// JavaScript's toLowerCase looks at what surrounds a sigma; Rust's normalizer maps each character alone.
+const noSigma = (text) => !text.includes("\u03a3");
 
 export const KINDS = [
   { name: "gpt2", pre_tokenizer: bytes(true), added: CHAT, jsReads: noOddBlanks },
@@ -94,7 +96,8 @@ export const KINDS = [
             token("aa", false, { single_word: true }), token("→é", false, { normalized: true }),
             token("<|im_end|>", true), token("<|im_", true)] },
   ...["NFD", "NFKC", "NFKD", "Lowercase"].map((type) => (
-    { name: type, normalizer: { type }, pre_tokenizer: sequence(split(qwen2), bytes()), added: CHAT })),
+    { name: type, normalizer: { type }, pre_tokenizer: sequence(split(qwen2), bytes()), added: CHAT,
+      jsReads: type === "Lowercase" ? noSigma : undefined })),
   { name: "prepend and replace", pre_tokenizer: sequence(split(qwen2), bytes()), added: CHAT, lossy: true,
     js: false,
     normalizer: { type: "Sequence", normalizers: [
