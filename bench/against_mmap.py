@@ -2,9 +2,11 @@
 """Moraine beside llama.cpp over mmap, in memory cgroups of the same size, on one drive.
 
     bench/against_mmap.py GGUF STORE [--memory 16,10,6,4] [--readahead 128,default] [--rounds 2]
+        [--llama-bench PATH]
 
 GGUF is written by make_gguf, STORE is imported from it: the same weights. The peer is installed by
-`npm install --prefix bench/peers`. Needs root: it makes memory cgroups, sets the drive's readahead
+`npm install --prefix bench/peers`; --llama-bench adds another build of llama.cpp or of a fork, by its
+own benchmark program. Needs root: it makes memory cgroups, sets the drive's readahead
 (put back at the end, also after an error), drops the page cache before every run.
 docs/against_mmap.md has the method. One JSON line a memory limit on stdout, a table on stderr.
 """
@@ -54,13 +56,13 @@ class MemoryCgroup:
         if self.path:
             (self.path / "cgroup.procs").write_text(str(os.getpid()))
 
-    def run(self, command, **environment):
-        """The last line of stdout as JSON; None, with a line on stderr, if the command failed."""
+    def run(self, command, whole=False, **environment):
+        """stdout, or its last line, as JSON; None, with a line on stderr, if the command failed."""
         result = subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, **environment},
             preexec_fn=self.enter)
         if result.returncode == 0:
-            return json.loads(result.stdout.splitlines()[-1])
+            return json.loads(result.stdout if whole else result.stdout.splitlines()[-1])
         print(f"{command[0]} failed with {result.returncode} (-9: killed for memory): "
               f"{result.stderr.strip()[-400:]}", file=sys.stderr)
         return None
@@ -96,11 +98,26 @@ class Drive:
         pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
-def run_peer(cgroup, args):
+def run_node_llama_cpp(cgroup, args):
     # With all in memory the peer may keep its repacked copy: that is its fastest.
     preload = {"LD_PRELOAD": args.preload} if cgroup.limit_bytes else {}
     return cgroup.run(["node", str(PEERS / "llama_cpp.mjs"), args.gguf, str(args.prefill),
                        str(args.decode), str(args.threads)], **preload)
+
+
+def run_llama_bench(cgroup, args):
+    """llama-bench prefills and decodes without a break, but starts its decode without a context. It has
+    no figure for bytes. With all in memory it may repack (ik_llama.cpp: when asked) and warm up."""
+    repack = ["-rtr", "1"] if args.llama_bench_repacks and not cgroup.limit_bytes else []
+    runs = cgroup.run([args.llama_bench, "-m", args.gguf, "-p", str(args.prefill), "-n", str(args.decode),
+                       "-t", str(args.threads), "-r", "1", "-w", "0" if cgroup.limit_bytes else "1",
+                       "-o", "json", *repack], whole=True)
+    if runs is None:
+        return None
+    unknown = {"bytes_per_token": None, "read_gb_per_s": None, "major_faults_per_token": None}
+    speed = {"decode" if run["n_gen"] else "prefill": run["avg_ts"] for run in runs}
+    return {"peer": f"{args.llama_bench} {runs[0]['build_commit']}",
+            **{phase: {"tok_per_s": tok_per_s, **unknown} for phase, tok_per_s in speed.items()}}
 
 
 def run_moraine(cgroup, args):
@@ -135,30 +152,32 @@ def median_of(runs, *keys):
 
 def compare(args, drive, gigabytes):
     limit_bytes = None if gigabytes == "all" else int(float(gigabytes) * 1e9)
-    readaheads = args.readahead.split(",")
-    peers, ours = {kib: [] for kib in readaheads}, []
+    programs = [run_node_llama_cpp] + ([run_llama_bench] if args.llama_bench else [])
+    settings = [(program, kib) for program in programs for kib in args.readahead.split(",")]
+    peers, ours = {setting: [] for setting in settings}, []
     with MemoryCgroup(limit_bytes) as cgroup:
         for _ in range(args.rounds):  # in turn, so that a slow minute hits all alike
-            for kib in readaheads:
+            for program, kib in settings:
                 with drive.readahead(kib):
                     drive.drop_cache()
-                    peers[kib].append(run_peer(cgroup, args))
+                    peers[program, kib].append(program(cgroup, args))
             drive.drop_cache()
             ours.append(run_moraine(cgroup, args))
-    peers = {kib: [r for r in runs if r] for kib, runs in peers.items()}
+    peers = {setting: [r for r in runs if r] for setting, runs in peers.items()}
     ours = [r for r in ours if r]
     row = {"bench": "against_mmap", "memory_gb": limit_bytes and float(gigabytes), "rounds": args.rounds,
-           "threads": args.threads, "load_average": os.getloadavg()[0], "peer": {},
+           "threads": args.threads, "load_average": os.getloadavg()[0], "peers": [],
            "moraine": None}
-    for kib, runs in peers.items():
+    for (_, kib), runs in peers.items():
         if not runs:
             continue
-        name = runs[0]["peer"]
-        row["peer"][kib if kib != "default" else f"default ({drive.own_readahead})"] = {
-            "name": name, **{f"{phase}_{key}": median_of(runs, phase, key)
-                             for phase in ("prefill", "decode")
-                             for key in ("tok_per_s", "bytes_per_token", "read_gb_per_s",
-                                         "major_faults_per_token")}}
+        row["peers"].append({
+            "name": runs[0]["peer"],
+            "readahead_kib": drive.own_readahead if kib == "default" else kib,
+            **{f"{phase}_{key}": median_of(runs, phase, key)
+               for phase in ("prefill", "decode")
+               for key in ("tok_per_s", "bytes_per_token", "read_gb_per_s",
+                           "major_faults_per_token")}})
     if ours:
         row["moraine"] = {"drive_gb_per_s": median_of(ours, "drive_gb_per_s"),
                           **{f"{phase}_{key}": median_of(ours, phase, key)
@@ -166,7 +185,7 @@ def compare(args, drive, gigabytes):
                              for key in ("tok_per_s", "bytes_per_token", "bound_tok_per_s")}}
     for phase in ("prefill", "decode"):
         key = f"{phase}_tok_per_s"
-        best = max((p[key] for p in row["peer"].values()), default=None)
+        best = max((p[key] for p in row["peers"]), default=None)
         row[f"{phase}_best_peer_tok_per_s"] = best
         row[f"{phase}_ratio"] = row["moraine"][key] / best if best and row["moraine"] else None
         row[f"{phase}_fraction_of_bound"] = (
@@ -207,6 +226,9 @@ def main():
     parser.add_argument("--decode", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--moraine", default="build/release/moraine")
+    parser.add_argument("--llama-bench", metavar="PATH", help="another peer: its llama-bench")
+    parser.add_argument("--llama-bench-repacks", action="store_true",
+                        help="it is ik_llama.cpp's, and repacks at run time with -rtr 1 where memory has room")
     args = parser.parse_args()
     if not (PEERS / "node_modules").exists():
         sys.exit(f"against_mmap: no peer; expected after: npm install --prefix {PEERS}")

@@ -54,6 +54,7 @@ Sampler::Sampler(const SamplingOptions& options, uint32_t vocab_size)
     : options_(options),
       random_(options.seed),
       logits_(vocab_size),
+      weights_(vocab_size),
       output_counts_(vocab_size),
       seen_(vocab_size),
       has_penalties_(options.repetition_penalty != 1.0f || options.presence_penalty != 0.0f ||
@@ -100,42 +101,80 @@ void Sampler::Forbid(std::span<const uint64_t> allowed) {
   }
 }
 
+// A total order: the lower id on a tie.
+bool Sampler::Better(int32_t a, int32_t b) const {
+  const float x = logits_[static_cast<size_t>(a)], y = logits_[static_cast<size_t>(b)];
+  return x > y || (x == y && a < b);
+}
+
+double Sampler::MassOf(size_t begin, size_t end) const {
+  double mass = 0;
+  for (size_t i = begin; i < end; ++i) mass += weights_[static_cast<size_t>(order_[i])];
+  return mass;
+}
+
+// Each cut keeps the best of what the one before left, so that all that is kept is told by its worst.
+// Selection instead of sorting: O(vocabulary), also when the logits are flat and nothing is cut.
+int32_t Sampler::WorstKept() {
+  const auto begin = order_.begin();
+  const auto better = [this](int32_t a, int32_t b) { return Better(a, b); };
+  size_t kept = order_.size();
+  if (options_.top_k > 0 && options_.top_k < kept) {
+    kept = options_.top_k;
+    std::nth_element(begin, begin + static_cast<ptrdiff_t>(kept), order_.end(), better);
+  }
+  if (options_.top_p < 1) {
+    // The shortest prefix whose mass reaches p of what top-k left: that of [0, low) does not, that of
+    // [0, high) does.
+    const double wanted = options_.top_p * MassOf(0, kept);
+    size_t low = 0;
+    for (double mass_of_low = 0; kept - low > 1;) {
+      const size_t middle = low + (kept - low) / 2;
+      std::nth_element(begin + static_cast<ptrdiff_t>(low), begin + static_cast<ptrdiff_t>(middle),
+                       begin + static_cast<ptrdiff_t>(kept), better);
+      const double mass = mass_of_low + MassOf(low, middle);
+      if (mass >= wanted) {
+        kept = middle;
+      } else {
+        low = middle;
+        mass_of_low = mass;
+      }
+    }
+  }
+  const auto end = std::partition(begin, begin + static_cast<ptrdiff_t>(kept), [this](int32_t token) {
+    return weights_[static_cast<size_t>(token)] >= options_.min_p;
+  });
+  return *std::max_element(begin, end, better);
+}
+
 int32_t Sampler::Draw(int32_t best_token) {
-  const auto better = [this](int32_t a, int32_t b) {
-    const float x = logits_[static_cast<size_t>(a)], y = logits_[static_cast<size_t>(b)];
-    return x > y || (x == y && a < b);
-  };
   const float best = logits_[static_cast<size_t>(best_token)];
   // Tokens below e^-28 = 7e-13 of the best: 150,000 of them have less than 1e-6 of the mass together,
-  // and leaving them out saves sorting them.
+  // and leaving them out saves looking at them again.
   const float floor = best - 28.0f * options_.temperature;
   order_.clear();
   for (size_t token = 0; token < logits_.size(); ++token) {
-    if (logits_[token] >= floor) order_.push_back(static_cast<int32_t>(token));
+    if (!(logits_[token] >= floor)) continue;
+    weights_[token] = std::exp((logits_[token] - best) / options_.temperature);
+    order_.push_back(static_cast<int32_t>(token));
   }
   if (order_.empty()) return best_token;  // the best is NaN: nothing to draw from
-  size_t kept = order_.size();
-  if (options_.top_k > 0 && options_.top_k < kept) kept = options_.top_k;
-  std::partial_sort(order_.begin(), order_.begin() + static_cast<ptrdiff_t>(kept), order_.end(),
-                    better);
-  const auto weight = [&](size_t i) {
-    return std::exp((logits_[static_cast<size_t>(order_[i])] - best) / options_.temperature);
-  };
-  double total = 0;
-  for (size_t i = 0; i < kept; ++i) total += weight(i);
-  // top-p keeps the shortest prefix whose mass reaches p of what top-k left.
+  const int32_t worst = WorstKept();
+  const auto is_kept = [&](int32_t token) { return token == worst || Better(token, worst); };
+  const auto count = static_cast<int32_t>(logits_.size());
+  // In the order of ids, so that a seed's tokens do not hang on how a library selects.
   double mass = 0;
-  size_t end = 0;
-  while (end < kept) {
-    const float w = weight(end);
-    if (end > 0 && (mass >= options_.top_p * total || w < options_.min_p)) break;
-    mass += w;
-    ++end;
+  for (int32_t token = 0; token < count; ++token) {
+    if (is_kept(token)) mass += weights_[static_cast<size_t>(token)];
   }
   double target = random_.Uniform() * mass;
-  size_t pick = 0;
-  while (pick + 1 < end && (target -= weight(pick)) >= 0) ++pick;
-  return order_[pick];
+  int32_t chosen = best_token;
+  for (int32_t token = 0; token < count && target >= 0; ++token) {
+    if (!is_kept(token)) continue;
+    chosen = token;
+    target -= weights_[static_cast<size_t>(token)];
+  }
+  return chosen;
 }
 
 Logprobs ComputeLogprobs(std::span<const float> logits, int32_t token, uint32_t count) {

@@ -54,13 +54,17 @@ class Sampler {
   void Forbid(std::span<const uint64_t> allowed);
   void ApplyPenalties();
   int32_t Draw(int32_t best_token);
+  int32_t WorstKept();
+  double MassOf(size_t begin, size_t end) const;
+  bool Better(int32_t a, int32_t b) const;
 
   SamplingOptions options_;
   Random random_;
   std::vector<float> logits_;
+  std::vector<float> weights_;           // of candidates: e^((logit - best) / temperature)
   std::vector<uint32_t> output_counts_;  // by token
   std::vector<bool> seen_;               // prompt or output
-  std::vector<int32_t> order_;           // scratch: candidates
+  std::vector<int32_t> order_;           // scratch: candidates, the best in front as far as selected
   bool has_penalties_ = false;
 };
 
