@@ -115,6 +115,7 @@ class ExpertExecutor final : public MoeExecutor {
   std::vector<ExpertId> experts_;      // distinct, in the order of acquisition
   std::vector<float> expert_weights_;  // tokens that route to each
   std::vector<Lease> leases_;          // parallel to experts_
+  size_t region_experts_ = 8;          // computed before the drive is looked at, by how long the last took
   std::vector<uint32_t> first_row_;    // by expert id: first output row
   std::vector<uint32_t> row_count_;    // by expert id
   std::vector<uint32_t> token_rows_;   // by output row: its token

@@ -256,7 +256,9 @@ size_t ResidencyManager::Impl::Stream(LayerId layer, std::span<const ExpertId> i
     }
     if (slot == kNoSlot) slot = slots_.Take(SlotRole::kRing, IndexOf(expert.key));
     if (slot == kNoSlot) break;
-    StartSpeculation(&expert, slot, ReadPriority::kSpeculative);
+    // Like demand, as deep as the ring: nobody looks at the drive while a chunk's attention is computed,
+    // which is long enough to read all of these, and nearly all of them will be wanted.
+    StartSpeculation(&expert, slot, ReadPriority::kDemand);
   }
   FlushReads();
   return dealt_with;

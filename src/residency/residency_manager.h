@@ -155,9 +155,9 @@ class ResidencyManager {
   // landed, is given up. From heat (warming) like demand, over those that the policy does not prefer.
   // Returns how many reads were queued.
   size_t Prefetch(LayerId layer, std::span<const ExpertId> experts, PrefetchReason reason);
-  // Speculation of a prefill: as Prefetch, but into free slots only, the ring's included, where the
-  // experts stay until their layer's Acquire. Returns how many of `experts`, from the first on, are
-  // present or being read: fewer than all when there is no free slot now.
+  // Speculation of a prefill: as Prefetch, but read like demand and into free slots only, the ring's
+  // included, where the experts stay until their layer's Acquire. Returns how many of `experts`, from
+  // the first on, are present or being read: fewer than all when there is no free slot now.
   size_t Stream(LayerId layer, std::span<const ExpertId> experts);
   // Gives up speculation that has not landed, and streamed experts that nobody asked for (a new request,
   // another routing).
