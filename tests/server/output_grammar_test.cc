@@ -178,14 +178,14 @@ TEST(OutputGrammarTest, FreeOutputHasNoGrammar) {
 TEST(OutputGrammarTest, SchemasThatAreNotSupported) {
   ApiRequest request;
   request.response_format = ResponseFormat::kJsonSchema;
-  request.response_schema = Json::parse(R"({"properties":{"a":{"uniqueItems":true}}})");
+  request.response_schema = Json::parse(R"({"properties":{"a":{"not":{}}}})");
   std::shared_ptr<const Grammar> grammar;
   const OutputGrammarOptions options{.format = &FormatNamed("hermes")};
   auto error = MakeOutputGrammar(request, options, &grammar);
   ASSERT_TRUE(error);
   EXPECT_EQ(error->param, "response_format");
   EXPECT_EQ(error->code, "unsupported");
-  EXPECT_EQ(error->message, "response_format.json_schema.schema.properties.a.uniqueItems: this keyword "
+  EXPECT_EQ(error->message, "response_format.json_schema.schema.properties.a.not: this keyword "
                             "is not supported");
   // A tool's schema only has to be followed if the tool is strict.
   request = RequestWithTools();

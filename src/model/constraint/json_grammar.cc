@@ -2,11 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/check.h"
+#include "model/constraint/number_range.h"
 #include "model/constraint/pattern.h"
+#include "model/constraint/unique_items.h"
 #include "model/tokenizer/utf8.h"
 
 namespace moraine {
@@ -66,7 +67,7 @@ const std::set<std::string>& KnownKeywords() {
       "type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "$defs", "definitions",
       "properties", "required", "additionalProperties", "items", "prefixItems", "minItems",
       "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum",
-      "exclusiveMinimum", "exclusiveMaximum",
+      "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "uniqueItems",
       // Only describe.
       "title", "description", "default", "examples", "example", "$schema", "$id", "id", "$comment",
       "deprecated", "readOnly", "writeOnly", "contentEncoding", "contentMediaType", "strict"};
@@ -181,7 +182,8 @@ Result<Expression> JsonGrammar::Compile(const Json& schema, const std::string& p
     if (schema.contains("enum")) return CompileEnum(schema["enum"], path + ".enum");
     for (const char* name : {"anyOf", "oneOf", "allOf"}) {
       if (!schema.contains(name)) continue;
-      for (const char* beside : {"properties", "items", "pattern", "minimum", "maximum"}) {
+      for (const char* beside : {"properties", "items", "pattern", "minimum", "maximum", "multipleOf",
+                                 "uniqueItems"}) {
         if (schema.contains(beside)) {
           return Unsupported(fmt::format("{}.{}: not supported beside {}", path, name, beside));
         }
@@ -274,13 +276,14 @@ Result<Expression> JsonGrammar::CompileType(const Json& schema, const std::strin
   if (type == "object" || (type.empty() && (has("properties") || has("additionalProperties")))) {
     return CompileObject(schema, path);
   }
-  if (type == "array" || (type.empty() && (has("items") || has("prefixItems")))) {
+  const bool list = has("items") || has("prefixItems") || has("uniqueItems");
+  if (type == "array" || (type.empty() && list)) {
     return CompileArray(schema, path);
   }
   const bool text = has("pattern") || has("minLength") || has("maxLength") || has("format");
   if (type == "string" || (type.empty() && text)) return CompileString(schema, path);
   const bool number = has("minimum") || has("maximum") || has("exclusiveMinimum") ||
-                      has("exclusiveMaximum");
+                      has("exclusiveMaximum") || has("multipleOf");
   if (type == "integer") return CompileNumber(schema, path, /*integer=*/true);
   if (type == "number" || (type.empty() && number)) return CompileNumber(schema, path, false);
   if (type == "boolean") return Choice({Word("true"), Word("false")});
@@ -309,6 +312,13 @@ Status ReadCounts(const Json& schema, const char* min_name, const char* max_name
   RETURN_IF_ERROR(ReadCount(schema, max_name, path, max));
   if (*min > *max) return At(path, max_name, fmt::format("at least {}", min_name));
   return OkStatus();
+}
+
+Result<bool> HasUniqueItems(const Json& schema, const std::string& path) {
+  const auto found = schema.find("uniqueItems");
+  if (found == schema.end()) return false;
+  if (!found->is_boolean()) return At(path, "uniqueItems", "true or false");
+  return found->get<bool>();
 }
 
 // The rest of a key, and its closing quote, that makes it none of `names` (the rests of names that agree
@@ -418,6 +428,19 @@ Result<Expression> JsonGrammar::CompileArray(const Json& schema, const std::stri
   if (items != schema.end() && *items != false) {
     ASSIGN_OR_RETURN(item, Compile(*items, path + ".items"));
   }
+  ASSIGN_OR_RETURN(const bool unique, HasUniqueItems(schema, path));
+  if (unique && max > 1) {
+    const auto values =
+        items == schema.end() || prefix_count > 0 ? std::nullopt : ListValues(*items, *document_);
+    if (!values) {
+      return Unsupported(path + ".uniqueItems: only beside items that are an enum, const, boolean or "
+                                "null, or lists of one item");
+    }
+    ASSIGN_OR_RETURN(const Expression all,
+                     ListOfUnique({*values, min, max, comma}, path, &choices_left_));
+    open_refs_ = open;
+    return Sequence({Literal("["), blanks, all, blanks, Literal("]")});
+  }
   // From the last to the first: what may follow after i items.
   Expression rest;
   if (max > prefix_count) {
@@ -476,53 +499,33 @@ Result<Expression> JsonGrammar::CompileString(const Json& schema, const std::str
 
 Result<Expression> JsonGrammar::CompileNumber(const Json& schema, const std::string& path,
                                               bool integer) {
-  // 10^15: whole numbers up to here are exact, and no more digits than without bounds.
-  constexpr double kMost = 1e15;
-  NumberBounds bounds;
-  struct Bound {
+  NumberRange range;
+  range.integer = integer;
+  struct Keyword {
     const char* name;
-    double* value;
-    bool *has, *is_open;
+    std::optional<NumberBound>* bound;
     bool open;
-    double sign;
+    int sign;  // a bound is tighter if it is greater (1) or less (-1)
   };
-  const Bound all[] = {
-      {"minimum", &bounds.low, &bounds.has_low, &bounds.low_open, false, 1},
-      {"exclusiveMinimum", &bounds.low, &bounds.has_low, &bounds.low_open, true, 1},
-      {"maximum", &bounds.high, &bounds.has_high, &bounds.high_open, false, -1},
-      {"exclusiveMaximum", &bounds.high, &bounds.has_high, &bounds.high_open, true, -1}};
-  for (const Bound& bound : all) {
-    const auto found = schema.find(bound.name);
+  const Keyword all[] = {{"minimum", &range.low, false, 1},
+                         {"exclusiveMinimum", &range.low, true, 1},
+                         {"maximum", &range.high, false, -1},
+                         {"exclusiveMaximum", &range.high, true, -1}};
+  for (const auto& [name, bound, open, sign] : all) {
+    const auto found = schema.find(name);
     if (found == schema.end()) continue;
-    if (!found->is_number()) return At(path, bound.name, "a number");
-    const double value = found->get<double>();
-    if (std::abs(value) > kMost) continue;  // wider than what is ever written
-    if (!integer && value != std::floor(value)) {
-      return Unsupported(fmt::format("{}.{}: only whole numbers as bounds", path, bound.name));
-    }
-    // The tighter of two bounds.
-    const bool tighter = !*bound.has || bound.sign * value > bound.sign * *bound.value ||
-                         (value == *bound.value && bound.open);
-    if (!tighter) continue;
-    *bound.has = true;
-    *bound.value = value;
-    *bound.is_open = bound.open;
+    if (!found->is_number()) return At(path, name, "a number");
+    // The decimal that was written: the shortest one that is read as the same double.
+    NumberBound candidate{ParseDecimal(DumpValue(*found)), open};
+    const int order = *bound ? sign * Compare(candidate.value, (*bound)->value) : 1;
+    if (order > 0 || (order == 0 && open)) *bound = std::move(candidate);
   }
-  const auto empty = [&] { return InvalidArgument(path + ": no number is between the bounds"); };
-  if (integer) {
-    double low = bounds.has_low ? std::ceil(bounds.low) : -kMost + 1;
-    double high = bounds.has_high ? std::floor(bounds.high) : kMost - 1;
-    if (bounds.has_low && bounds.low_open && low == bounds.low) ++low;
-    if (bounds.has_high && bounds.high_open && high == bounds.high) --high;
-    if (low > high) return empty();
-    return IntegerBetween(static_cast<int64_t>(low), static_cast<int64_t>(high));
+  if (const auto step = schema.find("multipleOf"); step != schema.end()) {
+    if (!step->is_number() || *step <= 0) return At(path, "multipleOf", "a number above 0");
+    range.step = ParseDecimal(DumpValue(*step));
   }
-  if (!bounds.has_low && !bounds.has_high) return CallRule(kNumberRule);
-  if (bounds.has_low && bounds.has_high) {
-    const bool open = bounds.low_open || bounds.high_open;
-    if (bounds.low > bounds.high || (bounds.low == bounds.high && open)) return empty();
-  }
-  return DecimalBetween(bounds);
+  if (!integer && !range.low && !range.high && !range.step) return CallRule(kNumberRule);
+  return NumberIn(range, path, &choices_left_);
 }
 
 }  // namespace moraine

@@ -7,10 +7,10 @@
 // A keyword that is not listed here is refused by name, since output that breaks it would be worse:
 //   type, enum, const, anyOf, oneOf (taken as anyOf), allOf (of one), $ref (within the document), $defs
 //   properties, required, additionalProperties (absent beside properties: false)
-//   items, prefixItems, minItems, maxItems
+//   items, prefixItems, minItems, maxItems, uniqueItems (of what can be listed: unique_items.h)
 //   minLength, maxLength, pattern (pattern.h), format (date, time, date-time, uuid, email, hostname,
 //   ipv4, uri; ignored where the type is not a string)
-//   minimum, maximum, exclusiveMinimum, exclusiveMaximum (for "number": whole bounds)
+//   minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf (exact decimals: number_range.h)
 //   and what only describes: title, description, default, examples, ...
 // All schemas of one grammar together have at most 1 MiB, an object 512 properties, an enum 1000 values
 // (OpenAI's limit).
@@ -65,17 +65,10 @@ class JsonGrammar {
   std::set<std::string> open_refs_;
   int depth_ = 0;
   size_t schema_bytes_ = 0;  // of all schemas, against kMaxSchemaBytes
+  // Of the automata for numbers and unique items: small as a schema, they are large as a grammar. About
+  // 200 bytes each, and a fifth of Grammar::kMaxNodes.
+  uint32_t choices_left_ = 200'000;
 };
-
-// Digits of whole numbers and decimals, for bounds.
-struct NumberBounds {
-  double low = 0, high = 0;
-  bool has_low = false, has_high = false;
-  bool low_open = false, high_open = false;
-};
-Expression IntegerBetween(int64_t low, int64_t high);
-// Bounds are whole numbers below 10^15 in size.
-Expression DecimalBetween(const NumberBounds& bounds);
 
 // One character inside a JSON string, spelled or escaped.
 Expression JsonStringCharacter();

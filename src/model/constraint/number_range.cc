@@ -1,119 +1,275 @@
-// Decimal numbers between two bounds, digit by digit.
-#include <algorithm>
-#include <cmath>
-#include <string>
+#include "model/constraint/number_range.h"
 
-#include "base/check.h"
-#include "model/constraint/json_grammar.h"
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <compare>
+#include <map>
+#include <numeric>
+#include <vector>
 
 namespace moraine {
 namespace {
 
 // What a number has when nothing bounds it: more digits are noise, and weak models write them for ever.
+constexpr uint32_t kMaxWholeDigits = 15;
 constexpr uint32_t kMaxFractionDigits = 16;
+// Of a step: ten times a remainder still fits 64 bits.
+constexpr size_t kMaxStepDigits = 15;
 
-ByteSet DigitSet(char first, char last) {
-  ByteSet set;
-  for (char c = first; c <= last; ++c) set.set(static_cast<uint8_t>(c));
-  return set;
-}
-Expression Digits(uint32_t min, uint32_t max) {
-  return Repeat(OneOf(DigitSet('0', '9')), min, max);
-}
+constexpr std::array<uint64_t, 19> kPowersOfTen = [] {
+  std::array<uint64_t, 19> powers{1};
+  for (size_t i = 1; i < powers.size(); ++i) powers[i] = 10 * powers[i - 1];
+  return powers;
+}();
 
-// Texts of digits of one length, from low to high.
-Expression DigitsBetween(const std::string& low, const std::string& high) {
-  const uint32_t length = static_cast<uint32_t>(low.size());
-  if (low == std::string(length, '0') && high == std::string(length, '9')) {
-    return Digits(length, length);
-  }
-  if (length == 1) return OneOf(DigitSet(low[0], high[0]));
-  const std::string low_rest = low.substr(1), high_rest = high.substr(1);
-  const std::string zeros(length - 1, '0'), nines(length - 1, '9');
-  if (low[0] == high[0]) {
-    return Sequence({OneOf(DigitSet(low[0], low[0])), DigitsBetween(low_rest, high_rest)});
-  }
-  std::vector<Expression> choices = {
-      Sequence({OneOf(DigitSet(low[0], low[0])), DigitsBetween(low_rest, nines)}),
-      Sequence({OneOf(DigitSet(high[0], high[0])), DigitsBetween(zeros, high_rest)})};
-  if (low[0] + 1 < high[0]) {
-    choices.push_back(Sequence(
-        {OneOf(DigitSet(static_cast<char>(low[0] + 1), static_cast<char>(high[0] - 1))),
-         Digits(length - 1, length - 1)}));
-  }
-  return Choice(std::move(choices));
+int CompareMagnitudes(const Decimal& a, const Decimal& b) {
+  if (a.whole.size() != b.whole.size()) return a.whole.size() < b.whole.size() ? -1 : 1;
+  if (const int order = a.whole.compare(b.whole); order != 0) return order;
+  return a.fraction.compare(b.fraction);
 }
 
-// 0 <= low <= high.
-Expression NaturalBetween(uint64_t low, uint64_t high) {
-  const std::string last = std::to_string(high);
-  std::vector<Expression> choices;
-  for (size_t length = std::to_string(low).size(); length <= last.size(); ++length) {
-    const std::string smallest = length == 1 ? "0" : "1" + std::string(length - 1, '0');
-    const std::string from = std::max(smallest, length == std::to_string(low).size()
-                                                    ? std::to_string(low) : smallest);
-    const std::string to = length == last.size() ? last : std::string(length, '9');
-    choices.push_back(DigitsBetween(from, to));
+// A step as a whole number of units of 10^-scale.
+struct ScaledStep {
+  uint64_t units = 1;
+  uint32_t scale = 0;
+};
+
+Result<ScaledStep> Scale(const Decimal& step, bool integer, const std::string& path) {
+  const std::string digits = (step.whole == "0" ? "" : step.whole) + step.fraction;
+  if (digits.size() > kMaxStepDigits) {
+    return Unsupported(fmt::format("{}.multipleOf: more than {} digits", path, kMaxStepDigits));
   }
-  return Choice(std::move(choices));
+  ScaledStep out;
+  out.scale = static_cast<uint32_t>(step.fraction.size());
+  std::from_chars(digits.data(), digits.data() + digits.size(), out.units);
+  if (integer) {  // the whole numbers among the multiples are those of another step
+    out.units /= std::gcd(out.units, kPowersOfTen[out.scale]);
+    out.scale = 0;
+  }
+  return out;
 }
 
-uint64_t SizeOf(int64_t value) {
-  return value < 0 ? uint64_t{0} - static_cast<uint64_t>(value) : static_cast<uint64_t>(value);
-}
+// Numbers without a sign.
+class MagnitudeAutomaton {
+ public:
+  struct Options {
+    std::optional<NumberBound> low, high;  // not negative
+    std::optional<ScaledStep> step;
+    uint32_t fraction_digits = 0;  // that may be written
+    uint32_t* choices_left = nullptr;
+  };
+  explicit MagnitudeAutomaton(const Options& options) : o_(options) {}
 
-// 0 <= low <= high, open or closed; null if there is no such number.
-void AppendDecimals(uint64_t low, bool low_open, uint64_t high, bool high_open,
-                    const Expression& sign, std::vector<Expression>* out) {
-  const Expression fraction = Sequence({Literal("."), Digits(1, kMaxFractionDigits)});
-  const Expression nonzero_fraction = Sequence(
-      {Literal("."), Digits(0, kMaxFractionDigits - 1), OneOf(DigitSet('1', '9'))});
-  const Expression zero_fraction =
-      Sequence({Literal("."), Repeat(Literal("0"), 1, kMaxFractionDigits)});
-  if (low == high) {
-    if (low_open || high_open) return;
-    out->push_back(Sequence({sign, NaturalBetween(low, low), Optional(zero_fraction)}));
-    return;
+  // One choice for each count of digits before the point. Nothing: there is no such number, or too_many().
+  std::vector<Expression> Numbers() {
+    std::vector<Expression> numbers;
+    const size_t fewest = o_.low ? o_.low->value.whole.size() : 1;
+    const size_t most = o_.high ? o_.high->value.whole.size() : kMaxWholeDigits;
+    for (size_t count = fewest; count <= std::min<size_t>(most, kMaxWholeDigits); ++count) {
+      State state;
+      state.whole_left = static_cast<uint32_t>(count);
+      state.on_low = o_.low && o_.low->value.whole.size() == count;
+      state.on_high = o_.high && o_.high->value.whole.size() == count;
+      std::vector<Expression> choices;
+      AppendDigits(state, count == 1 ? 0 : 1, &choices);
+      if (!choices.empty()) numbers.push_back(Choice(std::move(choices)));
+    }
+    return numbers;
   }
-  out->push_back(Sequence({sign, NaturalBetween(low, low),
-                           low_open ? nonzero_fraction : Optional(fraction)}));
-  if (low + 1 <= high - 1) {
-    out->push_back(Sequence({sign, NaturalBetween(low + 1, high - 1), Optional(fraction)}));
+  bool too_many() const { return too_many_; }
+
+ private:
+  struct State {
+    uint32_t whole_left = 0;  // digits before the point, to come
+    uint32_t written = 0;     // digits behind it
+    bool in_fraction = false;
+    bool on_low = false, on_high = false;  // the digits so far are the bound's
+    uint64_t needed = 0;  // modulo the step: what the digits to come must be, in units of it
+    auto operator<=>(const State&) const = default;
+  };
+
+  // The digits of a step that are to come.
+  uint32_t DigitsLeft(const State& state) const {
+    return state.whole_left + o_.step->scale - std::min(state.written, o_.step->scale);
   }
-  if (!high_open) {
-    out->push_back(Sequence({sign, NaturalBetween(high, high), Optional(zero_fraction)}));
+
+  static uint32_t NextDigitOf(const Decimal& bound, const State& state) {
+    if (!state.in_fraction) {
+      return static_cast<uint32_t>(bound.whole[bound.whole.size() - state.whole_left] - '0');
+    }
+    if (state.written >= bound.fraction.size()) return 0;
+    return static_cast<uint32_t>(bound.fraction[state.written] - '0');
   }
+
+  std::optional<State> After(State state, uint32_t digit) const {
+    if (state.on_low) {
+      const uint32_t least = NextDigitOf(o_.low->value, state);
+      if (digit < least) return std::nullopt;
+      state.on_low = digit == least;
+    }
+    if (state.on_high) {
+      const uint32_t most = NextDigitOf(o_.high->value, state);
+      if (digit > most) return std::nullopt;
+      state.on_high = digit == most;
+    }
+    if (state.whole_left > 0) {
+      --state.whole_left;
+    } else {
+      ++state.written;
+    }
+    if (!o_.step) return state;
+    if (state.written > o_.step->scale) return digit == 0 ? std::optional(state) : std::nullopt;
+    const uint32_t left = DigitsLeft(state);
+    const uint64_t units = o_.step->units;
+    uint64_t place = 1 % units;
+    for (uint32_t i = 0; i < left; ++i) place = place * 10 % units;
+    state.needed = (state.needed + units - digit * place % units) % units;
+    if (left < kPowersOfTen.size() && state.needed >= kPowersOfTen[left]) return std::nullopt;
+    return state;
+  }
+
+  // Nothing but zeros would follow.
+  bool CanEnd(const State& state) const {
+    if (state.in_fraction && state.written == 0) return false;
+    if (o_.step && state.needed != 0) return false;
+    const auto at_bound = [&](const NumberBound& bound) {
+      return state.written >= bound.value.fraction.size();  // what is left of one ends in another digit
+    };
+    if (state.on_low && (!at_bound(*o_.low) || o_.low->open)) return false;
+    return !(state.on_high && at_bound(*o_.high) && o_.high->open);
+  }
+
+  void AppendDigits(const State& state, uint32_t first_digit, std::vector<Expression>* choices) {
+    std::map<State, ByteSet> targets;
+    for (uint32_t digit = first_digit; digit <= 9; ++digit) {
+      if (const auto next = After(state, digit)) targets[*next].set('0' + digit);
+    }
+    for (const auto& [target, digits] : targets) {
+      const std::optional<Expression> rest = From(target);
+      if (rest) Append(Sequence({OneOf(digits), *rest}), choices);
+    }
+  }
+
+  void Append(Expression choice, std::vector<Expression>* choices) {
+    if (*o_.choices_left == 0) {
+      too_many_ = true;
+      return;
+    }
+    --*o_.choices_left;
+    choices->push_back(std::move(choice));
+  }
+
+  // Nothing: no number goes on from here.
+  std::optional<Expression> From(const State& state) {
+    if (const auto found = done_.find(state); found != done_.end()) return found->second;
+    if (too_many_) return std::nullopt;
+    std::vector<Expression> choices;
+    if (state.whole_left > 0) {
+      AppendDigits(state, 0, &choices);
+    } else {
+      if (CanEnd(state)) choices.emplace_back();
+      if (state.in_fraction && state.written < o_.fraction_digits) AppendDigits(state, 0, &choices);
+      if (!state.in_fraction && o_.fraction_digits > 0) {
+        State behind = state;
+        behind.in_fraction = true;
+        const std::optional<Expression> rest = From(behind);
+        if (rest) Append(Sequence({Literal("."), *rest}), &choices);
+      }
+    }
+    std::optional<Expression> result;
+    if (!choices.empty()) result = Choice(std::move(choices));
+    done_.emplace(state, result);
+    return result;
+  }
+
+  const Options o_;
+  std::map<State, std::optional<Expression>> done_;
+  bool too_many_ = false;
+};
+
+NumberBound Mirrored(NumberBound bound) {
+  bound.value.negative = false;
+  return bound;
 }
 
 }  // namespace
 
-Expression IntegerBetween(int64_t low, int64_t high) {
-  CHECK(low <= high, "bounds in order");
-  std::vector<Expression> choices;
-  if (high >= 0) choices.push_back(NaturalBetween(SizeOf(std::max<int64_t>(low, 0)), SizeOf(high)));
-  if (low < 0) {
-    const uint64_t smallest = high < 0 ? SizeOf(high) : 1;
-    choices.push_back(Sequence({Literal("-"), NaturalBetween(smallest, SizeOf(low))}));
+Decimal ParseDecimal(std::string_view json) {
+  Decimal out;
+  out.negative = json.starts_with('-');
+  if (out.negative) json.remove_prefix(1);
+  int64_t exponent = 0;
+  const size_t mark = json.find_first_of("eE");
+  if (mark != std::string_view::npos) {
+    std::string_view digits = json.substr(mark + 1);
+    if (digits.starts_with('+')) digits.remove_prefix(1);
+    std::from_chars(digits.data(), digits.data() + digits.size(), exponent);
+    json = json.substr(0, mark);
   }
-  return Choice(std::move(choices));
+  const size_t point = std::min(json.find('.'), json.size());
+  std::string whole(json.substr(0, point));
+  std::string fraction(json.substr(std::min(point + 1, json.size())));
+  for (; exponent > 0; --exponent) {
+    whole.push_back(fraction.empty() ? '0' : fraction.front());
+    if (!fraction.empty()) fraction.erase(0, 1);
+  }
+  for (; exponent < 0; ++exponent) {
+    fraction.insert(fraction.begin(), whole.empty() ? '0' : whole.back());
+    if (!whole.empty()) whole.pop_back();
+  }
+  whole.erase(0, whole.find_first_not_of('0'));  // all of them if there is no other
+  fraction.erase(fraction.find_last_not_of('0') + 1);
+  out.whole = whole.empty() ? "0" : whole;
+  out.fraction = fraction;
+  if (out.is_zero()) out.negative = false;
+  return out;
 }
 
-Expression DecimalBetween(const NumberBounds& bounds) {
-  constexpr double kMost = 1e15;
-  const double low = bounds.has_low ? bounds.low : -kMost;
-  const double high = bounds.has_high ? bounds.high : kMost;
+int Compare(const Decimal& a, const Decimal& b) {
+  if (a.negative != b.negative) return a.negative ? -1 : 1;
+  return a.negative ? CompareMagnitudes(b, a) : CompareMagnitudes(a, b);
+}
+
+Result<Expression> NumberIn(const NumberRange& range, const std::string& path,
+                            uint32_t* choices_left) {
+  MagnitudeAutomaton::Options options;
+  options.choices_left = choices_left;
+  options.fraction_digits = range.integer ? 0 : kMaxFractionDigits;
+  if (range.step) {
+    ASSIGN_OR_RETURN(options.step, Scale(*range.step, range.integer, path));
+    if (!range.integer) options.fraction_digits = std::max(1u, options.step->scale);
+  }
   std::vector<Expression> choices;
-  if (high >= 0) {
-    AppendDecimals(static_cast<uint64_t>(std::max(low, 0.0)), bounds.low_open && low >= 0,
-                   static_cast<uint64_t>(high), bounds.high_open, Expression(), &choices);
+  bool too_many = false;
+  if (!range.high || !range.high->value.negative) {
+    options.high = range.high;
+    if (range.low && !range.low->value.negative) options.low = range.low;
+    MagnitudeAutomaton automaton(options);
+    choices = automaton.Numbers();
+    too_many = automaton.too_many();
   }
-  if (low < 0) {
-    // Mirrored: the high bound is the smaller one in size. "-0" is no number below zero.
-    const bool to_zero = high >= 0;
-    AppendDecimals(to_zero ? 0 : static_cast<uint64_t>(-high), to_zero || bounds.high_open,
-                   static_cast<uint64_t>(-low), bounds.low_open, Literal("-"), &choices);
+  const bool high_below_zero = range.high && range.high->value.negative;
+  if (!range.low || range.low->value.negative) {
+    // The high bound is the smaller one in size.
+    options.low = high_below_zero ? Mirrored(*range.high) : NumberBound{Decimal(), /*open=*/true};
+    options.high = std::nullopt;
+    if (range.low) options.high = Mirrored(*range.low);
+    MagnitudeAutomaton automaton(options);
+    std::vector<Expression> numbers = automaton.Numbers();
+    if (!numbers.empty()) choices.push_back(Sequence({Literal("-"), Choice(std::move(numbers))}));
+    too_many |= automaton.too_many();
   }
-  CHECK(!choices.empty(), "bounds in order");
+  if (too_many) {
+    return Unsupported(fmt::format("{}.{}: needs too large a grammar", path,
+                                   range.step ? "multipleOf" : "minimum, maximum"));
+  }
+  if (choices.empty()) {
+    return InvalidArgument(fmt::format("{}: no {} is between the bounds", path,
+                                       range.step ? "multiple" : "number"));
+  }
   return Choice(std::move(choices));
 }
 

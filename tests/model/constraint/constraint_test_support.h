@@ -5,8 +5,10 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "model/constraint/json_grammar.h"
 #include "model/constraint/token_constraint.h"
@@ -44,6 +46,28 @@ inline std::shared_ptr<const Grammar> GrammarOfSchema(const std::string& schema)
   auto grammar = std::move(json).Build(*expression);
   EXPECT_TRUE(grammar.ok()) << grammar.status().ToString();
   return std::make_shared<const Grammar>(std::move(*grammar));
+}
+
+// A text of the grammar: bytes picked from the masks, and its end as soon as a coin says so. Fails if the masks
+// lead to where nothing goes on.
+inline std::string RandomText(const std::shared_ptr<const Grammar>& grammar, std::mt19937* random) {
+  TokenConstraint constraint(grammar, ByteTrie(), {255});
+  std::string text;
+  while (!constraint.must_end() && text.size() < 1000) {
+    if (constraint.can_end() && (*random)() % 4 == 0) return text;
+    const auto allowed = constraint.AllowedTokens();
+    std::vector<int32_t> tokens;
+    for (int32_t token = 0; token < 255; ++token) {
+      if (allowed[static_cast<size_t>(token / 64)] >> (token % 64) & 1) tokens.push_back(token);
+    }
+    EXPECT_FALSE(tokens.empty()) << "stuck behind " << text;
+    if (tokens.empty()) return text;
+    const int32_t token = tokens[(*random)() % tokens.size()];
+    EXPECT_TRUE(constraint.Accept(token));
+    text += static_cast<char>(token);
+  }
+  EXPECT_TRUE(constraint.can_end()) << text;
+  return text;
 }
 
 }  // namespace moraine
