@@ -11,6 +11,7 @@
 #include <memory>
 #include <thread>
 
+#include "base/bytes.h"
 #include "base/log.h"
 #include "budget_control.h"
 #include "commands.h"
@@ -29,6 +30,7 @@ struct ServeArguments {
   // Longer than a typical answer; an init system kills after 90 s.
   int grace_seconds = 30;
   bool no_warm = false;
+  std::string prefix_disk_budget = "8GiB";
   std::string budget_file;
   bool follow_pressure = false;
 };
@@ -100,6 +102,9 @@ Result<std::unique_ptr<Engine>> OpenEngine(const ServeArguments& a) {
     ASSIGN_OR_RETURN(options.runner.ram_budget, ReadBudgetFile(a.budget_file));
   }
   options.queue_limit = a.queue_limit;
+  auto disk_budget = ParseByteSize(a.prefix_disk_budget);
+  if (!disk_budget.ok()) return disk_budget.status().WithContext("--prefix-cache-disk-budget");
+  options.runner.prefix_disk.budget_bytes = *disk_budget;
   return OpenEngine(std::move(options));
 }
 
@@ -229,6 +234,12 @@ void RegisterServeCommand(CLI::App& app, int* exit_code) {
       ->capture_default_str();
   command->add_option("--grace", a->grace_seconds, "seconds for running requests at shutdown")
       ->check(CLI::Range(0, 3600))
+      ->capture_default_str();
+  command->add_option("--prefix-cache-dir", a->runner.options.prefix_disk.directory,
+                      "directory where prompts' keys and values are kept, too, for when memory has lost them and "
+                      "for the next start (default: none)");
+  command->add_option("--prefix-cache-disk-budget", a->prefix_disk_budget,
+                      "most that they take there, for each model")
       ->capture_default_str();
   command->add_flag("--no-warm", a->no_warm, "start with an empty cache");
   command->add_option("--ram-budget-max", a->runner.ram_budget_max,

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/clock.h"
+#include "engine/prefix_disk.h"
 #include "model/kv_pool.h"
 
 namespace moraine {
@@ -16,6 +18,13 @@ constexpr uint32_t kMixedShare = 4;
 constexpr uint32_t kLeastMixedTokens = 64;
 // What an answer has blocks for when its prompt is admitted.
 constexpr uint32_t kAnswerReserve = 256;
+// A prompt is not computed before the disk has had this long: what computing takes is known too little for
+// less, and nobody minds.
+constexpr int64_t kLeastPatienceNs = 1'000'000'000;
+// With nothing to compute: cancelled and new requests are looked for this often.
+constexpr int64_t kDiskWaitNs = 5'000'000;
+// Copies to be written, in steps that somebody waits for (prefix_disk.h).
+constexpr uint32_t kSavesBesideAnswers = 1;
 
 }  // namespace
 
@@ -24,7 +33,8 @@ BatchScheduler::BatchScheduler(Runner& runner, const TextModel& text,
     : runner_(runner),
       context_{.text = &text, .model = &runner.info()},
       before_end_(std::move(before_end)),
-      places_(runner.sequence_count()) {
+      places_(runner.sequence_count()),
+      disk_(runner.prefix_disk()) {
   for (uint32_t i = 0; i < places_.size(); ++i) places_[i].sequence = &runner.sequence(i);
   batch_.reserve(places_.size());
   batch_places_.reserve(places_.size());
@@ -51,16 +61,41 @@ void BatchScheduler::EndUnbegun(GenerationRequest request, std::shared_ptr<Gener
 
 void BatchScheduler::Step() {
   EndCancelled();
-  if (idle()) return;
+  if (idle()) {
+    SaveToDisk();
+    return;
+  }
   Admit();
   batch_.clear();
   batch_places_.clear();
   batch_tokens_ = 0;
   AddAnswers();
+  const bool answers = !batch_.empty();
   AddPrompts();
-  CHECK(!batch_.empty(), "the oldest request has no blocks");
+  if (batch_.empty()) {
+    const bool restoring = std::ranges::any_of(places_, [](const Place& p) { return p.restoring; });
+    CHECK(restoring, "the oldest request has no blocks");
+    disk_->Wait(kDiskWaitNs);
+    return;
+  }
   runner_.Step(batch_);
   for (size_t i = 0; i < batch_.size(); ++i) Deliver(batch_places_[i], batch_[i]);
+  if (disk_ != nullptr) disk_->Save(answers ? kSavesBesideAnswers : UINT32_MAX);
+}
+
+bool BatchScheduler::SaveToDisk() {
+  if (disk_ == nullptr) return false;
+  disk_->Save(UINT32_MAX);
+  return disk_->saving();
+}
+
+void BatchScheduler::FlushToDisk(int64_t limit_ns) {
+  const int64_t end_ns = RealClock().NowNs() + limit_ns;
+  while (SaveToDisk() && RealClock().NowNs() < end_ns) disk_->Wait(kDiskWaitNs);
+}
+
+void BatchScheduler::SetOnSaved(std::function<void()> on_saved) {
+  if (disk_ != nullptr) disk_->SetOnSaved(std::move(on_saved));
 }
 
 // Null if there is none. In the order of tickets, which places are not in.
@@ -123,6 +158,7 @@ bool BatchScheduler::MakeRoom(Place* place) {
 }
 
 void BatchScheduler::Preempt(Place* place) {
+  EndRestore(place);
   place->sequence->Reset();
   place->admitted = place->fresh = false;
   ++preempted_;
@@ -142,18 +178,53 @@ void BatchScheduler::AddPrompts() {
   for (Place* p = OldestAfter(0); p != nullptr && room > 0;
        p = OldestAfter(p->request->ticket())) {
     if (!p->admitted || p->answers()) continue;
-    if (std::exchange(p->fresh, false)) {
-      // Once more, now that those before it have computed what they may have in common.
-      CHECK(TakeBlocks(p), "a request has lost the blocks that it was admitted with");
-      if (!p->request->answering()) {
-        p->request->SetCached(p->sequence->length());
-        reused_tokens_ += p->sequence->length();
-      }
-    }
+    if (!BeginPrompt(p)) return;
     const uint32_t tokens = std::min(p->missing(), room);
     Add(p, tokens);
     room -= tokens;
   }
+}
+
+// Takes what need not be computed. False: it is still being read.
+bool BatchScheduler::BeginPrompt(Place* p) {
+  if (!p->fresh && !p->restoring) return true;
+  if (std::exchange(p->fresh, false)) {
+    // Once more, now that those before it have computed what they may have in common.
+    CHECK(TakeBlocks(p), "a request has lost the blocks that it was admitted with");
+    p->restoring = disk_ != nullptr && disk_->Begin(p->request->tokens(), p->sequence->length());
+    restore_began_ns_ = RealClock().NowNs();
+  }
+  if (p->restoring && !Restore(p)) return false;
+  if (!p->request->answering()) {
+    p->request->SetCached(p->sequence->length());
+    reused_tokens_ += p->sequence->length();
+  }
+  return true;
+}
+
+// False: there is more to come, and computing it would not have been faster so far. So the disk costs nobody
+// more than as much again as there would be to wait without it.
+bool BatchScheduler::Restore(Place* place) {
+  for (auto content = disk_->Next(); !content.empty(); content = disk_->Next()) {
+    place->sequence->Restore(content.data());
+    restored_tokens_ += kKvBlockPositions;
+  }
+  place->sequence->Publish(place->request->tokens());
+  if (disk_->restoring()) {
+    const PhaseStats& prefill = runner_.prefill_stats();
+    const double token_ns = prefill.tokens == 0 ? 0 : static_cast<double>(prefill.wall_ns) /
+                                                          static_cast<double>(prefill.tokens);
+    const int64_t computing_ns =
+        static_cast<int64_t>(token_ns * disk_->restoring_blocks() * kKvBlockPositions);
+    const int64_t waited_ns = RealClock().NowNs() - restore_began_ns_;
+    if (waited_ns < std::max(computing_ns, kLeastPatienceNs)) return false;
+  }
+  EndRestore(place);
+  return true;
+}
+
+void BatchScheduler::EndRestore(Place* place) {
+  if (std::exchange(place->restoring, false)) disk_->EndRestore();
 }
 
 void BatchScheduler::Add(Place* place, uint32_t tokens) {
@@ -180,12 +251,16 @@ void BatchScheduler::Deliver(Place* place, const BatchSegment& segment) {
   place->sequence->Publish(request.tokens());
   if (!request.answering()) request.OnPrefilled(place->sequence->length());
   if (place->missing() > 0) return;
+  const bool first = !request.answering();
   const std::optional<FinishReason> reason = request.OnLogits();
+  if (disk_ != nullptr && first) disk_->Note(request.tokens().first(place->sequence->length()));
   if (reason) End(place, *reason, OkStatus());
 }
 
 void BatchScheduler::End(Place* place, FinishReason reason, const Status& error) {
   const std::unique_ptr<RunningRequest> request = std::move(place->request);
+  EndRestore(place);
+  if (disk_ != nullptr) disk_->Note(request->tokens().first(place->sequence->length()));
   place->sequence->Reset();
   place->admitted = place->fresh = false;
   --taken_;
@@ -212,6 +287,11 @@ void BatchScheduler::AddTo(EngineStats* stats) const {
   stats->kv.prompt_tokens = prompt_tokens_;
   stats->kv.reused_tokens = reused_tokens_;
   stats->kv.preempted = preempted_;
+  stats->kv.restored_tokens = restored_tokens_;
+  if (disk_ == nullptr) return;
+  const PrefixDiskStats disk = disk_->stats();
+  stats->kv.disk_blocks = disk.blocks;
+  stats->kv.disk_failures = disk.failed;
 }
 
 }  // namespace moraine

@@ -16,7 +16,9 @@
 // back and begins again later, from its prompt and what it has said by then; to the bit, and mostly from
 // the prefix cache. The oldest always gets what it needs, so there is always one that comes to its end.
 //
-// Full blocks are published as they are computed: a later prompt that begins alike takes them.
+// Full blocks are published as they are computed: a later prompt that begins alike takes them. What is not in
+// memory any more, but on disk (prefix_disk.h), is read while others answer; prompts behind it wait, as
+// they do for one that is computed. Who waits for the disk for longer than computing takes, computes.
 //
 // A request that is cancelled, or fails, leaves the batch within a layer; the others go on (DecoderModel).
 //
@@ -36,6 +38,8 @@
 
 namespace moraine {
 
+class PrefixDisk;
+
 class BatchScheduler {
  public:
   // Both outlive it. before_end: called before each last event.
@@ -51,6 +55,11 @@ class BatchScheduler {
                   int64_t submitted_ns);
   // Computes a step, unless idle. Sends events.
   void Step();
+  // Goes on writing to disk what has been computed, and says whether there will be more to do; Step does
+  // this, too. on_saved, on any thread: there is.
+  bool SaveToDisk();
+  void FlushToDisk(int64_t limit_ns);  // waits
+  void SetOnSaved(std::function<void()> on_saved);
   // Those in places.
   void GetGenerations(std::vector<std::shared_ptr<Generation>>* generations) const;
   uint64_t ended() const { return requests_; }
@@ -63,6 +72,7 @@ class BatchScheduler {
     std::unique_ptr<RunningRequest> request;
     bool admitted = false;  // has blocks for all its tokens
     bool fresh = false;     // admitted, and nothing computed since
+    bool restoring = false;  // its prompt's beginning is being read from disk
 
     uint32_t missing() const {
       return static_cast<uint32_t>(request->tokens().size()) - sequence->length();
@@ -78,6 +88,9 @@ class BatchScheduler {
   void Preempt(Place* place);
   void AddAnswers();
   void AddPrompts();
+  bool BeginPrompt(Place* place);
+  bool Restore(Place* place);
+  void EndRestore(Place* place);
   void Add(Place* place, uint32_t tokens);
   void Deliver(Place* place, const BatchSegment& segment);
   void End(Place* place, FinishReason reason, const Status& error);
@@ -91,8 +104,10 @@ class BatchScheduler {
   std::vector<BatchSegment> batch_;
   std::vector<Place*> batch_places_;  // parallel to batch_
   uint32_t batch_tokens_ = 0;
+  PrefixDisk* const disk_;  // null: there is none
+  int64_t restore_began_ns_ = 0;
   uint64_t requests_ = 0, failed_ = 0, cancelled_ = 0;
-  uint64_t prompt_tokens_ = 0, reused_tokens_ = 0, preempted_ = 0;
+  uint64_t prompt_tokens_ = 0, reused_tokens_ = 0, restored_tokens_ = 0, preempted_ = 0;
 };
 
 }  // namespace moraine

@@ -21,6 +21,8 @@ namespace {
 constexpr size_t kMaxGoneFactor = 8;
 // Between two looks at the queue: about 50 ms of a change of budget.
 constexpr uint64_t kIdleResizeBytes = 256 * kMiB;
+// What an end that was asked for waits for prompts to be on disk.
+constexpr int64_t kFlushNs = 3'000'000'000;
 
 }  // namespace
 
@@ -60,6 +62,7 @@ class Engine::Impl {
   bool stopping_ = false;                            // guarded by mutex_
   bool resizing_ = false;                            // guarded by mutex_
   bool publish_wanted_ = false;                      // guarded by mutex_; by a watcher, for an idle engine
+  bool saved_ = false;                               // guarded by mutex_; the prefix cache's disk has room again
   EngineStats stats_;                                // guarded by mutex_
   const std::shared_ptr<ResidencyFeed> feed_ = std::make_shared<ResidencyFeed>();
   std::optional<ResidencyObserver> observer_;        // engine thread only, once open
@@ -87,6 +90,11 @@ Status Engine::Impl::Open(const EngineOptions& options) {
   feed_->SetWanted([this] {
     std::lock_guard lock(mutex_);
     publish_wanted_ = true;
+    wake_.notify_one();
+  });
+  scheduler_->SetOnSaved([this] {
+    std::lock_guard lock(mutex_);
+    saved_ = true;
     wake_.notify_one();
   });
   thread_ = std::thread([this] { ThreadMain(); });
@@ -162,7 +170,8 @@ void Engine::Impl::ThreadMain() {
   std::unique_lock lock(mutex_);
   while (true) {
     const auto ready = [&] {
-      return stopping_ || resizing_ || publish_wanted_ || !queue_.empty() || !calls_.empty();
+      return stopping_ || resizing_ || publish_wanted_ || saved_ || !queue_.empty() ||
+             !calls_.empty();
     };
     if (scheduler_->idle()) {
       if (profile_saver_) {
@@ -185,7 +194,9 @@ void Engine::Impl::ThreadMain() {
       if (stopping_ && queue_.empty()) break;
       const bool resizing = std::exchange(resizing_, false);
       const bool publish = std::exchange(publish_wanted_, false);
+      const bool saved = std::exchange(saved_, false);
       lock.unlock();
+      if (saved) scheduler_->SaveToDisk();
       const bool more = resizing && runner_->AdvanceResize(kIdleResizeBytes);
       if (resizing || publish) PublishStats();
       SaveProfileIfDue(false);
@@ -202,6 +213,7 @@ void Engine::Impl::ThreadMain() {
     if (scheduler_->ended() != ended) scheduler_->GetGenerations(&running_);
   }
   lock.unlock();
+  scheduler_->FlushToDisk(kFlushNs);
   SaveProfileIfDue(true);
   profile_saver_.reset();  // writes it, before the store goes
   // Here, because reads ahead may still be in flight and the ring belongs to the thread that submits.

@@ -352,6 +352,7 @@ uint32_t Runner::position() const { return impl_->sequences_[0].length(); }
 uint32_t Runner::sequence_count() const { return impl_->options_.max_sequences; }
 SequenceState& Runner::sequence(uint32_t index) { return impl_->sequences_[index]; }
 KvPool& Runner::kv_pool() { return *impl_->kv_pool_; }
+PrefixDisk* Runner::prefix_disk() { return impl_->prefix_disk_.get(); }
 uint32_t Runner::prefill_chunk() const { return impl_->options_.prefill_chunk; }
 uint32_t Runner::step_tokens() const { return impl_->step_tokens(); }
 void Runner::Step(std::span<BatchSegment> batch) { impl_->Step(batch); }
@@ -395,6 +396,7 @@ const ResidencyManager* Runner::residency() const { return impl_->residency_.get
 void Runner::CheckInvariants() const {
   if (impl_->residency_) impl_->residency_->CheckInvariants();
   impl_->kv_pool_->CheckInvariants();
+  if (impl_->prefix_disk_) impl_->prefix_disk_->CheckInvariants();
 }
 
 }  // namespace moraine

@@ -22,6 +22,7 @@
 #include "compute/kv_format.h"
 #include "engine/budget.h"
 #include "engine/cache_warmer.h"
+#include "engine/prefix_disk_options.h"
 #include "engine/routing_recorder.h"
 #include "engine/stats.h"
 #include "engine/workload_profile.h"
@@ -58,6 +59,9 @@ struct RunnerOptions {
   // Lossy, decode only: what is computed then depends on what is in memory (expert_executor.h).
   uint32_t defer_experts = 0;    // of a layer, that may join one layer late
   float prefer_resident = 0;     // how far routers lean to experts in memory
+  // Where the prefix cache goes on on disk (prefix_disk.h). What keeps it from that is logged, and gone on
+  // without. Not with gpu, and without effect for models with recurrent state.
+  PrefixDiskOptions prefix_disk;
   // Profile to start from, if there is one. One that is damaged is logged, renamed to NAME.damaged, and
   // gone on without.
   std::string profile = kDefaultProfile;
@@ -75,8 +79,8 @@ struct ModelInfo {
 };
 
 class KvPool;
-
 class GpuModel;
+class PrefixDisk;
 
 class Runner {
  public:
@@ -94,6 +98,7 @@ class Runner {
   uint32_t sequence_count() const;
   SequenceState& sequence(uint32_t index);
   KvPool& kv_pool();
+  PrefixDisk* prefix_disk();  // null: there is none
   // One step: the tokens of all segments, of different sequences, together at most step_tokens(). What
   // decodes shares its reads of experts, and they stay in the cache; where a part of a prompt is among
   // them, misses stream past it. Each segment has its status, as DecoderModel::Forward says; errors of

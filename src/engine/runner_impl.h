@@ -11,6 +11,7 @@
 #include "engine/dense_weights.h"
 #include "engine/expert_executor.h"
 #include "engine/gpu/gpu_model.h"
+#include "engine/prefix_disk.h"
 #include "engine/runner.h"
 #include "engine/store_record_source.h"
 #include "io/mirrored_reader.h"
@@ -40,6 +41,7 @@ class Runner::Impl {
   Status PlanMemory(const Manifest& manifest, const MemoryLimit& limit);
   uint32_t step_tokens() const { return std::max(options_.prefill_chunk, options_.max_sequences); }
   Status OpenSequences(const std::vector<LayerStateShape>& shapes);
+  void OpenPrefixDisk(Isa isa);
   Status OpenGpu();
   void StepOnGpu(std::span<BatchSegment> batch);
   Status OpenResidency(const Topology& topology);
@@ -72,6 +74,7 @@ class Runner::Impl {
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<CpuBackend> backend_;
   std::unique_ptr<KvPool> kv_pool_;
+  std::unique_ptr<PrefixDisk> prefix_disk_;  // null: there is none
   std::vector<SequenceState> sequences_;
   std::vector<int32_t> decode_tokens_;  // of a step
   std::unique_ptr<SlotSegments> segments_;

@@ -82,6 +82,7 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   backend_ = std::make_unique<CpuBackend>(isa, *pool_, step_tokens(),
                                           DecoderModel::WidestInput(config_));
   RETURN_IF_ERROR(OpenSequences(StateShapesOf(config_, options_.kv_format)));
+  OpenPrefixDisk(isa);
   RETURN_IF_ERROR(OpenResidency(topology));
   ASSIGN_OR_RETURN(dense_, DenseWeights::Load(*store_));
   model_ = std::make_unique<DecoderModel>(config_, *dense_, *backend_, step_tokens());
@@ -101,7 +102,29 @@ Status Runner::Impl::OpenSequences(const std::vector<LayerStateShape>& shapes) {
   return OkStatus();
 }
 
+// The identity is all that a bit of keys and values depends on: the weights (a store's UUID is its own), how
+// they are computed, and how they are kept.
+void Runner::Impl::OpenPrefixDisk(Isa isa) {
+  if (options_.prefix_disk.directory.empty()) return;
+  if (SequenceState::RecurrentBytes(StateShapesOf(config_, options_.kv_format)) > 0) {
+    LOG_WARN("{} has recurrent state, so there is no prefix cache to keep on disk", info_.name);
+    return;
+  }
+  const std::string identity =
+      fmt::format("store {} KV {} ISA {} lossy '{}' moraine {}", store_->manifest().store_uuid,
+                  KvFormatName(options_.kv_format), IsaName(isa), LossyModes(), MORAINE_VERSION);
+  auto disk = PrefixDisk::Open(options_.prefix_disk, identity, *kv_pool_);
+  if (!disk.ok()) {
+    LOG_WARN("the prefix cache stays in memory only: {}", disk.status().ToString());
+    return;
+  }
+  prefix_disk_ = std::move(*disk);
+}
+
 Status Runner::Impl::OpenGpu() {
+  if (!options_.prefix_disk.directory.empty()) {
+    return InvalidArgument("a prefix cache on disk is of keys and values in memory; on a GPU there are none");
+  }
   if (options_.defer_experts > 0 || options_.prefer_resident > 0) {
     return InvalidArgument("the lossy modes depend on what is in memory; on a GPU there are none");
   }
@@ -128,11 +151,16 @@ Status Runner::Impl::OpenGpu() {
 // spare, if the minimum still fits.
 Status Runner::Impl::PlanMemory(const Manifest& manifest, const MemoryLimit& limit) {
   const auto fixed_with = [&](uint32_t chunk) {
-    return CountFixedMemory(manifest, config_,
-                            {.context = kv_tokens_,
-                             .sequences = options_.max_sequences,
-                             .step_tokens = std::max(chunk, options_.max_sequences),
-                             .kv_format = options_.kv_format});
+    FixedMemory fixed = CountFixedMemory(manifest, config_,
+                                         {.context = kv_tokens_,
+                                          .sequences = options_.max_sequences,
+                                          .step_tokens = std::max(chunk, options_.max_sequences),
+                                          .kv_format = options_.kv_format});
+    if (!options_.prefix_disk.directory.empty()) {
+      fixed.kv_bytes += PrefixDisk::MemoryBytes(StateShapesOf(config_, options_.kv_format),
+                                                options_.prefix_disk.budget_bytes);
+    }
+    return fixed;
   };
   const bool choose = options_.prefill_chunk == 0;
   if (choose) options_.prefill_chunk = RunnerOptions().prefill_chunk;

@@ -115,6 +115,9 @@ void VisitKv(S& s, Visitor&& f) {
   f("prompt_tokens", s.prompt_tokens);
   f("reused_tokens", s.reused_tokens);
   f("preempted", s.preempted);
+  f("restored_tokens", s.restored_tokens);
+  f("disk_blocks", s.disk_blocks);
+  f("disk_failures", s.disk_failures);
 }
 
 template <typename Visitor, typename S>
@@ -489,6 +492,12 @@ void KvMetrics(const EngineStats& stats, PrometheusText* text) {
                "Of these, found in the prefix cache.", kv.reused_tokens);
   text->Single("moraine_preemptions_total", "counter",
                "Times that a request gave its blocks to an older one.", kv.preempted);
+  text->Single("moraine_prompt_tokens_restored_total", "counter",
+               "Of those found in the prefix cache, read from disk.", kv.restored_tokens);
+  text->Single("moraine_kv_disk_blocks", "gauge", "Blocks of keys and values on disk.",
+               uint64_t{kv.disk_blocks});
+  text->Single("moraine_kv_disk_failures_total", "counter",
+               "Blocks that could not be read from disk or written there.", kv.disk_failures);
 }
 
 void MemoryMetrics(const EngineStats& stats, PrometheusText* text) {

@@ -58,6 +58,9 @@ struct KvStats {
   uint64_t prompt_tokens = 0;     // of requests that began
   uint64_t reused_tokens = 0;     // of these, found in the cache
   uint64_t preempted = 0;         // requests that gave their blocks to older ones and began again
+  uint64_t restored_tokens = 0;   // of those found: read from disk
+  uint32_t disk_blocks = 0;       // on disk
+  uint64_t disk_failures = 0;     // blocks that could not be read or written there
 };
 
 struct EngineStats {

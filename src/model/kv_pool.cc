@@ -1,6 +1,7 @@
 #include "model/kv_pool.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/bytes.h"
 #include "base/check.h"
@@ -52,6 +53,27 @@ Result<std::unique_ptr<KvPool>> KvPool::Create(std::span<const LayerStateShape> 
 
 std::span<int32_t> KvPool::TokensOf(uint32_t block) {
   return {&tokens_[size_t{block} * kKvBlockPositions], kKvBlockPositions};
+}
+
+uint64_t KvPool::content_bytes() const {
+  uint64_t bytes = 0;
+  for (const Layer& layer : layers_) bytes += layer.block_bytes;
+  return bytes;
+}
+
+void KvPool::CopyOut(uint32_t block, std::byte* content) const {
+  for (const Layer& layer : layers_) {
+    std::memcpy(content, arena_.data() + layer.offset + block * layer.block_bytes, layer.block_bytes);
+    content += layer.block_bytes;
+  }
+}
+
+void KvPool::CopyIn(uint32_t block, const std::byte* content) {
+  CHECK(blocks_[block].holders == 1 && !blocks_[block].published);
+  for (const Layer& layer : layers_) {
+    std::memcpy(arena_.data() + layer.offset + block * layer.block_bytes, content, layer.block_bytes);
+    content += layer.block_bytes;
+  }
 }
 
 uint32_t KvPool::Take() {

@@ -60,6 +60,11 @@ class KvPool {
   // own order, 64-byte aligned.
   std::byte* layer(uint32_t layer) const { return arena_.data() + layers_[layer].offset; }
   uint64_t block_bytes(uint32_t layer) const { return layers_[layer].block_bytes; }
+  // What a block has in all layers, one behind the other: how it is kept elsewhere. CopyIn: of a block that the
+  // caller has taken and not published.
+  uint64_t content_bytes() const;
+  void CopyOut(uint32_t block, std::byte* content) const;
+  void CopyIn(uint32_t block, const std::byte* content);
 
   // Blocks that Take can give: free and cached ones.
   uint32_t available() const { return static_cast<uint32_t>(free_.size()) + cached_; }

@@ -155,6 +155,13 @@ uint32_t SequenceState::TakePrefix(std::span<const int32_t> tokens) {
   return length_;
 }
 
+void SequenceState::Restore(const std::byte* content) {
+  CHECK(!recurrent_ && length_ % kKvBlockPositions == 0);
+  CHECK(length_ + kKvBlockPositions <= max_positions_, "more than max_positions");
+  pool_->CopyIn(table_.at(length_ / kKvBlockPositions), content);
+  length_ += kKvBlockPositions;
+}
+
 void SequenceState::Publish(std::span<const int32_t> tokens) {
   CHECK(tokens.size() >= length_);
   if (recurrent_) return;

@@ -92,6 +92,9 @@ class SequenceState {
   // At length 0: takes what the pool has of `tokens`, whole blocks from the first on and at least one token
   // less than all, whose logits are wanted. Returns length().
   uint32_t TakePrefix(std::span<const int32_t> tokens);
+  // Between two blocks: takes the next one's content (KvPool::CopyOut) instead of computing it. Its block has been
+  // reserved.
+  void Restore(const std::byte* content);
   // Lets others find the blocks that are full. `tokens`: the sequence's, at least length() of them.
   void Publish(std::span<const int32_t> tokens);
 

@@ -73,7 +73,8 @@ EngineStats Filled() {
                       .scratch_bytes = 600 * kMiB, .expert_bytes = 9 * kGiB, .ring_bytes = 700 * kMiB,
                       .streamed_bytes = 5 * kGiB};
   stats.kv = {.blocks = 64, .held = 20, .cached = 30, .evicted = 71, .prompt_tokens = 72,
-              .reused_tokens = 73, .preempted = 74};
+              .reused_tokens = 73, .preempted = 74, .restored_tokens = 75, .disk_blocks = 76,
+              .disk_failures = 77};
   stats.expert_count = 320;
   stats.expert_bytes = UINT64_C(1) << 40;
   for (uint32_t layer : {1u, 3u}) {

@@ -66,7 +66,7 @@ void WriteSyntheticCheckpoint(const std::string& directory, const SyntheticShape
       {"num_experts_per_tok", s.top_k},   {"intermediate_size", s.intermediate},
       {"moe_intermediate_size", s.intermediate}, {"norm_topk_prob", true},
       {"rope_theta", 10000.0},            {"rms_norm_eps", 1e-6},
-      {"max_position_embeddings", 2048},  {"tie_word_embeddings", true},
+      {"max_position_embeddings", s.max_position},  {"tie_word_embeddings", true},
       {"eos_token_id", 0}};
   std::ofstream(directory + "/config.json") << config.dump(1);
 

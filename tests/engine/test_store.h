@@ -34,7 +34,7 @@ RunnerOptions TestRunnerOptions(const TestStore& store, const std::string& ram_b
 // Writes a random checkpoint of the Qwen3-MoE family into an empty directory.
 struct SyntheticShape {
   uint32_t layers = 2, experts = 8, top_k = 2, hidden = 64, intermediate = 64, heads = 2,
-           kv_heads = 1, head_dim = 32, vocab = 256;
+           kv_heads = 1, head_dim = 32, vocab = 256, max_position = 2048;
 };
 void WriteSyntheticCheckpoint(const std::string& directory, const SyntheticShape& shape,
                               uint64_t seed);
