@@ -2,8 +2,10 @@
 //
 // The server listens before the model is loaded, so that whoever starts it can watch /health instead of
 // guessing; EngineService stands between the two and becomes ready once.
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -125,6 +127,20 @@ void WarnIfOpen(const std::string& url, const AccessOptions& access) {
   }
 }
 
+// Shells give 1024 descriptors and allow more. What is not there for connections is not promised: accepting
+// one too many would stop the model's files from being opened.
+void FitConnections(HttpServerOptions* server) {
+  constexpr rlim_t kOthers = 256;  // store, catalogue, io_uring, threads
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
+  const rlim_t room = limit.rlim_cur > 2 * kOthers ? limit.rlim_cur - kOthers : limit.rlim_cur / 2;
+  server->connection_limit =
+      static_cast<uint32_t>(std::min<rlim_t>(server->connection_limit, room));
+}
+
 // The signals that end the server, and SIGUSR1, with which loading says that it has failed. Blocked in
 // all threads from before the first one starts, and taken by sigwait: no handler, nothing to be careful
 // about in one. SIGHUP is ours only with a budget file; else it ends the server as it ends any process.
@@ -146,6 +162,7 @@ void ExitAtSecondSignal(sigset_t signals) {
 }
 
 Status Serve(ServeArguments a) {
+  FitConnections(&a.server);
   ASSIGN_OR_RETURN(a.server.listening_socket, InheritedSocket());
   ASSIGN_OR_RETURN(ModelInfo known, KnownModel(a.runner.options.store_directory));
   const sigset_t signals = ServerSignals(a);

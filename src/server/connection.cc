@@ -41,6 +41,8 @@ constexpr uint64_t kLargeBodyBytes = 1 << 20;
 constexpr std::chrono::seconds kLingerTime{2};
 // One writev's worth; Node reads 64 KiB at a time.
 constexpr size_t kReadBytes = 64 * 1024;
+// What an idle connection holds ready: most heads.
+constexpr size_t kIdleReadBytes = 2048;
 constexpr std::chrono::hours kForever{24 * 365};
 
 // A hold on one of the few places for large bodies.
@@ -75,6 +77,7 @@ class TcpConnection final : public Connection, public std::enable_shared_from_th
     state_->connections.insert(this);
   }
   ~TcpConnection() override {
+    SetIdle(true);
     state_->connections.erase(this);
     if (state_->on_connection_closed) state_->on_connection_closed();
   }
@@ -101,9 +104,14 @@ class TcpConnection final : public Connection, public std::enable_shared_from_th
   using Parser = http::request_parser<http::string_body>;
 
   const HttpServerOptions& options() const { return state_->options; }
+  void SetIdle(bool idle) {
+    if (idle != idle_) idle ? --state_->busy : ++state_->busy;
+    idle_ = idle;
+  }
 
   asio::awaitable<bool> WaitForFirstByte();
   asio::awaitable<Next> ServeOne();
+  asio::awaitable<Next> RefuseBusy();
   asio::awaitable<Next> RefuseMalformed(error_code ec);
   asio::awaitable<bool> ReadBody(Parser* parser, bool* too_large);
   asio::awaitable<Next> Respond(HttpResponse response);
@@ -165,7 +173,11 @@ asio::awaitable<void> TcpConnection::Run() {
   while (next == Next::kKeepAlive && stream_.socket().is_open()) {
     const bool more = co_await WaitForFirstByte();
     if (!more) co_return;
-    next = co_await ServeOne();
+    if (state_->busy > options().busy_limit) {
+      next = co_await RefuseBusy();
+    } else {
+      next = co_await ServeOne();
+    }
     if (state_->draining && next == Next::kKeepAlive) next = Next::kClose;
   }
   if (next == Next::kLinger) co_await Linger();
@@ -176,12 +188,28 @@ asio::awaitable<void> TcpConnection::Run() {
 asio::awaitable<bool> TcpConnection::WaitForFirstByte() {
   if (buffer_.size() > 0) co_return true;  // a pipelined request
   if (state_->draining) co_return false;
-  idle_ = true;
+  SetIdle(true);
+  buffer_ = beast::flat_buffer();  // what a request has made of it
   stream_.expires_after(options().idle_timeout);
-  const auto [ec, count] = co_await stream_.async_read_some(buffer_.prepare(kReadBytes), kUse);
-  idle_ = false;
+  const auto [ec, count] = co_await stream_.async_read_some(buffer_.prepare(kIdleReadBytes), kUse);
+  SetIdle(false);
   buffer_.commit(count);
   co_return !ec;
+}
+
+// Its head is not even parsed. Not counted while it lingers: else those who try again would keep each other out.
+asio::awaitable<TcpConnection::Next> TcpConnection::RefuseBusy() {
+  SetIdle(true);
+  head_ = RequestHead();
+  keep_alive_ = false;
+  ApiError error = MakeApiError(503, "server_error", "too_many_requests",
+                                fmt::format("{} requests are being read or answered",
+                                            options().busy_limit));
+  error.may_retry = true;
+  error.retry_after_s = 1;
+  HttpResponse response = Refusal(error);
+  response.close = true;
+  return Respond(std::move(response));
 }
 
 asio::awaitable<TcpConnection::Next> TcpConnection::ServeOne() {
@@ -271,6 +299,7 @@ asio::awaitable<bool> TcpConnection::ReadBody(Parser* parser, bool* too_large) {
     const bool written = co_await Write("HTTP/1.1 100 Continue\r\n\r\n");
     if (!written) co_return false;
   }
+  buffer_.reserve(kReadBytes);  // else it is read in pieces of what a head needs
   stream_.expires_after(options().body_timeout);
   const auto [ec, count] = co_await http::async_read(stream_, buffer_, *parser, kUse);
   *too_large = ec == http::error::body_limit;

@@ -30,6 +30,7 @@ struct ServerState {
   boost::asio::thread_pool* workers = nullptr;
   std::set<Connection*> connections;
   std::function<void()> on_connection_closed;
+  uint32_t busy = 0;  // connections that are not idle
   uint32_t large_bodies = 0;
   bool draining = false;
   double mean_generation_s = 1;  // moving average, for retry-after

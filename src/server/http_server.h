@@ -26,7 +26,11 @@ struct HttpServerOptions {
   ApiHandlerOptions api;           // api.access.bind_address is set from `host`
 
   uint32_t header_limit_bytes = 64 * 1024;
-  uint32_t connection_limit = 256;
+  // An idle connection costs a descriptor and a few KiB, so pools of clients and proxies may keep theirs.
+  uint32_t connection_limit = 4096;
+  // Connections on which a request is read or answered; the rest gets 503. With a body of up to 1 MiB each, this
+  // is what bounds the memory of requests.
+  uint32_t busy_limit = 256;
   // Bodies above 1 MiB (or of unknown length) that are held at one time; the rest gets 503. Bounds the
   // memory of requests to this many times a few body limits.
   uint32_t large_body_limit = 4;

@@ -1000,6 +1000,34 @@ TEST_F(HttpServerTest, ConnectionLimit) {
   EXPECT_EQ(third.ReadToEnd(), "");
 }
 
+TEST_F(HttpServerTest, IdleConnectionsAreNotAmongTheRequestsThatAreLimited) {
+  options_.busy_limit = 1;
+  Start();
+  std::vector<std::unique_ptr<RawClient>> idle;
+  for (int round = 0; round < 2; ++round) {
+    for (size_t i = 0; i < 5; ++i) {
+      if (round == 0) idle.push_back(std::make_unique<RawClient>(port()));
+      idle[i]->Get("/health");
+      EXPECT_EQ(idle[i]->Read().status, 200) << round << " " << i;
+    }
+  }
+  idle[0]->Send("POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+                "expect: 100-continue\r\ncontent-length: 15\r\n\r\n");
+  EXPECT_EQ(idle[0]->ReadUntil("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+  // Who is refused is not counted, however long it stays.
+  for (size_t i = 1; i < 3; ++i) {
+    idle[i]->Get("/health");
+    const RawClient::Response response = idle[i]->Read();
+    EXPECT_EQ(response.status, 503);
+    EXPECT_EQ(ErrorCode(response), "too_many_requests");
+    EXPECT_NE(response.head.find("retry-after: 1\r\n"), std::string::npos);
+  }
+  idle[0]->Send(R"({"prompt":"hi"})");
+  EXPECT_EQ(idle[0]->Read().status, 200);
+  idle[3]->Get("/health");
+  EXPECT_EQ(idle[3]->Read().status, 200);
+}
+
 TEST_F(HttpServerTest, KeyAndCors) {
   options_.api.access.api_key = "secret";
   options_.api.access.cors_origins = {"https://app.example"};
