@@ -1,4 +1,4 @@
-// Connection: one client, from accept to close. All of Beast is behind this header, in connection.cc.
+// Connection: one client, from accept to close. All of Beast is behind this header, in connection_impl.h.
 //
 //            first byte            head + body read           last byte written
 //   idle ----------------> reading ----------------> answering ----------------> idle, or lingering
