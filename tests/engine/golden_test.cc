@@ -1,52 +1,19 @@
 // The quality that the README promises, measured on the bundled model and the fixtures.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
-#include "engine/evaluation.h"
-#include "test_store.h"
+#include "evaluation_support.h"
 
 namespace moraine {
 namespace {
 
-struct Parts {
-  KvFormat kv = KvFormat::kF32;
-  bool reference = false, texts = false, chat = false;
-  std::string fixture = {};
-};
-
-EvaluationReport Evaluate(const TestStore& store, const std::string& budget, const Parts& parts) {
+EvaluationReport Evaluate(const TestStore& store, const std::string& budget,
+                          const EvaluationParts& parts, KvFormat kv = KvFormat::kF32) {
   RunnerOptions options = TestRunnerOptions(store, budget);
-  options.kv_format = parts.kv;
-  const auto runner = Runner::Open(options);
-  CHECK(runner.ok(), runner.status().message());
-  const auto evaluation = Evaluation::Create(**runner);
-  CHECK(evaluation.ok(), evaluation.status().message());
-  const auto check = [](const Status& status) { CHECK(status.ok(), status.message()); };
-  if (parts.reference) check((*evaluation)->AddReference(GoldenPath("demo/reference.json")));
-  if (!parts.fixture.empty()) check((*evaluation)->AddFixture(parts.fixture));
-  if (parts.texts) {
-    check((*evaluation)->AddText(GoldenPath("demo/valid-books.txt")));
-    check((*evaluation)->AddText(GoldenPath("demo/valid-chat.txt")));
-  }
-  if (parts.chat) check((*evaluation)->AddChat(GoldenPath("demo/chat_eval.json")));
-  EvaluationReport report = (*evaluation)->Finish();
-  std::printf("%s", report.ToText().c_str());
-  return report;
-}
-
-// relative: how far the NLL may lie from float32's.
-void ExpectNll(const EvaluationReport& report, double relative) {
-  std::ifstream file(GoldenPath("demo/text_nll.json"));
-  const auto json = nlohmann::json::parse(file);
-  for (const auto& [name, expected] : json.items()) {
-    const double nll = expected.at("nll").get<double>();
-    ASSERT_TRUE(report.nll.contains(name));
-    EXPECT_LT(std::abs(report.nll.at(name) / nll - 1), relative) << name;
-  }
+  options.kv_format = kv;
+  return Evaluate(options, parts);
 }
 
 TEST(Golden, DemoModelInBf16IsTheReference) {
@@ -65,7 +32,7 @@ TEST(Golden, PackedKeysAndValues) {
   std::string exact = Evaluate(store, "100%", {.chat = true}).digest;
   for (const KvFormat format : {KvFormat::kBf16, KvFormat::kQ8}) {
     const EvaluationReport report =
-        Evaluate(store, "100%", {.kv = format, .texts = true, .chat = true});
+        Evaluate(store, "100%", {.texts = true, .chat = true}, format);
     ExpectNll(report, 0.002);
     EXPECT_GE(report.chat->match, 199u) << KvFormatName(format);
     EXPECT_NE(report.digest, exact) << "the format made no difference";

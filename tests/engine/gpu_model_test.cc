@@ -10,11 +10,9 @@
 #include <cmath>
 #include <fstream>
 #include <iterator>
-#include <nlohmann/json.hpp>
 
-#include "engine/evaluation.h"
 #include "engine/gpu/gpu_model.h"
-#include "test_store.h"
+#include "evaluation_support.h"
 
 namespace moraine {
 namespace {
@@ -41,39 +39,6 @@ class GpuModelTest : public testing::Test {
     GTEST_SKIP() << runner.status().message();
   }
 };
-
-struct Parts {
-  bool reference = false, texts = false, chat = false;
-  std::string fixture = {};
-};
-
-EvaluationReport Evaluate(const RunnerOptions& options, const Parts& parts) {
-  const auto runner = Runner::Open(options);
-  CHECK(runner.ok(), runner.status().message());
-  const auto evaluation = Evaluation::Create(**runner);
-  CHECK(evaluation.ok(), evaluation.status().message());
-  const auto check = [](const Status& status) { CHECK(status.ok(), status.message()); };
-  if (parts.reference) check((*evaluation)->AddReference(GoldenPath("demo/reference.json")));
-  if (!parts.fixture.empty()) check((*evaluation)->AddFixture(parts.fixture));
-  if (parts.texts) {
-    check((*evaluation)->AddText(GoldenPath("demo/valid-books.txt")));
-    check((*evaluation)->AddText(GoldenPath("demo/valid-chat.txt")));
-  }
-  if (parts.chat) check((*evaluation)->AddChat(GoldenPath("demo/chat_eval.json")));
-  EvaluationReport report = (*evaluation)->Finish();
-  std::printf("%s", report.ToText().c_str());
-  return report;
-}
-
-void ExpectNll(const EvaluationReport& report, double relative) {
-  std::ifstream file(GoldenPath("demo/text_nll.json"));
-  const auto json = nlohmann::json::parse(file);
-  for (const auto& [name, expected] : json.items()) {
-    ASSERT_TRUE(report.nll.contains(name));
-    EXPECT_LT(std::abs(report.nll.at(name) / expected.at("nll").get<double>() - 1), relative)
-        << name;
-  }
-}
 
 // Tokens of text, as the demo model was not trained on random ones.
 std::vector<int32_t> Tokens(Runner& runner, size_t count) {
