@@ -43,6 +43,8 @@ class Engine::Impl {
   void TakeJobs(std::unique_lock<std::mutex>* lock);
   void PublishStats();
   void PublishStatsIfDue();
+  void PublishSnapshotIfDue();
+  EngineStats FreshStats();
   void SaveProfileIfDue(bool now);
 
   EngineOptions options_;
@@ -50,7 +52,7 @@ class Engine::Impl {
   std::optional<TextModel> text_;
   SamplingOptions default_sampling_;
   std::unique_ptr<ProfileSaver> profile_saver_;  // null: the store is read-only
-  int64_t profile_saved_ns_ = 0, stats_published_ns_ = 0;
+  int64_t profile_saved_ns_ = 0, stats_published_ns_ = 0, snapshot_published_ns_ = 0;
   uint64_t profile_saved_tokens_ = 0;
   std::unique_ptr<BatchScheduler> scheduler_;  // engine thread only
 
@@ -97,6 +99,7 @@ Status Engine::Impl::Open(const EngineOptions& options) {
     saved_ = true;
     wake_.notify_one();
   });
+  runner_->SetLayerListener([this] { PublishSnapshotIfDue(); });
   thread_ = std::thread([this] { ThreadMain(); });
   return OkStatus();
 }
@@ -248,14 +251,28 @@ void Engine::Impl::TakeJobs(std::unique_lock<std::mutex>* lock) {
 // A snapshot walks all experts and reads /proc, which does not belong in every token.
 void Engine::Impl::PublishStatsIfDue() {
   observer_->NoteStep(runner_->prefill_stats(), runner_->decode_stats());
-  constexpr int64_t kIntervalNs = 200'000'000;
-  if (RealClock().NowNs() - stats_published_ns_ >= kIntervalNs) PublishStats();
+  if (RealClock().NowNs() - stats_published_ns_ >= options_.stats_interval_ns) PublishStats();
+}
+
+EngineStats Engine::Impl::FreshStats() {
+  snapshot_published_ns_ = RealClock().NowNs();
+  EngineStats fresh = runner_->Stats();
+  scheduler_->AddTo(&fresh);
+  return fresh;
+}
+
+// In the middle of a step, which may be a prompt's chunk of seconds: where experts are and what was looked up is of
+// this moment, what a step is charged with comes at its end. Not for Stats(), whose counters belong together.
+void Engine::Impl::PublishSnapshotIfDue() {
+  if (RealClock().NowNs() - snapshot_published_ns_ < options_.stats_interval_ns) return;
+  if (feed_->watched()) feed_->Publish(observer_->Observe(FreshStats()));
 }
 
 void Engine::Impl::PublishStats() {
-  stats_published_ns_ = RealClock().NowNs();
-  EngineStats fresh = runner_->Stats();
-  scheduler_->AddTo(&fresh);
+  // Also of the step in which a request ends, which publishes before the step is over.
+  observer_->NoteStep(runner_->prefill_stats(), runner_->decode_stats());
+  EngineStats fresh = FreshStats();
+  stats_published_ns_ = snapshot_published_ns_;
   if (feed_->watched()) feed_->Publish(observer_->Observe(fresh));
   std::lock_guard lock(mutex_);
   stats_ = std::move(fresh);

@@ -88,6 +88,8 @@ struct EngineOptions {
   // The profile is saved this often, if anything was computed, also during a generation: what a kill
   // can cost. Read-only stores: never.
   int64_t profile_save_interval_ns = 3'000'000'000;
+  // Statistics and snapshots are made this often while something is computed: five times a second.
+  int64_t stats_interval_ns = 200'000'000;
 };
 
 class Engine {
@@ -115,8 +117,8 @@ class Engine {
 
   // A consistent copy, made by the engine thread at the end of a step or when idle.
   EngineStats Stats() const;
-  // Snapshots for whoever watches, made where Stats() is: five times a second at most while something
-  // runs, and when a request ends. Outlives the engine.
+  // Snapshots for whoever watches, made where Stats() is: once a stats_interval_ns at most while something
+  // runs, and when a request ends; of a long chunk of a prompt at its layers, too. Outlives the engine.
   std::shared_ptr<ResidencyFeed> residency_feed() const;
 
   const TextModel& text() const;

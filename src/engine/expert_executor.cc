@@ -57,6 +57,7 @@ Status ExpertExecutor::RunExperts(LayerId layer, const RoutingDecision& routing,
                                   float* out) {
   const int64_t begin = clock_.NowNs();
   const int64_t stall_before = times_.stall_ns;
+  if (layer_listener_) layer_listener_();
   if (recorder_ != nullptr) recorder_->Record(layer, routing);
   GroupByExpert(routing);
   CollectArrivals();

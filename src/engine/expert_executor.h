@@ -57,6 +57,9 @@ class ExpertExecutor final : public MoeExecutor {
   void set_token_table(TokenExpertTable* table) { token_table_ = table; }
   // Writes down all routing from now on; null: no more. Not owned.
   void set_recorder(RoutingRecorder* recorder) { recorder_ = recorder; }
+  // Called when a layer's experts are about to be looked up and nothing is leased: whoever shows what happens
+  // can look in then, in the middle of a step. What it takes is accounted for as `other`. Null: nobody.
+  void set_layer_listener(std::function<void()> listener) { layer_listener_ = std::move(listener); }
   // Lossy, see expert_deferral.h: experts a layer that may join one layer late; 0: none. It and the next
   // work in steps of one token only, so not while several sequences decode together.
   void set_deferral(uint32_t experts) { deferral_.set_limit(experts); }
@@ -105,6 +108,7 @@ class ExpertExecutor final : public MoeExecutor {
   std::optional<ExpertId> failed_expert_;  // of the last RunExperts
   TokenExpertTable* token_table_ = nullptr;
   RoutingRecorder* recorder_ = nullptr;
+  std::function<void()> layer_listener_;
   ExpertDeferral deferral_;
   float resident_preference_ = 0;
   CoActivation co_activation_;

@@ -39,8 +39,9 @@ void ResidencyObserver::Note(bool decode, const PhaseStats& now, PhaseStats* bef
   step.residency_us = Microseconds(now.residency_ns - before->residency_ns);
   step.other_us = Microseconds(now.other_ns() - before->other_ns());
   *before = now;
-  if (steps_.size() == kStepsKept) steps_.erase(steps_.begin());
+  if (steps_.size() == kStepsKept) steps_.pop_front();
   steps_.push_back(step);
+  ++step_count_;
 }
 
 // The policy's long-term heat is in counts that fade; of a layer they sum to top_k a token.
@@ -61,7 +62,8 @@ std::unique_ptr<ResidencySnapshot> ResidencyObserver::Observe(const EngineStats&
   auto snapshot = std::make_unique<ResidencySnapshot>();
   snapshot->top_k = top_k_;
   snapshot->stats = stats;
-  snapshot->steps = std::exchange(steps_, {});
+  snapshot->steps.assign(steps_.begin(), steps_.end());
+  snapshot->step_count = step_count_;
   if (residency_ == nullptr) return snapshot;
   const size_t experts = heat_.size();
   snapshot->residences.reserve(experts);

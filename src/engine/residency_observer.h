@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -15,8 +16,8 @@ namespace moraine {
 
 class ResidencyObserver {
  public:
-  // Of one snapshot: at 300 tokens/s, a fifth of a second.
-  static constexpr size_t kStepsKept = 64;
+  // In a snapshot: half a second of a GPU's 500 steps a second, which is more than two frames of a reader.
+  static constexpr size_t kStepsKept = 256;
 
   // `residency` outlives the observer; null: the model has no experts in slots.
   ResidencyObserver(const ResidencyManager* residency, std::vector<uint32_t> experts_per_layer,
@@ -24,7 +25,7 @@ class ResidencyObserver {
 
   // After each step, with the totals since the start.
   void NoteStep(const PhaseStats& prefill, const PhaseStats& decode);
-  // Between two steps. `stats` is of this moment.
+  // Between two steps, or two layers of one. `stats` is of this moment.
   std::unique_ptr<ResidencySnapshot> Observe(const EngineStats& stats);
 
  private:
@@ -36,7 +37,8 @@ class ResidencyObserver {
   const uint32_t top_k_;
   std::vector<float> heat_;   // scratch
   PhaseStats prefill_, decode_;
-  std::vector<StepTimes> steps_;
+  std::deque<StepTimes> steps_;  // the last kStepsKept
+  uint64_t step_count_ = 0;
 };
 
 }  // namespace moraine

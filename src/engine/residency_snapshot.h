@@ -1,5 +1,5 @@
 // ResidencySnapshot: where every expert is, how hot it is, and what the counters say, at one moment
-// between two steps. What the web page's live view is made of (server/residency_frame.h).
+// between two steps or two layers. What the web page's live view is made of (server/residency_frame.h).
 //
 // Six bytes an expert: 140 KB for the largest published model. Copied by nobody; it is built once, by the
 // engine thread, and shared by all who watch. It says nothing of the snapshots before it, so that whoever
@@ -33,7 +33,10 @@ struct ResidencySnapshot {
   // How often the expert is taken: of its layer's tokens, the last thousand or so, the share that takes
   // it. 255 times its root, which tells apart the cold ones, too.
   std::vector<uint8_t> heats;
-  std::vector<StepTimes> steps;  // since the snapshot before, the last kStepsKept at most
+  // The last ones, of step_count since the engine began: not only those since the snapshot before, so that a
+  // reader who misses a snapshot still gets them.
+  std::vector<StepTimes> steps;
+  uint64_t step_count = 0;
 };
 
 }  // namespace moraine

@@ -347,6 +347,10 @@ void Runner::SetRoutingRecorder(RoutingRecorder* recorder) {
   if (impl_->executor_) impl_->executor_->set_recorder(recorder);
 }
 
+void Runner::SetLayerListener(std::function<void()> listener) {
+  if (impl_->executor_) impl_->executor_->set_layer_listener(std::move(listener));
+}
+
 void Runner::ResetSequence() { impl_->sequences_[0].Reset(); }
 uint32_t Runner::position() const { return impl_->sequences_[0].length(); }
 uint32_t Runner::sequence_count() const { return impl_->options_.max_sequences; }

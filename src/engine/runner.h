@@ -92,6 +92,8 @@ class Runner {
 
   // Writes down the routing of all tokens from now on; null: no more. Not owned.
   void SetRoutingRecorder(RoutingRecorder* recorder);
+  // Called on this thread at each MoE layer of a step, on the CPU: ExpertExecutor::set_layer_listener.
+  void SetLayerListener(std::function<void()> listener);
 
   // Sequences that may be computed together: index < sequence_count(). They share the tokens of KV, and one
   // may have max_context() of them.

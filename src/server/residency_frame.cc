@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "base/check.h"
 
@@ -106,7 +107,7 @@ std::string HeaderJson(const ResidencySnapshot& snapshot) {
   return header.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-void AppendSteps(std::string* out, const std::vector<StepTimes>& steps) {
+void AppendSteps(std::string* out, std::span<const StepTimes> steps) {
   AppendVarint(out, steps.size());
   for (const StepTimes& step : steps) {
     VisitStep(step, [out](const char*, uint64_t value) { AppendVarint(out, value); });
@@ -196,7 +197,10 @@ std::string ResidencyFrameEncoder::Encode(const ResidencySnapshot& snapshot) {
   for (size_t i = 0; i < numbers.size(); ++i) AppendDifference(&bytes, numbers[i] - numbers_[i]);
   numbers_ = std::move(numbers);
   AppendCells(&bytes, cells, snapshot.heats, &cells_, &heats_);
-  AppendSteps(&bytes, snapshot.steps);
+  const uint64_t unsent = snapshot.step_count - steps_sent_;
+  const size_t count = static_cast<size_t>(std::min<uint64_t>(unsent, snapshot.steps.size()));
+  AppendSteps(&bytes, std::span(snapshot.steps).last(count));
+  steps_sent_ = snapshot.step_count;
   const uint32_t length = static_cast<uint32_t>(bytes.size() - 4);
   for (int i = 0; i < 4; ++i) bytes[i] = static_cast<char>(length >> (8 * i));
   return bytes;

@@ -12,6 +12,9 @@
 //   cell     Residence in the low three bits; kCell marks: what has happened since the frame before
 //   varint   LEB128: seven bits a byte, low ones first;  difference: a zigzag varint
 //
+// Steps are those that the stream has not had yet: all of a snapshot's in a full frame. A reader so slow that more
+// have passed than a snapshot keeps loses the oldest.
+//
 // A full frame is the difference from nothing (all numbers and bytes 0), a delta the difference from the
 // frame before it in the stream: one rule for both. Names of numbers and residences are in the header, so
 // that neither side counts positions. What changes between two snapshots is mostly heat and the experts
@@ -52,6 +55,7 @@ class ResidencyFrameEncoder {
   std::vector<int64_t> numbers_;       // of the last frame; layers' numbers follow
   std::vector<uint8_t> cells_, heats_;
   std::vector<uint16_t> lookups_, misses_;
+  uint64_t steps_sent_ = 0;  // of ResidencySnapshot::step_count
 };
 
 }  // namespace moraine

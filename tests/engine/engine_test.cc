@@ -258,6 +258,40 @@ TEST_F(EngineTest, TheProfileIsSavedInTheMiddleOfAGeneration) {
   EXPECT_TRUE(saved.ok()) << saved.message();
 }
 
+// With snapshots as often as they can be: each layer of the prompt's one chunk makes one, and each step has its
+// times in the last of them.
+TEST_F(EngineTest, WhoWatchesSeesTheLayersOfAChunkAndEveryStep) {
+  EngineOptions options;
+  options.runner = TestRunnerOptions(*store_, "25%");
+  options.stats_interval_ns = 0;
+  const auto engine = Engine::Open(options);
+  ASSERT_TRUE(engine.ok());
+  const auto watch = (*engine)->residency_feed()->TryWatch(1);
+  Collector collector;
+  uint64_t at_start = 0, at_first_token = 0;
+  collector.on_event = [&](const GenerationEvent& event) {
+    const auto latest = watch->Latest();
+    const uint64_t sequence = latest ? latest->sequence : 0;
+    if (event.kind == GenerationEvent::Kind::kStarted) at_start = sequence;
+    if (event.kind == GenerationEvent::Kind::kToken && at_first_token == 0) at_first_token = sequence;
+  };
+  ASSERT_TRUE((*engine)->Submit(Story(&collector, 12)).ok());
+  collector.WaitForEnd();
+  const size_t layers = (*engine)->Stats().layers.size();
+  EXPECT_GE(layers, 4u);
+  EXPECT_GE(at_first_token, at_start + layers);
+  (*engine)->RunOnEngineThread([](Runner&) {});  // what ended is published
+  const auto last = watch->Latest();
+  ASSERT_NE(last, nullptr);
+  EXPECT_EQ(last->step_count, 12u);  // the prompt's chunk and 11 tokens
+  ASSERT_EQ(last->steps.size(), 12u);
+  EXPECT_FALSE(last->steps[0].decode);
+  for (size_t i = 1; i < 12; ++i) {
+    EXPECT_TRUE(last->steps[i].decode) << i;
+    EXPECT_EQ(last->steps[i].tokens, 1u) << i;
+  }
+}
+
 TEST_F(EngineTest, TheProfileSurvivesARestart) {
   EngineOptions options;
   options.runner = TestRunnerOptions(*store_, "25%");

@@ -123,6 +123,7 @@ TEST(ResidencyObserverStepsTest, StepsAreDifferencesAndSumToTheWallTime) {
   observer.NoteStep(prefill, decode);  // nothing was computed
   auto snapshot = observer.Observe(EngineStats());
   ASSERT_EQ(snapshot->steps.size(), 3u);
+  EXPECT_EQ(snapshot->step_count, 3u);
   EXPECT_FALSE(snapshot->steps[0].decode);
   EXPECT_EQ(snapshot->steps[0].tokens, 30u);
   EXPECT_EQ(snapshot->steps[0].other_us, 4000u);
@@ -130,7 +131,8 @@ TEST(ResidencyObserverStepsTest, StepsAreDifferencesAndSumToTheWallTime) {
   EXPECT_EQ(snapshot->steps[2].expert_us, 800u);
   EXPECT_EQ(snapshot->steps[2].other_us, 1200u);
   EXPECT_TRUE(snapshot->residences.empty());
-  EXPECT_TRUE(observer.Observe(EngineStats())->steps.empty());
+  // A snapshot that somebody misses takes none with it.
+  EXPECT_EQ(observer.Observe(EngineStats())->steps.size(), 3u);
 
   for (uint64_t i = 0; i < 3 * ResidencyObserver::kStepsKept; ++i) {
     decode.tokens += 1;
@@ -140,6 +142,8 @@ TEST(ResidencyObserverStepsTest, StepsAreDifferencesAndSumToTheWallTime) {
   snapshot = observer.Observe(EngineStats());
   ASSERT_EQ(snapshot->steps.size(), ResidencyObserver::kStepsKept);
   EXPECT_EQ(snapshot->steps.back().other_us, 3 * ResidencyObserver::kStepsKept - 1);
+  EXPECT_EQ(snapshot->steps.front().other_us, 2 * ResidencyObserver::kStepsKept);
+  EXPECT_EQ(snapshot->step_count, 3 + 3 * ResidencyObserver::kStepsKept);
 }
 
 }  // namespace

@@ -4,10 +4,11 @@ import { createInterface } from 'node:readline';
 
 export const API_KEY = 'page-test-key';
 
-// Resolves to { url, stop }; rejects with what the process wrote if it ends before it is ready.
-export function startServer() {
+// `options`: more of the command line. Resolves to { url, stop }; rejects with what the process wrote if it ends
+// before it is ready.
+export function startServer(options = []) {
   const child = spawn(process.env.MORAINE_BIN,
-    ['serve', process.env.MORAINE_STORE, '--port', '0', '--api-key', API_KEY, '--ram-budget', '25%'],
+    ['serve', process.env.MORAINE_STORE, '--port', '0', '--api-key', API_KEY, '--ram-budget', '25%', ...options],
     { stdio: ['ignore', 'pipe', 'pipe'] });
   let errors = '';
   child.stderr.on('data', (data) => { errors += data; });

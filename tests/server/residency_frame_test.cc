@@ -106,7 +106,10 @@ std::string_view Body(const std::string& frame) {
   return std::string_view(frame).substr(4);
 }
 
-using Counts = std::vector<std::pair<uint16_t, uint16_t>>;  // lookups and misses
+struct Counts {
+  std::vector<std::pair<uint16_t, uint16_t>> of_expert;  // lookups and misses
+  uint64_t steps = 0;
+};
 
 // A snapshot that shows what a vector describes, after those before it. Numbers that it does not name are
 // 0. Evictions show by themselves.
@@ -144,8 +147,8 @@ ResidencySnapshot SnapshotOf(const Json& vector, Counts* counts) {
   }
   for (const uint8_t cell : vector["cells"].get<std::vector<uint8_t>>()) {
     const size_t i = snapshot.residences.size();
-    if (counts->size() == i) counts->push_back({65535, 65535});  // about to wrap
-    auto& [lookups, misses] = (*counts)[i];
+    if (counts->of_expert.size() == i) counts->of_expert.push_back({65535, 65535});  // about to wrap
+    auto& [lookups, misses] = counts->of_expert[i];
     lookups = static_cast<uint16_t>(lookups + (cell & kCellUsed ? 1 : 0));
     misses = static_cast<uint16_t>(misses + (cell & kCellMissed ? 1 : 0));
     snapshot.residences.push_back(static_cast<Residence>(cell & kCellResidenceMask));
@@ -162,6 +165,7 @@ ResidencySnapshot SnapshotOf(const Json& vector, Counts* counts) {
     step.stall_us = entry["stall_us"];
     step.other_us = entry["other_us"];
   }
+  snapshot.step_count = counts->steps += snapshot.steps.size();
   return snapshot;
 }
 
@@ -177,7 +181,9 @@ TEST(ResidencyFrameTest, VectorsAreWhatTheEncoderWrites) {
   }
 }
 
-ResidencySnapshot RandomSnapshot(Random* random, const std::vector<uint32_t>& layers) {
+// `before`: its last steps are in this one, too.
+ResidencySnapshot RandomSnapshot(Random* random, const std::vector<uint32_t>& layers,
+                                 const ResidencySnapshot& before) {
   const auto number = [&] {  // of every magnitude; also smaller than the one before
     return random->Next() >> (14 + random->Next() % 50);
   };
@@ -202,8 +208,13 @@ ResidencySnapshot RandomSnapshot(Random* random, const std::vector<uint32_t>& la
       snapshot.heats.push_back(same ? 9 : static_cast<uint8_t>(random->Next()));
     }
   }
-  snapshot.steps.resize(random->Next() % 4);
-  for (StepTimes& step : snapshot.steps) step.tokens = static_cast<uint32_t>(number());
+  const size_t kept = random->Next() % (before.steps.size() + 1);
+  snapshot.steps.assign(before.steps.end() - static_cast<ptrdiff_t>(kept), before.steps.end());
+  const size_t fresh = random->Next() % 4;
+  for (size_t i = 0; i < fresh; ++i) {
+    snapshot.steps.emplace_back().tokens = static_cast<uint32_t>(number());
+  }
+  snapshot.step_count = before.step_count + fresh;
   return snapshot;
 }
 
@@ -217,7 +228,7 @@ TEST(ResidencyFrameTest, AReaderSeesEverySnapshot) {
     Picture picture;
     ResidencySnapshot before;
     for (int frame = 0; frame < 6; ++frame) {
-      const ResidencySnapshot snapshot = RandomSnapshot(&random, layers);
+      const ResidencySnapshot snapshot = RandomSnapshot(&random, layers, before);
       const std::string bytes = encoder.Encode(snapshot);
       Decoder(Body(bytes)).Apply(&picture);
       EXPECT_EQ(picture.sequence, snapshot.sequence);
@@ -244,9 +255,10 @@ TEST(ResidencyFrameTest, AReaderSeesEverySnapshot) {
       EXPECT_EQ(numbers["slot_count"], snapshot.stats.residency.slot_count);
       EXPECT_EQ(numbers["resident_set_bytes"],
                 static_cast<int64_t>(snapshot.stats.memory.resident_set_bytes));
-      ASSERT_EQ(picture.steps.size(), snapshot.steps.size());
-      for (size_t i = 0; i < picture.steps.size(); ++i) {
-        EXPECT_EQ(picture.steps[i][1], snapshot.steps[i].tokens);
+      const size_t fresh = snapshot.step_count - before.step_count;
+      ASSERT_EQ(picture.steps.size(), fresh);
+      for (size_t i = 0; i < fresh; ++i) {
+        EXPECT_EQ(picture.steps[i][1], snapshot.steps[snapshot.steps.size() - fresh + i].tokens);
       }
       before = snapshot;
     }
@@ -255,14 +267,36 @@ TEST(ResidencyFrameTest, AReaderSeesEverySnapshot) {
 
 TEST(ResidencyFrameTest, NothingNewCostsAByteANumber) {
   Random random(1);
-  ResidencySnapshot snapshot = RandomSnapshot(&random, {128, 128});
-  snapshot.steps.clear();
+  ResidencySnapshot snapshot = RandomSnapshot(&random, {128, 128}, ResidencySnapshot());
   ResidencyFrameEncoder encoder;
   Picture picture;
   Decoder(Body(encoder.Encode(snapshot))).Apply(&picture);
   snapshot.sequence = 1;
   // Length, kind, sequence, one zero a number, no runs, no steps.
   EXPECT_EQ(encoder.Encode(snapshot).size(), 4 + 1 + 1 + picture.numbers.size() + 1 + 1);
+}
+
+// A step is in one frame, whichever snapshots the reader has seen; what no snapshot has any more is lost.
+TEST(ResidencyFrameTest, StepsOfSnapshotsThatWereMissedAreSent) {
+  const auto snapshot = [](std::initializer_list<uint32_t> tokens, uint64_t count) {
+    ResidencySnapshot made;
+    for (const uint32_t value : tokens) made.steps.emplace_back().tokens = value;
+    made.step_count = count;
+    return made;
+  };
+  const std::tuple<ResidencySnapshot, std::vector<uint32_t>> cases[] = {
+      {snapshot({1, 2}, 5), {1, 2}},        // the first: all that it has
+      {snapshot({2, 3, 4}, 7), {3, 4}},     // the one with only 3 was missed
+      {snapshot({2, 3, 4}, 7), {}},
+      {snapshot({9, 10}, 13), {9, 10}}};    // 5 to 8 are gone
+  ResidencyFrameEncoder encoder;
+  Picture picture;
+  for (const auto& [made, expected] : cases) {
+    Decoder(Body(encoder.Encode(made))).Apply(&picture);
+    std::vector<uint32_t> tokens;
+    for (const auto& step : picture.steps) tokens.push_back(static_cast<uint32_t>(step[1]));
+    EXPECT_EQ(tokens, expected);
+  }
 }
 
 TEST(ResidencyStreamTest, EverySnapshotIsSentOnceAndSilenceIsBroken) {

@@ -58,7 +58,8 @@ export function useResidency(enabled) {
     history.push(frame);
     const { numbers, steps } = history.live;
     series.current.push(before ?? numbers, numbers);
-    recentSteps.current = [...recentSteps.current, ...steps].slice(-STEPS_KEPT);
+    // A full frame has the last steps there were, those from before a lost connection too.
+    recentSteps.current = [...(frame[0] === 1 ? [] : recentSteps.current), ...steps].slice(-STEPS_KEPT);
     redraw((n) => n + 1);
   }, [history]);
 
