@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/gpu/vram_plan.h"
+#include "model_arguments.h"
 #include "residency/eviction_policy.h"
 
 namespace moraine {
@@ -38,7 +39,10 @@ CLI::Validator Number() {
 }
 
 void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
-  command->add_option("STORE", a->options.store_directory, "directory of an imported model")
+  command
+      ->add_option("STORE", a->options.store_directory,
+                   "directory of an imported model, or its name (moraine models)")
+      ->transform(StoreByName())
       ->required();
   command
       ->add_option("--ram-budget", a->ram_budget,

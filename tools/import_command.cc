@@ -13,6 +13,7 @@
 #include "engine/import_plan.h"
 #include "engine/importance.h"
 #include "engine/text_model.h"
+#include "models/model_names.h"
 #include "progress_display.h"
 #include "store/checkpoint.h"
 #include "store/importer.h"
@@ -74,9 +75,10 @@ void WarnIfTextIsUnusable(const ImportArguments& a, const Manifest& manifest) {
 }
 
 Status RunImport(const ImportArguments& a) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
-                   OpenCheckpoint(a.checkpoint));
+  ASSIGN_OR_RETURN(const NamedCheckpoint source, FindCheckpoint(a.checkpoint));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, OpenCheckpoint(source.path));
   ImportPlanOptions plan_options;
+  plan_options.name = source.name;
   // The options' checks have seen them.
   if (!a.experts.empty()) plan_options.experts = ParseEncoding(a.experts).value();
   if (!a.dense.empty()) plan_options.dense = ParseEncoding(a.dense).value();
@@ -119,7 +121,8 @@ void RegisterImportCommand(CLI::App& app, int* exit_code) {
       "Turn a checkpoint (safetensors or GGUF) into an expert store; resumes where it stopped");
   command
       ->add_option("CHECKPOINT", a->checkpoint,
-                   "directory with config.json and *.safetensors, or a GGUF file")
+                   "directory with config.json and *.safetensors, a GGUF file, or the name of either "
+                   "(hf:org/name, ollama:name:tag, ...; moraine models lists them)")
       ->required();
   command->add_option("STORE_DIR", a->store_directory, "the store to make or to finish")
       ->required();

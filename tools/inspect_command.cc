@@ -12,6 +12,7 @@
 #include "common_options.h"
 #include "engine/runner.h"
 #include "model/config.h"
+#include "model_arguments.h"
 #include "store/store.h"
 
 namespace moraine {
@@ -150,7 +151,9 @@ void RegisterInspectCommand(CLI::App& app, int* exit_code) {
   auto a = std::make_shared<InspectArguments>();
   CLI::App* command =
       app.add_subcommand("inspect", "Show a store's model, formats, sizes and memory budgets");
-  command->add_option("STORE", a->store_directory, "directory of an imported model")->required();
+  command->add_option("STORE", a->store_directory, "directory of an imported model, or its name")
+      ->transform(StoreByName())
+      ->required();
   command->add_flag("--json", a->json, "one JSON object on stdout");
   command->callback([a, exit_code] {
     const Status status = Inspect(*a);

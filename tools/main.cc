@@ -20,6 +20,7 @@ int main(int argc, char** argv) {
   moraine::RegisterCalibrateCommand(app, &exit_code);
   moraine::RegisterVerifyCommand(app, &exit_code);
   moraine::RegisterInspectCommand(app, &exit_code);
+  moraine::RegisterModelsCommand(app, &exit_code);
   moraine::RegisterPlanCommand(app, &exit_code);
   moraine::RegisterRunCommand(app, &exit_code);
   moraine::RegisterServeCommand(app, &exit_code);

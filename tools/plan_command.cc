@@ -30,6 +30,7 @@
 #include "engine/workload_profile.h"
 #include "memory/topology.h"
 #include "model/config.h"
+#include "model_arguments.h"
 #include "store/checkpoint.h"
 #include "store/store.h"
 
@@ -290,7 +291,12 @@ void RegisterPlanCommand(CLI::App& app, int* exit_code) {
       "plan", "Predict memory, hit rates and the bounds of decode and prefill for a model on this machine.\n"
               "MODEL is a store, a checkpoint (directory or GGUF file), a config.json, or the name of a\n"
               "published model (qwen3-235b, deepseek-v3, kimi-k2, ...)");
-  command->add_option("MODEL", a->model, "what to plan for")->required();
+  const auto by_name = [names = ModelByName()](std::string& text) {
+    return FindPublishedModel(text) == nullptr ? names(text) : std::string();
+  };
+  command->add_option("MODEL", a->model, "what to plan for, or its name (moraine models)")
+      ->transform(CLI::Validator(by_name, ""))
+      ->required();
   command->add_option("--ram-budget", a->ram_budgets,
                       "memory of the process (64GiB), a share of the experts (25%), or auto; several "
                       "(default: 5 to 100 % of the experts)");

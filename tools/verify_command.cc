@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "commands.h"
 #include "common_options.h"
+#include "model_arguments.h"
 #include "progress_display.h"
 #include "store/importer.h"
 
@@ -57,7 +58,9 @@ void RegisterVerifyCommand(CLI::App& app, int* exit_code) {
   auto a = std::make_shared<VerifyArguments>();
   CLI::App* command =
       app.add_subcommand("verify", "Read a whole store, check every checksum, name what is bad");
-  command->add_option("STORE", a->store_directory, "directory of an imported model")->required();
+  command->add_option("STORE", a->store_directory, "directory of an imported model, or its name")
+      ->transform(StoreByName())
+      ->required();
   command->add_flag("--json", a->json, "one JSON object on stdout");
   command->callback([a, exit_code] {
     const Result<VerifyReport> report = Verify(*a);

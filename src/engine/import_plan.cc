@@ -356,6 +356,7 @@ Result<std::unique_ptr<ImportPlan>> MakeImportPlan(const Checkpoint& checkpoint,
   Manifest manifest;
   manifest.created_by = "moraine " MORAINE_VERSION;
   manifest.source = checkpoint.identity();
+  if (!options.name.empty()) manifest.source.description = options.name;
   manifest.model_config = std::move(model.config_json);
   manifest.files = std::move(model.files);
   auto plan = std::make_unique<DecoderImportPlan>(checkpoint, config, naming, options,

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "compute/encoding.h"
 #include "engine/importance.h"
@@ -21,6 +22,9 @@ struct ImportPlanOptions {
   // null: not. Must fit the config, and something must be weighted by it (kInvalidArgument). Must
   // outlive the plan.
   const Importance* importance = nullptr;
+  // What people call the model; empty: as its directory or file is called, which in other programs' caches
+  // is a checksum.
+  std::string name = {};
 };
 
 // Checks that the checkpoint has exactly the tensors that its config calls for, each with the right
