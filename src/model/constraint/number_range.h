@@ -9,8 +9,8 @@
 // Numbers are written without an exponent, with at most 15 digits before the point and 16 behind it: of a
 // step as many as it has, but zeros may follow a whole one ("5.0"). "-0" is none.
 //
-// Cost: some 60 states for two bounds; for a step up to 15 times its remainders, where factors 2 and 5 hardly
-// count (1000: 61, 7: 105, 997: 15,000).
+// Cost: a state a digit and a bound that it may still agree with; for a step at most 15 times its remainders,
+// where factors 2 and 5 hardly count, because few remainders can be made up by the last digits.
 #pragma once
 
 #include <cstdint>
