@@ -274,8 +274,8 @@ class ForwardBench {
       stream->logits.assign(logits.begin(), logits.end());
     };
     const std::vector<int32_t> prompt = Prompt(text);
-    for (size_t at = 0; at < prompt.size(); at += runner_->prefill_chunk()) {
-      const size_t count = std::min<size_t>(runner_->prefill_chunk(), prompt.size() - at);
+    for (size_t at = 0, count = 0; at < prompt.size(); at += count) {
+      count = std::min<size_t>(runner_->prefill_chunk(), prompt.size() - at);
       BatchSegment segment = {.tokens = std::span(prompt).subspan(at, count),
                               .state = stream->state,
                               .sink = &stream->keep};
@@ -356,6 +356,15 @@ class ForwardBench {
       json["batch"] = arguments_.batch;
     }
     for (const auto& [name, field] : kFields) json[name] = s.*field;
+    if (runner_->gpu_prefill() != nullptr) {
+      const GpuPrefillStats& gpu = stats.gpu_prefill;
+      json["gpu_prefill"] = {{"gpu", gpu.gpu},
+                             {"tokens", gpu.tokens},
+                             {"chunks", gpu.chunks},
+                             {"copied_bytes", gpu.copied_bytes},
+                             {"break_even_tokens", gpu.break_even_tokens},
+                             {"failures", gpu.failures}};
+    }
     std::printf("%s\n", json.dump().c_str());
   }
 

@@ -79,7 +79,8 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
   command
       ->add_option("--kv", a->kv_format,
                    "keys and values: f32, the default; LOSSY: bf16 or q8, for 2 or nearly 4 times the "
-                   "context. With --gpu bf16, the default, or f32: prompts at the speed of decode")
+                   "context. With --gpu and --gpu-prefill bf16, the default, or f32: prompts at the speed of "
+                   "decode")
       ->check(CLI::IsMember({"f32", "bf16", "q8"}));
   command->add_flag("!--no-lookahead", a->options.lookahead,
                     "do not read ahead what the next layer's router probably wants");
@@ -100,10 +101,18 @@ void AddGpuArguments(CLI::App* command, RunnerArguments* a) {
   CLI::Option* gpu = command->add_flag(
       "--gpu", a->options.gpu, "compute on an NVIDIA GPU: weights, KV cache and experts in VRAM");
   command
-      ->add_option("--vram-budget", a->vram_budget,
-                   "VRAM for all of them (16GiB), or auto, the default: what is free. Experts that do "
-                   "not fit are streamed from page-locked DRAM")
-      ->needs(gpu);
+      ->add_flag("--gpu-prefill", a->options.gpu_prefill,
+                 "compute prompts on an NVIDIA GPU and answers on the CPU, out of the same memory; short "
+                 "prompts, or all where the GPU fails, on the CPU")
+      ->excludes(gpu);
+  command
+      ->add_option("--gpu-prefill-tokens", a->options.gpu_prefill_tokens,
+                   "shortest piece of a prompt that --gpu-prefill gives to the GPU (default, and 0: found "
+                   "out by the first ones)")
+      ->check(WholeNumber(UINT32_MAX));
+  command->add_option("--vram-budget", a->vram_budget,
+                      "with --gpu or --gpu-prefill, VRAM for all that is there (16GiB), or auto, the "
+                      "default: what is free. Experts that do not fit are streamed");
 }
 
 void NameEnvironment(CLI::App* command) {
@@ -127,7 +136,14 @@ Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments) {
     ASSIGN_OR_RETURN(options.ram_budget_max, ParseRamBudget(arguments.ram_budget_max));
   }
   options.io.direct = !arguments.no_direct;
-  if (options.gpu) options.kv_format = KvFormat::kBf16;
+  const bool on_gpu = options.gpu || options.gpu_prefill;
+  if (!on_gpu && arguments.vram_budget != "auto") {
+    return InvalidArgument("--vram-budget needs --gpu or --gpu-prefill");
+  }
+  if (!options.gpu_prefill && options.gpu_prefill_tokens > 0) {
+    return InvalidArgument("--gpu-prefill-tokens needs --gpu-prefill");
+  }
+  if (on_gpu) options.kv_format = KvFormat::kBf16;
   if (!arguments.kv_format.empty()) {
     ASSIGN_OR_RETURN(options.kv_format, ParseKvFormat(arguments.kv_format));
   }

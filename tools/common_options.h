@@ -23,7 +23,7 @@ struct RunnerArguments {
 
 // Adds STORE and the options. `arguments` must outlive the parse.
 void AddRunnerArguments(CLI::App* command, RunnerArguments* arguments);
-// Adds --gpu and --vram-budget, for commands that can compute there.
+// Adds --gpu, --gpu-prefill and --vram-budget, for commands that can compute there.
 void AddGpuArguments(CLI::App* command, RunnerArguments* arguments);
 // Parses the budgets; errors name the option.
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments);

@@ -13,9 +13,6 @@
 namespace moraine {
 namespace {
 
-// What a change of budget may move before a chunk: 64 MiB are copied or zeroed in about 10 ms.
-constexpr uint64_t kStepResizeBytes = 64 * kMiB;
-
 // A model without routed experts never calls its executor.
 class NoExperts final : public MoeExecutor {
  public:
@@ -39,10 +36,10 @@ Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptio
           fmt::format("token id {} is not below the vocabulary's {}", token, config_.vocab_size));
     }
   }
-  for (size_t begin = 0; begin < tokens.size(); begin += options_.prefill_chunk) {
-    const auto chunk =
-        tokens.subspan(begin, std::min<size_t>(options_.prefill_chunk, tokens.size() - begin));
-    const bool last = begin + chunk.size() == tokens.size();
+  for (size_t begin = 0, end = 0; begin < tokens.size(); begin = end) {
+    end = begin + std::min<size_t>(prefill_chunk(), tokens.size() - begin);
+    const auto chunk = tokens.subspan(begin, end - begin);
+    const bool last = end == tokens.size();
     BatchSegment segment = {.tokens = chunk,
                             .state = &sequence,
                             .logits = options.logits,
@@ -54,7 +51,7 @@ Status Runner::Impl::Forward(std::span<const int32_t> tokens, const ForwardOptio
     Step({&segment, 1});
     RETURN_IF_ERROR(segment.status);
     if (options.on_chunk != nullptr) {
-      (*options.on_chunk)(static_cast<uint32_t>(begin + chunk.size()));
+      (*options.on_chunk)(static_cast<uint32_t>(end));
     }
   }
   return OkStatus();
@@ -88,6 +85,14 @@ void Runner::Impl::StepOnGpu(std::span<BatchSegment> batch) {
 }
 
 void Runner::Impl::Step(std::span<BatchSegment> batch) {
+  if (gpu_prefill_) {
+    StepWithGpu(batch);
+  } else {
+    Compute(batch);
+  }
+}
+
+void Runner::Impl::Compute(std::span<BatchSegment> batch) {
   NoExperts no_experts;
   MoeExecutor& executor = executor_ ? static_cast<MoeExecutor&>(*executor_) : no_experts;
   size_t rows = 0;
@@ -295,6 +300,15 @@ EngineStats Runner::Impl::Stats() const {
                     .streamed_bytes = plan.streamed_bytes};
     return s;
   }
+  if (gpu_prefill_) {
+    const GpuPrefillCounts counts = gpu_prefill_->counts();
+    s.gpu_prefill = {.gpu = gpu_prefill_->gpu_name(),
+                     .tokens = counts.tokens,
+                     .chunks = counts.chunks,
+                     .copied_bytes = counts.copied_bytes,
+                     .break_even_tokens = gpu_prefill_->break_even_tokens(),
+                     .failures = gpu_prefill_->chunk() == 0 ? 1u : 0u};
+  }
   s.io = scheduler_->reader().name();
   s.isa = IsaName(backend_->isa());
   s.policy = options_.policy;
@@ -345,6 +359,7 @@ void Runner::SetLookahead(bool on) {
 
 void Runner::SetRoutingRecorder(RoutingRecorder* recorder) {
   if (impl_->executor_) impl_->executor_->set_recorder(recorder);
+  impl_->recording_ = recorder != nullptr;
 }
 
 void Runner::SetLayerListener(std::function<void()> listener) {
@@ -357,10 +372,13 @@ uint32_t Runner::sequence_count() const { return impl_->options_.max_sequences; 
 SequenceState& Runner::sequence(uint32_t index) { return impl_->sequences_[index]; }
 KvPool& Runner::kv_pool() { return *impl_->kv_pool_; }
 PrefixDisk* Runner::prefix_disk() { return impl_->prefix_disk_.get(); }
-uint32_t Runner::prefill_chunk() const { return impl_->options_.prefill_chunk; }
-uint32_t Runner::step_tokens() const { return impl_->step_tokens(); }
+uint32_t Runner::prefill_chunk() const { return impl_->prefill_chunk(); }
+uint32_t Runner::step_tokens() const {
+  return std::max(impl_->prefill_chunk(), impl_->step_tokens());
+}
 void Runner::Step(std::span<BatchSegment> batch) { impl_->Step(batch); }
 GpuModel* Runner::gpu() { return impl_->gpu_.get(); }
+const GpuPrefill* Runner::gpu_prefill() const { return impl_->gpu_prefill_.get(); }
 Status Runner::Forward(std::span<const int32_t> tokens, const ForwardOptions& options) {
   return impl_->Forward(tokens, options);
 }

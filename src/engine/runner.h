@@ -33,6 +33,9 @@
 
 namespace moraine {
 
+class GpuModel;
+struct GpuModelOptions;
+
 struct RunnerOptions {
   std::string store_directory;
   StoreMode store_mode = StoreMode::kReadOnly;
@@ -53,6 +56,13 @@ struct RunnerOptions {
   // kv_format is bf16 or f32, which is float32 throughout: prompts at the speed of decode.
   bool gpu = false;
   uint64_t vram_budget_bytes = 0;  // 0: what is free, but for a reserve
+  // Or prompts on a GPU and answers on the CPU (gpu_prefill.h): all of the CPU's options hold, kv_format is
+  // bf16 (or f32, as above), and the longest chunk is the GPU's. Where there is no GPU, or not enough of it,
+  // that is logged and all is computed on the CPU.
+  bool gpu_prefill = false;
+  uint32_t gpu_prefill_tokens = 0;  // of the shortest piece of a prompt that goes there; 0: found out
+  // Replaces GpuModel::Open for it, so that tests need no GPU.
+  std::function<Result<std::unique_ptr<GpuModel>>(const GpuModelOptions&)> gpu_model_factory;
   // Told how much of the weights a GPU has; on the thread that opens.
   std::function<void(uint64_t done_bytes, uint64_t total_bytes)> gpu_progress;
   bool lookahead = true;         // read ahead what the next router probably wants
@@ -80,6 +90,7 @@ struct ModelInfo {
 
 class KvPool;
 class GpuModel;
+class GpuPrefill;
 class PrefixDisk;
 
 class Runner {
@@ -150,8 +161,10 @@ class Runner {
   // Learns from a snapshot and saves, on this thread.
   Status SaveProfile();
 
-  // Where it computes, if on a GPU.
+  // Where it computes, if all on a GPU.
   GpuModel* gpu();
+  // What computes prompts on a GPU, if that is asked for and can be had.
+  const GpuPrefill* gpu_prefill() const;
   const ModelConfig& config() const;
   const ModelInfo& info() const;
   Store& store();

@@ -7,10 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "base/bytes.h"
 #include "compute/cpu_backend.h"
 #include "engine/dense_weights.h"
 #include "engine/expert_executor.h"
 #include "engine/gpu/gpu_model.h"
+#include "engine/gpu_prefill.h"
 #include "engine/prefix_disk.h"
 #include "engine/runner.h"
 #include "engine/store_record_source.h"
@@ -22,6 +24,9 @@
 
 namespace moraine {
 
+// What a change of budget may move before a chunk: 64 MiB are copied or zeroed in about 10 ms.
+inline constexpr uint64_t kStepResizeBytes = 64 * kMiB;
+
 inline constexpr char kTokenSection[] = "token_experts";  // of the profile: TokenExpertTable
 
 class Runner::Impl {
@@ -29,6 +34,7 @@ class Runner::Impl {
   Status Open(const RunnerOptions& options);
   Status Forward(std::span<const int32_t> tokens, const ForwardOptions& options);
   void Step(std::span<BatchSegment> batch);
+  void Compute(std::span<BatchSegment> batch);
   void Account(std::span<const BatchSegment> batch, const PhaseStats& step);
   Status Warm(WarmOrder order, const std::function<void(uint64_t, uint64_t)>& progress);
   ProfileSnapshot Snapshot() const;
@@ -39,11 +45,19 @@ class Runner::Impl {
 
   Result<std::vector<FileId>> OpenPacks(std::unique_ptr<BlockReader>* reader);
   Status PlanMemory(const Manifest& manifest, const MemoryLimit& limit);
+  // Of the CPU, or of a GPU that has everything.
   uint32_t step_tokens() const { return std::max(options_.prefill_chunk, options_.max_sequences); }
   Status OpenSequences(const std::vector<LayerStateShape>& shapes);
   void OpenPrefixDisk(Isa isa);
   Status OpenGpu();
   void StepOnGpu(std::span<BatchSegment> batch);
+  // runner_prefill.cc: prompts on a GPU.
+  void OpenGpuPrefill(uint32_t prefill_chunk);
+  uint32_t prefill_chunk() const;
+  void StepWithGpu(std::span<BatchSegment> batch);
+  uint32_t PrefillOnGpu(BatchSegment& segment);
+  void ComputeParts();
+  void ComputeSomeParts();
   Status OpenResidency(const Topology& topology);
   Status SetRamBudget(const RamBudget& budget);
   RamBudgetRange BudgetRange() const;
@@ -54,7 +68,7 @@ class Runner::Impl {
   ModelConfig config_;
   ModelInfo info_;
   uint32_t kv_tokens_ = 0, max_context_ = 0;  // of all sequences; of one
-  std::vector<ExpertLayout> layouts_;  // moved into executor_
+  std::vector<ExpertLayout> layouts_;
   SlotPlan plan_;
   FixedMemory fixed_;
   uint32_t max_slots_ = 0;
@@ -85,6 +99,16 @@ class Runner::Impl {
   std::unique_ptr<TokenExpertTable> token_table_;
   std::unique_ptr<ExpertExecutor> executor_;
   std::unique_ptr<DecoderModel> model_;
+  // A prompt's or an answer's tokens that are computed on the CPU beside a GPU, and how far they are.
+  struct Part {
+    BatchSegment* segment = nullptr;
+    uint32_t done = 0, length_before = 0;
+    uint32_t count = 0;  // in parts_batch_
+  };
+  std::vector<Part> parts_;
+  std::vector<BatchSegment> parts_batch_;
+  std::unique_ptr<GpuPrefill> gpu_prefill_;
+  bool recording_ = false;  // routing, which only the CPU tells of
   // Instead of all of these but the store.
   std::unique_ptr<GpuModel> gpu_;
   std::vector<GpuSegment> gpu_batch_;  // of a step

@@ -58,6 +58,9 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   max_context_ = std::min(kv_tokens_, config_.max_position);
   info_.max_context = max_context_;
   info_.max_sequences = options_.max_sequences;
+  if (options.gpu && options.gpu_prefill) {
+    return InvalidArgument("everything on a GPU, or only prompts: not both");
+  }
   if (options.gpu) return OpenGpu();
 
   ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.isa));
@@ -86,6 +89,7 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   RETURN_IF_ERROR(OpenResidency(topology));
   ASSIGN_OR_RETURN(dense_, DenseWeights::Load(*store_));
   model_ = std::make_unique<DecoderModel>(config_, *dense_, *backend_, step_tokens());
+  if (options.gpu_prefill) OpenGpuPrefill(options.prefill_chunk);
   return OkStatus();
 }
 
@@ -108,6 +112,12 @@ void Runner::Impl::OpenPrefixDisk(Isa isa) {
   if (options_.prefix_disk.directory.empty()) return;
   if (SequenceState::RecurrentBytes(StateShapesOf(config_, options_.kv_format)) > 0) {
     LOG_WARN("{} has recurrent state, so there is no prefix cache to keep on disk", info_.name);
+    return;
+  }
+  if (options_.gpu_prefill) {
+    // The GPU's copy of a block would not learn that another's content came from the disk, nor is what it
+    // computes to the bit what a CPU's identity promises.
+    LOG_WARN("the prefix cache stays in memory only: prompts are computed on a GPU");
     return;
   }
   const std::string identity =
@@ -217,6 +227,7 @@ Status Runner::Impl::OpenResidency(const Topology& topology) {
   segments.slot_bytes = std::max<uint64_t>(plan_.slot_bytes, 4096);
   segments.max_slots = max_slots_;
   segments.reader = reader.get();
+  if (options_.gpu_prefill && FindGpu().ok()) segments.page_lock = LockForGpu;
   if (topology.nodes.size() > 1) {
     segments.numa_nodes.clear();
     for (const NumaNode& node : topology.nodes) segments.numa_nodes.push_back(node.id);
@@ -237,7 +248,7 @@ Status Runner::Impl::OpenResidency(const Topology& topology) {
   if (plan_.slot_count > 0) {
     ASSIGN_OR_RETURN(residency_,
                      ResidencyManager::Create(residency, *segments_, *source_, *scheduler_));
-    executor_ = std::make_unique<ExpertExecutor>(config_, std::move(layouts_), *residency_,
+    executor_ = std::make_unique<ExpertExecutor>(config_, layouts_, *residency_,
                                                  *backend_, step_tokens());
     executor_->set_lookahead(options_.lookahead);
     token_table_ = std::make_unique<TokenExpertTable>(config_.vocab_size, config_.top_k);

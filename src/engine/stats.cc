@@ -107,6 +107,16 @@ void VisitGpuMemory(S& s, Visitor&& f) {
 }
 
 template <typename Visitor, typename S>
+void VisitGpuPrefill(S& s, Visitor&& f) {
+  f("gpu", s.gpu);
+  f("tokens", s.tokens);
+  f("chunks", s.chunks);
+  f("copied_bytes", s.copied_bytes);
+  f("break_even_tokens", s.break_even_tokens);
+  f("failures", s.failures);
+}
+
+template <typename Visitor, typename S>
 void VisitKv(S& s, Visitor&& f) {
   f("blocks", s.blocks);
   f("held", s.held);
@@ -259,6 +269,7 @@ Status ReadStats(const Json& json, EngineStats* stats) {
   object("reads", [&](const Reader& r) { VisitReads(stats->reads, r); });
   object("memory", [&](const Reader& r) { VisitMemory(stats->memory, r); });
   object("gpu_memory", [&](const Reader& r) { VisitGpuMemory(stats->gpu_memory, r); });
+  object("gpu_prefill", [&](const Reader& r) { VisitGpuPrefill(stats->gpu_prefill, r); });
   object("kv", [&](const Reader& r) { VisitKv(stats->kv, r); });
   top.Nested("drives", Json::value_t::array, [&](const Json& list, const std::string& path) {
     for (size_t i = 0; i < list.size(); ++i) {
@@ -529,6 +540,7 @@ std::string EngineStats::ToJson() const {
   VisitReads(reads, Writer{json["reads"]});
   VisitMemory(memory, Writer{json["memory"]});
   VisitGpuMemory(gpu_memory, Writer{json["gpu_memory"]});
+  VisitGpuPrefill(gpu_prefill, Writer{json["gpu_prefill"]});
   VisitKv(kv, Writer{json["kv"]});
   Json& drive_list = json["drives"] = Json::array();
   for (const DriveStats& drive : drives) {
@@ -568,6 +580,15 @@ std::string RequestsText(const EngineStats& s) {
                      kv.prompt_tokens, kv.preempted);
 }
 
+std::string GpuPrefillText(const GpuPrefillStats& s) {
+  return fmt::format("         {} tokens of prompts in {} chunks on {}{}, {} of experts copied{}\n", s.tokens,
+                     s.chunks, s.gpu, s.failures > 0 ? " (which has failed)" : "",
+                     FormatByteSize(s.copied_bytes),
+                     s.break_even_tokens == 0
+                         ? ""
+                         : fmt::format("; shorter than {} tokens: on the CPU", s.break_even_tokens));
+}
+
 // Phases have no parts there, and nothing is read once the model is loaded.
 std::string GpuText(const EngineStats& s) {
   const GpuMemoryStats& m = s.gpu_memory;
@@ -597,6 +618,7 @@ std::string EngineStats::ToText(bool per_layer) const {
                   lossy.empty() ? "" : ", LOSSY: ", lossy);
   out += PhaseText("prefill", prefill, residency.prefill);
   out += PhaseText("decode", decode, residency.decode);
+  if (!gpu_prefill.gpu.empty()) out += GpuPrefillText(gpu_prefill);
   const double busy_s = static_cast<double>(reads.busy_ns) * 1e-9;
   const uint64_t read_bytes = reads.demand_bytes + reads.speculative_bytes;
   out += fmt::format(

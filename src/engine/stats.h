@@ -50,6 +50,15 @@ struct GpuMemoryStats {
   uint64_t streamed_bytes = 0;  // in page-locked DRAM
 };
 
+// Prompts that a GPU computes for the CPU. All 0 without one.
+struct GpuPrefillStats {
+  std::string gpu;  // its name; empty: there is none
+  uint64_t tokens = 0, chunks = 0;
+  uint64_t copied_bytes = 0;       // of experts, to the GPU
+  uint32_t break_even_tokens = 0;  // a shorter piece of a prompt stays on the CPU; 0: not known yet
+  uint32_t failures = 0;           // after the first it is not used any more
+};
+
 // Keys and values of all sequences, and the prefix cache.
 struct KvStats {
   uint32_t blocks = 0;            // of kKvBlockPositions tokens each
@@ -78,6 +87,7 @@ struct EngineStats {
   MemoryStats memory;
   std::string gpu;  // its name; empty: on the CPU. On a GPU, phases have only their wall time
   GpuMemoryStats gpu_memory;
+  GpuPrefillStats gpu_prefill;
   KvStats kv;
   uint64_t expert_count = 0, expert_bytes = 0;  // of the whole store
   std::vector<LayerStats> layers;               // layers with experts

@@ -65,6 +65,7 @@ class KvPool {
   uint64_t content_bytes() const;
   void CopyOut(uint32_t block, std::byte* content) const;
   void CopyIn(uint32_t block, const std::byte* content);
+  std::span<std::byte> memory() const { return arena_.span(); }  // of all layers
 
   // Blocks that Take can give: free and cached ones.
   uint32_t available() const { return static_cast<uint32_t>(free_.size()) + cached_; }

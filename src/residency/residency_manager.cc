@@ -90,7 +90,7 @@ size_t ResidencyManager::Impl::Acquire(LayerId layer, std::span<const ExpertId> 
   GiveUpUnwanted(layer);
   LookupCounters& totals = mode == AcquireMode::kCached ? stats_.decode : stats_.prefill;
   // All of the call first: the victims of the first misses hang on what the others tell of the token.
-  for (size_t i = 0; i < ids.size(); ++i) {
+  for (size_t i = 0; mode != AcquireMode::kUpload && i < ids.size(); ++i) {
     Expert& expert = experts_[IndexOf({layer, ids[i]})];
     if (std::exchange(expert.access_told_in, step_) == step_) continue;
     policy_->OnAccess(expert.key, weights.empty() ? 1.0f : weights[i]);
@@ -580,6 +580,13 @@ size_t ResidencyManager::Acquire(LayerId layer, std::span<const ExpertId> expert
                                  std::span<const float> weights, AcquireMode mode,
                                  std::span<Lease> leases) {
   return impl_->Acquire(layer, experts, weights, mode, leases, this);
+}
+void ResidencyManager::Learn(LayerId layer, std::span<const ExpertId> experts,
+                             std::span<const float> weights) {
+  CHECK(weights.size() == experts.size(), "one weight for each expert");
+  for (size_t i = 0; i < experts.size(); ++i) {
+    impl_->policy().OnAccess({layer, experts[i]}, weights[i]);
+  }
 }
 size_t ResidencyManager::Prefetch(LayerId layer, std::span<const ExpertId> experts,
                                   PrefetchReason reason) {

@@ -101,6 +101,9 @@ class Lease {
 enum class AcquireMode : uint8_t {
   kCached,     // decode: misses enter the cache
   kTransient,  // prefill: misses go through the ring; they stay only if the policy prefers them
+  // Prefill on a device, to which a layer is copied before its router has spoken: as kTransient, but
+  // the policy is told afterwards, by Learn.
+  kUpload,
 };
 
 enum class PrefetchReason : uint8_t {
@@ -150,6 +153,9 @@ class ResidencyManager {
   // lease held, it is always all of them, slots still draining aside.
   size_t Acquire(LayerId layer, std::span<const ExpertId> experts, std::span<const float> weights,
                  AcquireMode mode, std::span<Lease> leases);
+  // What a prefill on a device found out: weights[i] tokens took experts[i] of a layer. In ascending order of
+  // layers.
+  void Learn(LayerId layer, std::span<const ExpertId> experts, std::span<const float> weights);
   // Speculation: reads absent experts into free slots or over other layers' experts. From a lookahead at
   // low priority, over those that are not hot; what the layer's Acquire then does not name, and has not
   // landed, is given up. From heat (warming) like demand, over those that the policy does not prefer.

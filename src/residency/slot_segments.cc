@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/bytes.h"
 #include "base/check.h"
+#include "base/log.h"
 
 namespace moraine {
 namespace {
@@ -63,9 +65,19 @@ Result<uint32_t> SlotSegments::Map(uint32_t slots) {
     const std::span<std::byte> memory = arena.span();
     RETURN_IF_ERROR(options_.reader->RegisterBuffers(std::span(&memory, 1)));
   }
+  std::shared_ptr<void> lock;
+  if (options_.page_lock) {
+    auto locked = options_.page_lock(arena.span());
+    if (locked.ok()) {
+      lock = std::move(*locked);
+    } else if (!std::exchange(lock_failed_, true)) {
+      LOG_WARN("expert slots are not page-locked, copies from them are slow: {}",
+               locked.status().message());
+    }
+  }
   mapped_slots_ += slots;
   mapped_bytes_ += arena.size_bytes();
-  *unmapped = {std::move(arena), slots};
+  *unmapped = {std::move(arena), slots, std::move(lock)};
   return index;
 }
 
@@ -73,6 +85,7 @@ void SlotSegments::Unmap(uint32_t index) {
   Segment& segment = segments_[index];
   CHECK(segment.slots > 0, "the segment is not mapped");
   if (options_.reader != nullptr) options_.reader->UnregisterBuffer(segment.arena.span());
+  segment.lock.reset();  // before its memory goes
   mapped_slots_ -= segment.slots;
   mapped_bytes_ -= segment.arena.size_bytes();
   segment = Segment();

@@ -18,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -34,6 +35,9 @@ struct SlotSegmentsOptions {
   bool huge_pages = true;
   uint32_t slots_per_segment = 0;  // 0: derived
   BlockReader* reader = nullptr;   // to register with; null: none. Outlives the last Map and Unmap.
+  // Page-locks a segment for a device that copies from it, as long as what it returns lives; null: nobody
+  // does. Where it fails the segment is used as it is.
+  std::function<Result<std::shared_ptr<void>>(std::span<std::byte>)> page_lock;
   // Replaces HostArena::Allocate, so that tests can run out of memory.
   std::function<Result<HostArena>(uint64_t bytes, const HostArenaOptions&)> allocate;
 };
@@ -66,6 +70,7 @@ class SlotSegments {
   struct Segment {
     HostArena arena;
     uint32_t slots = 0;
+    std::shared_ptr<void> lock;  // of the arena
   };
 
   const SlotSegmentsOptions options_;
@@ -73,6 +78,7 @@ class SlotSegments {
   std::vector<Segment> segments_;
   uint32_t mapped_slots_ = 0;
   uint64_t mapped_bytes_ = 0;
+  bool lock_failed_ = false;  // and was logged
 };
 
 // How many slots a segment has: the memory of max_slots in at least 64 parts, so that a budget can

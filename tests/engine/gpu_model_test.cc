@@ -7,12 +7,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <fstream>
-#include <iterator>
-
 #include "engine/gpu/gpu_model.h"
-#include "evaluation_support.h"
+#include "model_measures.h"
+#include "test_store.h"
 
 namespace moraine {
 namespace {
@@ -39,47 +36,6 @@ class GpuModelTest : public testing::Test {
     GTEST_SKIP() << runner.status().message();
   }
 };
-
-// Tokens of text, as the demo model was not trained on random ones.
-std::vector<int32_t> Tokens(Runner& runner, size_t count) {
-  std::ifstream file(GoldenPath("demo/valid-books.txt"));
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  const auto model = TextModel::Load(runner.store().manifest());
-  CHECK(model.ok(), model.status().message());
-  std::vector<int32_t> tokens = *model->tokenizer().Encode(text.substr(0, 8 * count));
-  CHECK(tokens.size() >= count, "too little text");
-  tokens.resize(count);
-  return tokens;
-}
-
-std::vector<float> AllLogits(Runner& runner, std::span<const int32_t> tokens) {
-  std::vector<float> all;
-  const Runner::LogitsSink keep = [&](uint32_t position, std::span<const float> logits) {
-    CHECK(position * logits.size() == all.size(), "logits out of order");
-    all.insert(all.end(), logits.begin(), logits.end());
-  };
-  runner.ResetSequence();
-  const Status status =
-      runner.Forward(tokens, {.logits = Runner::LogitsMode::kAll, .sink = &keep});
-  CHECK(status.ok(), status.message());
-  return all;
-}
-
-std::vector<float> Logits(const RunnerOptions& options, size_t count) {
-  const auto runner = Runner::Open(options);
-  CHECK(runner.ok(), runner.status().message());
-  return AllLogits(**runner, Tokens(**runner, count));
-}
-
-double Distance(const std::vector<float>& a, const std::vector<float>& reference) {
-  double difference = 0, norm = 0;
-  CHECK(a.size() == reference.size(), "other numbers of logits");
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(double{a[i]} - reference[i], 2);
-    norm += std::pow(double{reference[i]}, 2);
-  }
-  return std::sqrt(difference / norm);
-}
 
 TEST_F(GpuModelTest, FixturesInFloat32) {
   for (const char* name : {"qwen3_moe", "qwen3_moe_mixed"}) {

@@ -69,6 +69,8 @@ EngineStats Filled() {
   stats.memory = {.budget_bytes = 8 * kGiB, .dense_bytes = kGiB, .kv_bytes = 256 * kMiB,
                   .slot_bytes = 4 * kGiB, .scratch_bytes = 64 * kMiB,
                   .resident_set_bytes = 6 * kGiB, .peak_resident_set_bytes = 7 * kGiB};
+  stats.gpu_prefill = {.gpu = "NVIDIA H200", .tokens = 8192, .chunks = 2, .copied_bytes = 30 * kGiB,
+                       .break_even_tokens = 128, .failures = 1};
   stats.gpu_memory = {.budget_bytes = 16 * kGiB, .dense_bytes = 2 * kGiB, .kv_bytes = 512 * kMiB,
                       .scratch_bytes = 600 * kMiB, .expert_bytes = 9 * kGiB, .ring_bytes = 700 * kMiB,
                       .streamed_bytes = 5 * kGiB};

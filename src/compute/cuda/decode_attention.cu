@@ -20,13 +20,13 @@ namespace moraine::gpu {
 namespace {
 
 // Runs of a past, at most: with 4 KV heads one wave of 132 multiprocessors.
-constexpr uint32_t kRuns = 32;
+constexpr uint32_t kRuns = kDecodeRuns;
 constexpr uint32_t kHeads = 8;  // query heads of a block
 constexpr uint32_t kUnit = 16;  // positions
 
 // The state of one head over some positions: values weighed by 2^(score - maximum), the largest
 // score, the sum of those weights; two floats of padding.
-constexpr uint32_t StateFloats(uint32_t head_dim) { return head_dim + 4; }
+constexpr uint32_t StateFloats(uint32_t head_dim) { return DecodeStateFloats(head_dim); }
 
 template <int kDim>
 struct Sizes {
@@ -314,7 +314,7 @@ __global__ void __launch_bounds__(Sizes<kDim>::kWarps * 32)
 
 // Counters come first, one a token, KV head and 8 query heads: as many whatever the call, so that
 // no call's states lie where another's counters are.
-constexpr uint32_t kMaxCounters = 16384, kCounterBytes = kMaxCounters * 4;
+constexpr uint32_t kMaxCounters = kDecodeCounters, kCounterBytes = kMaxCounters * 4;
 
 template <int kDim>
 Status Launch(const DecodeAttention& attention, Stream stream) {
@@ -336,10 +336,6 @@ Status Launch(const DecodeAttention& attention, Stream stream) {
 }
 
 }  // namespace
-
-uint64_t DecodeAttentionScratchBytes(uint32_t max_tokens, uint32_t query_heads, uint32_t head_dim) {
-  return kCounterBytes + uint64_t{max_tokens} * query_heads * kRuns * StateFloats(head_dim) * 4;
-}
 
 Status RunDecodeAttention(const DecodeAttention& attention, Stream stream) {
   if (attention.kv.kv_heads == 0 || attention.query_heads % attention.kv.kv_heads != 0) {

@@ -90,7 +90,15 @@ Status RunPrefillAttention(const PrefillAttention& attention, Stream stream);
 
 // Bytes of scratch for DecodeAttention, zeroed once before the first call with it; every call
 // leaves what it needs zero as such. Not shared by calls that may run at the same time.
-uint64_t DecodeAttentionScratchBytes(uint32_t max_tokens, uint32_t query_heads, uint32_t head_dim);
+inline constexpr uint32_t kDecodeRuns = 32;          // parts of the past
+inline constexpr uint32_t kDecodeCounters = 16384;   // of parts that are done
+constexpr uint32_t DecodeStateFloats(uint32_t head_dim) { return head_dim + 4; }
+constexpr uint64_t DecodeAttentionScratchBytes(uint32_t max_tokens, uint32_t query_heads,
+                                               uint32_t head_dim) {
+  return sizeof(uint32_t) * kDecodeCounters +
+         uint64_t{max_tokens} * query_heads * kDecodeRuns * DecodeStateFloats(head_dim) *
+             sizeof(float);
+}
 
 struct DecodeAttention {
   const float* queries = nullptr;  // token_count rows of query_heads x head_dim

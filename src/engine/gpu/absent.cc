@@ -2,11 +2,21 @@
 #include "engine/gpu/gpu_model.h"
 
 namespace moraine {
+namespace {
+
+Status NoCuda() {
+  return Unsupported("this build has no CUDA: configure with -DMORAINE_CUDA=ON (docs/gpu.md)");
+}
+
+}  // namespace
 
 Result<std::unique_ptr<GpuModel>> GpuModel::Open(const Store&, const ModelConfig&,
                                                  std::span<const ExpertLayout>,
                                                  const GpuModelOptions&) {
-  return Unsupported("this build has no CUDA: configure with -DMORAINE_CUDA=ON (docs/gpu.md)");
+  return NoCuda();
 }
+
+Status FindGpu() { return NoCuda(); }
+Result<std::shared_ptr<void>> LockForGpu(std::span<std::byte>) { return NoCuda(); }
 
 }  // namespace moraine

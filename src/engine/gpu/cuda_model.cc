@@ -8,10 +8,12 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "engine/gpu/gpu_experts.h"
+#include "engine/gpu/gpu_handover.h"
 #include "engine/gpu/gpu_model.h"
 #include "engine/gpu/gpu_network.h"
 #include "engine/gpu/gpu_pass.h"
 #include "engine/gpu/gpu_support.h"
+#include "engine/gpu/vram_needs.h"
 #include "memory/cuda/gpu_runtime.h"
 
 namespace moraine {
@@ -34,11 +36,13 @@ class CudaModel final : public GpuModel {
   uint32_t page_count() const override { return page_count_; }
   const VramPlan& plan() const override { return plan_; }
   const std::string& gpu_name() const override { return info_.name; }
+  const uint32_t* routed(uint32_t layer) const override { return handover_->routed(layer); }
   Result<double> MeasureLink() override;
 
  private:
-  Status Plan(const Store& store, std::span<const ExpertLayout> layouts,
-              const GpuModelOptions& options);
+  Status Plan(const Store& store, const GpuModelOptions& options);
+  void StepHandingOver(GpuSegment& segment);
+  Status Begin(const GpuSegment& segment);
   void StepFew(std::span<GpuSegment* const> segments);
   Status RunFew(uint32_t count, bool logits);
   Status RunMany(const GpuSegment& segment);
@@ -57,28 +61,20 @@ class CudaModel final : public GpuModel {
   gpu::OwnedStream stream_;
   std::unique_ptr<GpuNetwork> network_;
   std::unique_ptr<GpuExperts> experts_;
+  std::unique_ptr<GpuHandover> handover_;  // of a model for prompts only
   std::unique_ptr<GpuPass> pass_;
   std::array<FewGraph, (kFewTokens + 1) * 2> graphs_;  // by number of tokens, with logits or without
   std::vector<GpuPass::Row> rows_;
   std::vector<GpuSegment*> few_;
+  std::vector<uint32_t> written_;  // pages
 };
 
-Status CudaModel::Plan(const Store& store, std::span<const ExpertLayout> layouts,
-                       const GpuModelOptions& options) {
-  VramNeeds needs;
-  needs.dense_bytes = GpuNetwork::DenseBytes(store.manifest(), config_, options.max_context);
+Status CudaModel::Plan(const Store& store, const GpuModelOptions& options) {
   page_count_ = (options.max_context + kGpuPagePositions - 1) / kGpuPagePositions;
-  needs.kv_bytes = GpuNetwork::KvBytes(config_, page_count_, options.kv_format);
-  needs.scratch_bytes = [&](uint32_t chunk) {
-    return GpuPass::ScratchBytes(config_, chunk, page_count_);
-  };
-  for (uint32_t i = 0; i < layouts.size(); ++i) {
-    needs.layer_bytes.push_back(store.manifest().layers[i].expert_count *
-                                store.manifest().layers[i].record_bytes);
-  }
-  needs.max_context = options.max_context;
-  // A float32 cache means float32 throughout, which only the way of few tokens has.
-  needs.chunk = options.kv_format == KvFormat::kF32 ? kFewTokens : options.prefill_chunk;
+  const VramNeeds needs = CountVramNeeds(store.manifest(), config_,
+                                         {.max_context = options.max_context,
+                                          .prefill_chunk = options.prefill_chunk,
+                                          .kv_format = options.kv_format});
   uint64_t budget = options.vram_budget_bytes;
   if (budget == 0) budget = info_.free_bytes - std::min(info_.free_bytes, kReserveBytes);
   if (budget > info_.free_bytes) {
@@ -98,18 +94,54 @@ Status CudaModel::Load(const Store& store, const ModelConfig& config,
   config_ = config;
   ASSIGN_OR_RETURN(info_, gpu::QueryGpu());
   RETURN_IF_ERROR(CheckGpuSupport(config, layouts, store.manifest(), options.kv_format));
-  RETURN_IF_ERROR(Plan(store, layouts, options));
+  RETURN_IF_ERROR(Plan(store, options));
   ASSIGN_OR_RETURN(stream_, gpu::OwnedStream::Create());
   ASSIGN_OR_RETURN(network_, GpuNetwork::Load(store, config_, layouts, options.max_context,
                                               page_count_, options.kv_format));
   ASSIGN_OR_RETURN(experts_, GpuExperts::Load(store, plan_,
                                               {.io = options.io,
                                                .threads = options.threads,
+                                               .source = options.source,
                                                .progress = options.progress}));
   ASSIGN_OR_RETURN(pass_, GpuPass::Create(config_, *network_, *experts_, plan_.chunk,
                                           page_count_, stream_.get()));
   rows_.reserve(kFewTokens);
+  if (options.host_kv != nullptr) {
+    CHECK(options.host_kv->block_count() <= page_count_, "fewer pages than blocks");
+    CHECK(options.host_kv->format() == options.kv_format, "pages and blocks of two formats");
+    ASSIGN_OR_RETURN(handover_, GpuHandover::Create(config_, *network_, *options.host_kv,
+                                                    std::max(plan_.chunk, kFewTokens)));
+    pass_->set_handover(handover_.get());
+    written_.reserve(page_count_);
+  }
   return stream_.Synchronize();
+}
+
+// One at a time: prompts, of which each has its own pages to bring and to take.
+void CudaModel::StepHandingOver(GpuSegment& segment) {
+  GpuSegment* const alone[] = {&segment};
+  segment.status = Begin(segment);
+  if (segment.status.ok()) {
+    if (segment.tokens.size() > kFewTokens) {
+      segment.status = RunMany(segment);
+    } else {
+      StepFew(alone);
+    }
+  }
+  // Also after an error: what was enqueued reads slots and writes blocks.
+  const Status computed = stream_.Synchronize(), finished = handover_->Finish();
+  experts_->FinishFeeding();
+  if (segment.status.ok()) segment.status = computed.ok() ? finished : computed;
+}
+
+Status CudaModel::Begin(const GpuSegment& segment) {
+  const auto count = static_cast<uint32_t>(segment.tokens.size());
+  written_.clear();
+  for (uint32_t page = segment.first / kGpuPagePositions;
+       page <= (segment.first + count - 1) / kGpuPagePositions; ++page) {
+    written_.push_back(segment.pages[page]);
+  }
+  return handover_->Begin(segment.stale, written_, stream_.get());
 }
 
 void CudaModel::Step(std::span<GpuSegment> batch) {
@@ -120,6 +152,8 @@ void CudaModel::Step(std::span<GpuSegment> batch) {
     CHECK(count > 0 && segment.logits <= count, "a segment without tokens");
     if (segment.cancelled != nullptr && segment.cancelled->load(std::memory_order_relaxed)) {
       segment.status = Cancelled("request cancelled");
+    } else if (handover_ != nullptr) {
+      StepHandingOver(segment);
     } else if (count > kFewTokens) {
       segment.status = RunMany(segment);
     } else {
@@ -167,6 +201,7 @@ Status CudaModel::EnqueueFew(uint32_t count, bool logits) {
 }
 
 Status CudaModel::RunFew(uint32_t count, bool logits) {
+  if (handover_ != nullptr) return EnqueueFew(count, logits);  // with pages of its own
   FewGraph& entry = graphs_[count * 2 + (logits ? 1 : 0)];
   if (!entry.warm) {
     entry.warm = true;
@@ -228,6 +263,13 @@ Result<std::unique_ptr<GpuModel>> GpuModel::Open(const Store& store, const Model
   auto model = std::make_unique<CudaModel>();
   RETURN_IF_ERROR(model->Load(store, config, layouts, options));
   return std::unique_ptr<GpuModel>(std::move(model));
+}
+
+Status FindGpu() { return gpu::QueryGpu().status(); }
+
+Result<std::shared_ptr<void>> LockForGpu(std::span<std::byte> memory) {
+  ASSIGN_OR_RETURN(gpu::PageLock lock, gpu::PageLock::Lock(memory));
+  return std::shared_ptr<void>(std::make_shared<gpu::PageLock>(std::move(lock)));
 }
 
 }  // namespace moraine

@@ -4,13 +4,14 @@
 #include <unordered_set>
 
 #include "base/bytes.h"
+#include "engine/gpu/vram_needs.h"
 
 namespace moraine {
 namespace {
 
-// Of a group, and of a tensor inside one: tiles are multiples of 64 bytes, so matrices of whole panels
-// lie one behind the other as one matrix does.
-constexpr uint64_t kGroupAlignment = 256, kTensorAlignment = 64;
+// Inside a group: tiles are multiples of 64 bytes, so matrices of whole panels lie one behind the other as one
+// matrix does.
+constexpr uint64_t kTensorAlignment = 64;
 
 bool Joins(const gpu::DeviceMatrix& above, const gpu::DeviceMatrix& below) {
   return above.encoding == below.encoding && above.cols == below.cols &&
@@ -19,17 +20,11 @@ bool Joins(const gpu::DeviceMatrix& above, const gpu::DeviceMatrix& below) {
 
 }  // namespace
 
-uint64_t GpuDense::BytesFor(const Manifest& manifest) {
-  uint64_t bytes = 0;
-  for (const DenseTensor& tensor : manifest.dense) bytes += AlignUp(tensor.bytes, kGroupAlignment);
-  return bytes;
-}
-
 Result<GpuDense> GpuDense::Load(const Store& store,
                                 const std::vector<std::vector<std::string>>& groups) {
   const Manifest& manifest = store.manifest();
   GpuDense dense;
-  ASSIGN_OR_RETURN(dense.memory_, gpu::DeviceMemory::Allocate(BytesFor(manifest), "dense weights"));
+  ASSIGN_OR_RETURN(dense.memory_, gpu::DeviceMemory::Allocate(GpuDenseWeightBytes(manifest), "dense weights"));
   std::unordered_set<std::string> grouped;
   for (const auto& group : groups) grouped.insert(group.begin(), group.end());
   std::vector<std::vector<std::string>> order = groups;
@@ -43,7 +38,7 @@ Result<GpuDense> GpuDense::Load(const Store& store,
   std::vector<std::byte> staging;
   uint64_t offset = 0;
   for (const auto& group : order) {
-    offset = AlignUp(offset, kGroupAlignment);
+    offset = AlignUp(offset, kGpuTensorAlignment);
     for (const std::string& role : group) {
       const auto found = by_name.find(role);
       CHECK(found != by_name.end(), "no dense tensor " + role);

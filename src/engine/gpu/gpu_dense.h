@@ -26,7 +26,6 @@ struct GpuProjection {
 
 class GpuDense {
  public:
-  static uint64_t BytesFor(const Manifest& manifest);
   // groups: roles that shall lie one behind the other. Reads all dense tensors and checks them.
   static Result<GpuDense> Load(const Store& store,
                                const std::vector<std::vector<std::string>>& groups);

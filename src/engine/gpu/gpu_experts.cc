@@ -13,6 +13,10 @@ Result<std::unique_ptr<GpuExperts>> GpuExperts::Load(const Store& store, const V
                                                      const Options& options) {
   std::unique_ptr<GpuExperts> experts(new GpuExperts());
   ASSIGN_OR_RETURN(experts->copy_stream_, gpu::OwnedStream::Create());
+  experts->source_ = options.source;
+  if (options.source != nullptr) {
+    ASSIGN_OR_RETURN(experts->copier_, StreamCopier::Create(experts->copy_stream_.get()));
+  }
   RETURN_IF_ERROR(experts->Place(store.manifest(), plan));
   RETURN_IF_ERROR(experts->MakeRing(plan));
   RETURN_IF_ERROR(experts->WriteTables());
@@ -20,6 +24,7 @@ Result<std::unique_ptr<GpuExperts>> GpuExperts::Load(const Store& store, const V
   std::vector<RecordTarget> targets;
   for (uint32_t i = 0; i < experts->layers_.size(); ++i) {
     const Layer& layer = experts->layers_[i];
+    if (layer.memory == nullptr) continue;  // fed
     for (uint32_t e = 0; e < layer.expert_count; ++e) {
       targets.push_back({{LayerId(i), ExpertId(e)}, layer.memory + e * layer.record_bytes,
                          !layer.streamed});
@@ -27,24 +32,26 @@ Result<std::unique_ptr<GpuExperts>> GpuExperts::Load(const Store& store, const V
   }
   if (!targets.empty()) {
     ASSIGN_OR_RETURN(const auto loader, RecordLoader::Create(store, options.io, options.threads));
-    const uint64_t total = plan.anchored_bytes + plan.streamed_bytes;
+    const uint64_t total =
+        plan.anchored_bytes + (options.source == nullptr ? plan.streamed_bytes : 0);
     RETURN_IF_ERROR(loader->Load(targets, [&](uint64_t done) {
       if (options.progress) options.progress(done, total);
     }));
   }
-  if (!experts->streamed_.empty()) RETURN_IF_ERROR(experts->Rewind(0));
+  if (!experts->streamed_.empty() && !experts->fed()) RETURN_IF_ERROR(experts->Rewind(0));
   return experts;
 }
 
 GpuExperts::~GpuExperts() {
   if (copy_stream_.get() == nullptr) return;
+  FinishFeeding();
   const Status idle = copy_stream_.Synchronize();
   static_cast<void>(idle);  // whoever used the layers has been told
 }
 
 Status GpuExperts::Place(const Manifest& manifest, const VramPlan& plan) {
   ASSIGN_OR_RETURN(anchored_, gpu::DeviceMemory::Allocate(plan.anchored_bytes, "experts"));
-  if (plan.streamed_bytes > 0) {
+  if (plan.streamed_bytes > 0 && source_ == nullptr) {
     auto host = HostArena::Allocate(plan.streamed_bytes, {});
     if (!host.ok()) return host.status().WithContext("experts that are streamed to the GPU");
     host_ = std::move(*host);
@@ -59,7 +66,7 @@ Status GpuExperts::Place(const Manifest& manifest, const VramPlan& plan) {
     if (layer.streamed) {
       layer.streamed_index = static_cast<uint32_t>(streamed_.size());
       streamed_.push_back(i);
-      layer.memory = host_.data() + streamed;
+      if (source_ == nullptr) layer.memory = host_.data() + streamed;
       streamed += layer.bytes();
     } else {
       layer.memory = anchored_.data() + anchored;
@@ -93,6 +100,10 @@ Status GpuExperts::WriteTables() {
   };
   std::vector<size_t> layer_at;
   for (const Layer& layer : layers_) {
+    if (layer.memory == nullptr) {
+      layer_at.push_back(addresses.size());  // fed: in the ring only
+      continue;
+    }
     layer_at.push_back(append(
         layer, layer.streamed ? lock_.device_address() + (layer.memory - host_.data())
                               : layer.memory));
@@ -138,7 +149,8 @@ Status GpuExperts::Rewind(uint32_t streamed_index) {
 Result<const std::byte* const*> GpuExperts::Acquire(uint32_t index, gpu::Stream compute) {
   const Layer& layer = layers_[index];
   if (!layer.streamed) return layer.table;
-  if (slots_[next_slot_].layer != index) RETURN_IF_ERROR(Rewind(layer.streamed_index));
+  if (fed()) RETURN_IF_ERROR(Feed(slots_[next_slot_], layer));
+  if (!fed() && slots_[next_slot_].layer != index) RETURN_IF_ERROR(Rewind(layer.streamed_index));
   const Slot& slot = slots_[next_slot_];
   RETURN_IF_ERROR(slot.copied.Before(compute));
   return slot.tables[layer.streamed_index];
@@ -149,7 +161,23 @@ Status GpuExperts::Release(uint32_t index, gpu::Stream compute) {
   Slot& slot = slots_[next_slot_];
   next_slot_ = (next_slot_ + 1) % static_cast<uint32_t>(slots_.size());
   RETURN_IF_ERROR(slot.released.Record(compute));
-  return Fill(slot);
+  return fed() ? OkStatus() : Fill(slot);
+}
+
+// Nothing runs ahead but the drive: a layer's copies begin when the layer before has been enqueued, which is
+// long before it has been computed.
+Status GpuExperts::Feed(Slot& slot, const Layer& layer) {
+  RETURN_IF_ERROR(slot.released.Before(copy_stream_.get()));
+  LayerCopy copy{.layer = streamed_[layer.streamed_index],
+                 .record_bytes = layer.record_bytes,
+                 .to = slot.memory};
+  if (layer.streamed_index + 1 < streamed_.size()) copy.next = streamed_[layer.streamed_index + 1];
+  RETURN_IF_ERROR(source_->CopyLayer(copy, *copier_));
+  return slot.copied.Record(copy_stream_.get());
+}
+
+void GpuExperts::FinishFeeding() {
+  if (fed()) source_->Finish(*copier_);
 }
 
 }  // namespace moraine

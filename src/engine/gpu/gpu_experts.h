@@ -4,6 +4,8 @@
 //   streamed layers   in page-locked DRAM. Prefill reads them from a ring of slots in VRAM, a layer each,
 //                     which a second stream fills while the first computes. Decode reads the few records
 //                     that a token wants in place, over the link.
+//   fed layers        streamed ones whose records somebody else has (streamed_experts.h), who copies each layer
+//                     into the ring when it is asked for; the host waits for the drive with him.
 //
 // The ring is cyclic over the streamed layers and runs on from one chunk to the next, so the first
 // layers of a chunk are on their way before it begins. Events order the two streams, the host waits for none:
@@ -17,11 +19,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "base/status.h"
 #include "compute/encoding.h"
+#include "engine/gpu/stream_copier.h"
 #include "engine/gpu/vram_plan.h"
 #include "io/block_reader.h"
 #include "memory/cuda/gpu_runtime.h"
@@ -35,6 +39,7 @@ class GpuExperts {
   struct Options {
     BlockReaderOptions io;
     int threads = 0;
+    StreamedExperts* source = nullptr;  // of streamed layers; null: page-locked memory of its own
     std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress;
   };
   // Reads and checks all records. kResourceExhausted if VRAM or page-locked DRAM does not suffice.
@@ -43,7 +48,7 @@ class GpuExperts {
   ~GpuExperts();  // waits for copies
 
   // Addresses of a layer's records by expert, on the device: where they lie for good. For reading the
-  // few that a token wants.
+  // few that a token wants. Not of fed layers.
   const std::byte* const* Records(uint32_t layer) const { return layers_[layer].table; }
 
   // For reading all of them: the same for an anchored layer, a slot of the ring for a streamed one; work
@@ -51,6 +56,9 @@ class GpuExperts {
   // time; layers in ascending order keep the ring ahead.
   Result<const std::byte* const*> Acquire(uint32_t layer, gpu::Stream compute);
   Status Release(uint32_t layer, gpu::Stream compute);
+  bool fed() const { return source_ != nullptr && !streamed_.empty(); }
+  // A chunk has ended: whoever feeds gets his records back.
+  void FinishFeeding();
 
  private:
   struct Layer {
@@ -75,6 +83,7 @@ class GpuExperts {
   Status MakeRing(const VramPlan& plan);
   Status WriteTables();
   Status Fill(Slot& slot);
+  Status Feed(Slot& slot, const Layer& layer);
   Status Rewind(uint32_t streamed_index);
 
   std::vector<Layer> layers_;
@@ -83,6 +92,8 @@ class GpuExperts {
   gpu::PageLock lock_;
   gpu::DeviceMemory anchored_, ring_, tables_;
   gpu::OwnedStream copy_stream_;
+  StreamedExperts* source_ = nullptr;
+  std::optional<StreamCopier> copier_;  // for the source
   std::vector<Slot> slots_;
   uint32_t next_slot_ = 0;    // that compute takes
   uint32_t next_layer_ = 0;   // index into streamed_: what is copied next

@@ -13,6 +13,11 @@
 // What is there: the Qwen3-MoE architecture, encodings bf16, q8, q4 (f32 for routers). Anything else is
 // kUnsupported, naming what.
 //
+// Prompts only: with `host_kv` the model computes prompts for a CPU that computes the answers. Pages are then the
+// pool's blocks, by number; what a step writes is in the pool when it returns, and what the CPU has written
+// comes over when a segment names it `stale`. With `source` the records of streamed layers are somebody
+// else's, too (streamed_experts.h).
+//
 // The KV cache is a pool of pages of 64 positions; whose they are is the caller's business, who names a
 // sequence's pages with every step. So sequences can share pages, and a page number means the same in
 // all layers.
@@ -30,9 +35,11 @@
 #include "base/status.h"
 #include "compute/encoding.h"
 #include "compute/kv_format.h"
+#include "engine/gpu/streamed_experts.h"
 #include "engine/gpu/vram_plan.h"
 #include "io/block_reader.h"
 #include "model/config.h"
+#include "model/kv_pool.h"
 #include "store/store.h"
 
 namespace moraine {
@@ -47,6 +54,9 @@ struct GpuModelOptions {
   BlockReaderOptions io;
   int threads = 0;  // that check checksums while records are loaded; 0: one a CPU
   std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress;
+  // Both or neither; they outlive the model.
+  const KvPool* host_kv = nullptr;
+  StreamedExperts* source = nullptr;
 };
 
 // Some tokens that follow on what a sequence has.
@@ -54,6 +64,7 @@ struct GpuSegment {
   std::span<const int32_t> tokens;   // at most max_chunk(), all below the vocabulary's size
   uint32_t first = 0;                // position of the first of them
   const uint32_t* pages = nullptr;   // of the sequence, up to that of the last token
+  std::span<const uint32_t> stale = {};  // of these, what the CPU has written since (host_kv)
   uint32_t logits = 0;               // wanted of so many last tokens
   const std::function<void(uint32_t position, std::span<const float> logits)>* sink = nullptr;
   const std::atomic<bool>* cancelled = nullptr;  // looked at while layers are enqueued
@@ -74,11 +85,18 @@ class GpuModel {
   virtual void Step(std::span<GpuSegment> batch) = 0;
   virtual uint32_t max_chunk() const = 0;
   virtual uint32_t page_count() const = 0;
+  // Experts that the last segment's tokens took, tokens x top_k; host_kv only, layers with experts only.
+  virtual const uint32_t* routed(uint32_t layer) const = 0;
 
   virtual const VramPlan& plan() const = 0;
   virtual const std::string& gpu_name() const = 0;
   // GB/s of copies from page-locked memory, measured now.
   virtual Result<double> MeasureLink() = 0;
 };
+
+// Ok, or why there is no GPU here.
+Status FindGpu();
+// Memory that the GPU copies from and to at the link's speed, as long as the handle lives.
+Result<std::shared_ptr<void>> LockForGpu(std::span<std::byte> memory);
 
 }  // namespace moraine

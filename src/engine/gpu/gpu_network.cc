@@ -6,28 +6,13 @@
 #include <cmath>
 #include <variant>
 
+#include "engine/gpu/vram_needs.h"
 #include "model/blocks/rope_table.h"
 
 namespace moraine {
 namespace {
 
 const GqaConfig& AttentionOf(const LayerConfig& layer) { return std::get<GqaConfig>(layer.mixer); }
-
-uint64_t ElementBytes(KvFormat format) { return format == KvFormat::kF32 ? 4 : 2; }
-
-// Of a layer's keys, or of its values.
-uint64_t PoolBytes(const GqaConfig& attention, uint32_t pages, KvFormat format) {
-  return pages * gpu::KvPageElements(attention.kv_heads, attention.head_dim) * ElementBytes(format);
-}
-
-std::vector<RopeConfig> RopeConfigs(const ModelConfig& config) {
-  std::vector<RopeConfig> found;
-  for (const LayerConfig& layer : config.layers) {
-    const RopeConfig& rope = AttentionOf(layer).rope;
-    if (std::ranges::find(found, rope) == found.end()) found.push_back(rope);
-  }
-  return found;
-}
 
 std::string Prefix(uint32_t layer) { return "layers." + std::to_string(layer) + "."; }
 
@@ -58,23 +43,6 @@ gpu::ExpertScoring ScoringOf(Scoring scoring) {
 }
 
 }  // namespace
-
-uint64_t GpuNetwork::KvBytes(const ModelConfig& config, uint32_t pages, KvFormat format) {
-  uint64_t bytes = 0;
-  for (const LayerConfig& layer : config.layers) {
-    bytes += 2 * PoolBytes(AttentionOf(layer), pages, format);
-  }
-  return bytes;
-}
-
-uint64_t GpuNetwork::DenseBytes(const Manifest& manifest, const ModelConfig& config,
-                                uint32_t max_context) {
-  uint64_t bytes = GpuDense::BytesFor(manifest);
-  for (const RopeConfig& rope : RopeConfigs(config)) {
-    bytes += uint64_t{max_context} * rope.rotary_dim * sizeof(float);
-  }
-  return bytes;
-}
 
 Result<std::unique_ptr<GpuNetwork>> GpuNetwork::Load(const Store& store, const ModelConfig& config,
                                                      std::span<const ExpertLayout> layouts,
@@ -129,7 +97,7 @@ GpuLayer GpuNetwork::MakeLayer(const ModelConfig& config, const ExpertLayout& ex
 }
 
 Status GpuNetwork::AllocateCache(const ModelConfig& config, uint32_t pages, KvFormat format) {
-  const uint64_t bytes = KvBytes(config, pages, format);
+  const uint64_t bytes = GpuKvBytes(config, pages, format);
   ASSIGN_OR_RETURN(cache_, gpu::DeviceMemory::Allocate(bytes, "KV cache"));
   ASSIGN_OR_RETURN(const gpu::OwnedStream stream, gpu::OwnedStream::Create());
   // Positions of a page that nobody has written meet weights of zero, and 0 x NaN is NaN.
@@ -137,7 +105,7 @@ Status GpuNetwork::AllocateCache(const ModelConfig& config, uint32_t pages, KvFo
   RETURN_IF_ERROR(stream.Synchronize());
   std::byte* next = cache_.data();
   for (GpuLayer& layer : layers_) {
-    const uint64_t pool = PoolBytes(layer.attention, pages, format);
+    const uint64_t pool = GpuKvPoolBytes(layer.attention, pages, format);
     if (format == KvFormat::kF32) {
       layer.kv.keys_f32 = reinterpret_cast<float*>(next);
       layer.kv.values_f32 = reinterpret_cast<float*>(next + pool);
@@ -154,7 +122,7 @@ Status GpuNetwork::AllocateCache(const ModelConfig& config, uint32_t pages, KvFo
 
 // The CPU's own cosines and sines, so that both paths turn by the same angles.
 Status GpuNetwork::WriteRopeTables(const ModelConfig& config, uint32_t max_context) {
-  const std::vector<RopeConfig> configs = RopeConfigs(config);
+  const std::vector<RopeConfig> configs = GpuRopeConfigs(config);
   uint64_t floats = 0;
   for (const RopeConfig& rope : configs) floats += uint64_t{max_context} * rope.rotary_dim;
   ASSIGN_OR_RETURN(rope_, gpu::DeviceMemory::Allocate(floats * sizeof(float), "tables for RoPE"));

@@ -48,10 +48,6 @@ struct GpuLayer {
 
 class GpuNetwork {
  public:
-  static uint64_t KvBytes(const ModelConfig& config, uint32_t pages, KvFormat format);
-  // Dense weights and tables for positions up to max_context.
-  static uint64_t DenseBytes(const Manifest& manifest, const ModelConfig& config,
-                             uint32_t max_context);
   static Result<std::unique_ptr<GpuNetwork>> Load(const Store& store, const ModelConfig& config,
                                                   std::span<const ExpertLayout> layouts,
                                                   uint32_t max_context, uint32_t pages,

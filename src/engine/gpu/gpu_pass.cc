@@ -4,134 +4,11 @@
 #include <cmath>
 #include <cstring>
 #include <utility>
-#include <variant>
 
-#include "base/bytes.h"
 #include "compute/cuda/row_ops.h"
 
 namespace moraine {
-namespace {
-
-// Logits that are computed at a time when all positions are asked for.
-constexpr uint64_t kLogitBytes = 32 * kMiB;
-constexpr uint32_t kMostLogitRows = 64;
-
-uint32_t LogitRows(const ModelConfig& config, uint32_t max_tokens) {
-  const auto fitting = static_cast<uint32_t>(kLogitBytes / (sizeof(float) * config.vocab_size));
-  return std::min(std::clamp(fitting, kFewTokens, kMostLogitRows),
-                  std::max(max_tokens, kFewTokens));
-}
-
-// Hands out parts of one block of memory; counts only, if there is none.
-class Carver {
- public:
-  explicit Carver(std::byte* base) : base_(base) {}
-  template <typename T>
-  T* Take(uint64_t count) {
-    std::byte* const at = base_ + offset_;
-    offset_ = AlignUp(offset_ + count * sizeof(T), 256);
-    highest_ = std::max(highest_, offset_);
-    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(at);
-  }
-  uint64_t mark() const { return offset_; }
-  void Rewind(uint64_t mark) { offset_ = mark; }
-  uint64_t highest() const { return highest_; }
-
- private:
-  std::byte* base_;
-  uint64_t offset_ = 0, highest_ = 0;
-};
-
-// The widest of any layer.
-struct Widths {
-  uint32_t q = 0, qkv = 0, head_dim = 0, query_heads = 0, dense = 0, expert = 0;
-
-  explicit Widths(const ModelConfig& config) {
-    for (const LayerConfig& layer : config.layers) {
-      const auto& c = std::get<GqaConfig>(layer.mixer);
-      q = std::max(q, c.query_heads * c.head_dim);
-      qkv = std::max(qkv, (c.query_heads + 2 * c.kv_heads) * c.head_dim);
-      head_dim = std::max(head_dim, c.head_dim);
-      query_heads = std::max(query_heads, c.query_heads);
-      const bool is_dense = layer.feed_forward == FeedForwardKind::kDense;
-      uint32_t& width = is_dense ? dense : expert;
-      width = std::max(width, layer.intermediate);
-    }
-  }
-};
-
-}  // namespace
-
-struct GpuPass::Scratch {
-  int32_t* tokens = nullptr;
-  uint32_t *positions = nullptr, *tables = nullptr;  // of few; of many one table
-  float *hidden = nullptr, *logits = nullptr;
-  float *router_logits = nullptr, *weights = nullptr;
-  uint32_t *experts = nullptr, *counter = nullptr;
-  // Few.
-  float *qkv = nullptr, *queries = nullptr, *attended = nullptr;
-  float *gate_up = nullptr, *activated = nullptr;
-  std::byte* attention = nullptr;
-  uint64_t attention_bytes = 0;
-  // Many.
-  float* delta = nullptr;
-  uint16_t *normed = nullptr, *qkv_rows = nullptr, *query_rows = nullptr, *attended_rows = nullptr;
-  uint32_t *offsets = nullptr, *token_rows = nullptr, *rows_of_ranks = nullptr;
-  uint16_t *expert_rows = nullptr, *expert_activated = nullptr;
-};
-
 GpuPass::~GpuPass() = default;
-
-uint64_t GpuPass::LayOut(const ModelConfig& c, uint32_t max_tokens, uint32_t table_blocks,
-                         std::byte* base, Scratch* s) {
-  const Widths widths(c);
-  const uint64_t n = std::max(max_tokens, kFewTokens), few = kFewTokens, ranked = n * c.top_k;
-  Carver carver(base);
-  s->tokens = carver.Take<int32_t>(n);
-  s->positions = carver.Take<uint32_t>(few);
-  s->tables = carver.Take<uint32_t>(few * table_blocks);
-  s->hidden = carver.Take<float>(n * c.hidden);
-  s->logits = carver.Take<float>(uint64_t{LogitRows(c, max_tokens)} * c.vocab_size);
-  s->router_logits = carver.Take<float>(n * c.expert_count);
-  s->experts = carver.Take<uint32_t>(ranked);
-  s->weights = carver.Take<float>(ranked);
-  s->counter = carver.Take<uint32_t>(1);
-  s->attention_bytes = gpu::DecodeAttentionScratchBytes(kFewTokens, widths.query_heads, widths.head_dim);
-  s->attention = carver.Take<std::byte>(s->attention_bytes);
-
-  const uint64_t common = carver.mark();
-  s->qkv = carver.Take<float>(few * widths.qkv);
-  s->queries = carver.Take<float>(few * widths.q);
-  s->attended = carver.Take<float>(few * widths.q);
-  s->gate_up = carver.Take<float>(few * 2 * widths.dense);
-  s->activated = carver.Take<float>(
-      few * std::max<uint64_t>(c.top_k * gpu::ActivatedStride(widths.expert), widths.dense));
-  if (max_tokens <= kFewTokens) return carver.highest();
-
-  carver.Rewind(common);
-  s->delta = carver.Take<float>(n * c.hidden);
-  s->normed = carver.Take<uint16_t>(n * gpu::OperandStride(c.hidden));
-  const uint64_t phase = carver.mark();
-  s->qkv_rows = carver.Take<uint16_t>(n * std::max(widths.qkv, 2 * widths.dense));
-  s->query_rows = carver.Take<uint16_t>(n * widths.q);
-  s->attended_rows = carver.Take<uint16_t>(
-      n * gpu::OperandStride(std::max(widths.q, widths.dense)));
-  carver.Rewind(phase);
-  s->offsets = carver.Take<uint32_t>(c.expert_count + 1);
-  s->token_rows = carver.Take<uint32_t>(ranked);
-  s->rows_of_ranks = carver.Take<uint32_t>(ranked);
-  // Rows gathered for gate and up, then down's: the former have been read when the latter are written.
-  s->expert_rows = carver.Take<uint16_t>(
-      ranked * std::max(gpu::OperandStride(c.hidden), gpu::RowStride(c.hidden)));
-  s->expert_activated = carver.Take<uint16_t>(ranked * gpu::OperandStride(widths.expert));
-  return carver.highest();
-}
-
-uint64_t GpuPass::ScratchBytes(const ModelConfig& config, uint32_t max_tokens,
-                               uint32_t table_blocks) {
-  Scratch counted;
-  return LayOut(config, max_tokens, table_blocks, nullptr, &counted);
-}
 
 GpuPass::GpuPass(const ModelConfig& config, const GpuNetwork& network, GpuExperts& experts,
                  gpu::GroupedGemm gemm, gpu::Stream stream)
@@ -140,7 +17,7 @@ GpuPass::GpuPass(const ModelConfig& config, const GpuNetwork& network, GpuExpert
       experts_(experts),
       gemm_(std::move(gemm)),
       stream_(stream),
-      scratch_(std::make_unique<Scratch>()) {}
+      scratch_(std::make_unique<PassScratch>()) {}
 
 Result<std::unique_ptr<GpuPass>> GpuPass::Create(const ModelConfig& config,
                                                  const GpuNetwork& network, GpuExperts& experts,
@@ -151,12 +28,12 @@ Result<std::unique_ptr<GpuPass>> GpuPass::Create(const ModelConfig& config,
       new GpuPass(config, network, experts, std::move(gemm), stream));
   pass->table_blocks_ = table_blocks;
   ASSIGN_OR_RETURN(pass->memory_, gpu::DeviceMemory::Allocate(
-                                      ScratchBytes(config, max_tokens, table_blocks), "scratch"));
-  LayOut(config, max_tokens, table_blocks, pass->memory_.data(), pass->scratch_.get());
-  const Scratch& s = *pass->scratch_;
+                                      PassScratchBytes(config, max_tokens, table_blocks), "scratch"));
+  LayOutPass(config, max_tokens, table_blocks, pass->memory_.data(), pass->scratch_.get());
+  const PassScratch& s = *pass->scratch_;
   RETURN_IF_ERROR(gpu::FillBytes(s.counter, 0, sizeof(uint32_t), stream));
   RETURN_IF_ERROR(gpu::FillBytes(s.attention, 0, s.attention_bytes, stream));
-  pass->logit_rows_ = LogitRows(config, max_tokens);
+  pass->logit_rows_ = LogitRowsOfPass(config, max_tokens);
   const uint64_t words = kFewTokens * (1 + uint64_t{table_blocks}) + std::max(max_tokens, kFewTokens);
   ASSIGN_OR_RETURN(pass->inputs_, gpu::PinnedMemory::Allocate(words * sizeof(uint32_t)));
   std::memset(pass->inputs_.data(), 0, pass->inputs_.size_bytes());
@@ -248,23 +125,29 @@ gpu::HeadRows GpuPass::Heads(const GpuLayer& layer, const gpu::PagedKv& kv) cons
           .kv = kv};
 }
 
-Status GpuPass::Route(const GpuLayer& layer) {
-  const Scratch& s = *scratch_;
-  return gpu::RunRouter({.matrix = layer.router,
-                         .bias = layer.router_bias,
-                         .input = Input(s.hidden, config_.hidden, layer.feed_forward_norm),
-                         .token_count = token_count_,
-                         .top_k = config_.top_k,
-                         .selection = layer.selection,
-                         .logits = s.router_logits,
-                         .experts = s.experts,
-                         .weights = s.weights,
-                         .counter = s.counter},
-                        stream_);
+Status GpuPass::HandOverKeysAndValues(uint32_t index) {
+  return handover_ == nullptr ? OkStatus() : handover_->OnKeysAndValues(index, stream_);
+}
+
+Status GpuPass::Route(uint32_t index, const GpuLayer& layer) {
+  const PassScratch& s = *scratch_;
+  RETURN_IF_ERROR(gpu::RunRouter({.matrix = layer.router,
+                                 .bias = layer.router_bias,
+                                 .input = Input(s.hidden, config_.hidden, layer.feed_forward_norm),
+                                 .token_count = token_count_,
+                                 .top_k = config_.top_k,
+                                 .selection = layer.selection,
+                                 .logits = s.router_logits,
+                                 .experts = s.experts,
+                                 .weights = s.weights,
+                                 .counter = s.counter},
+                                stream_));
+  if (handover_ == nullptr) return OkStatus();
+  return handover_->OnRouted(index, s.experts, token_count_ * config_.top_k, stream_);
 }
 
 Status GpuPass::EnqueueFew() {
-  const Scratch& s = *scratch_;
+  const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(gpu::Copy(s.positions, inputs_.data(), kFewTokens * sizeof(uint32_t), stream_));
   RETURN_IF_ERROR(gpu::Copy(s.tables, host_tables(),
                             uint64_t{token_count_} * table_blocks_ * sizeof(uint32_t), stream_));
@@ -280,13 +163,14 @@ Status GpuPass::EnqueueFew() {
   for (uint32_t i = 0; i < network_.layers().size(); ++i) {
     const GpuLayer& layer = network_.layers()[i];
     RETURN_IF_ERROR(FewAttention(layer));
+    RETURN_IF_ERROR(HandOverKeysAndValues(i));
     RETURN_IF_ERROR(layer.moe ? FewExperts(i, layer) : FewDense(layer));
   }
   return OkStatus();
 }
 
 Status GpuPass::FewAttention(const GpuLayer& layer) {
-  const Scratch& s = *scratch_;
+  const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(
       RunProjection(layer.qkv, Input(s.hidden, config_.hidden, layer.attention_norm), s.qkv));
   const gpu::PagedKv kv = Kv(layer, table_blocks_);
@@ -315,10 +199,15 @@ Status GpuPass::FewAttention(const GpuLayer& layer) {
 }
 
 Status GpuPass::FewExperts(uint32_t index, const GpuLayer& layer) {
-  const Scratch& s = *scratch_;
-  RETURN_IF_ERROR(Route(layer));
+  const PassScratch& s = *scratch_;
+  RETURN_IF_ERROR(Route(index, layer));
+  const bool fed = experts_.fed();
+  const std::byte* const* records = fed ? nullptr : experts_.Records(index);
+  if (fed) {
+    ASSIGN_OR_RETURN(records, experts_.Acquire(index, stream_));
+  }
   const gpu::ExpertGemv gemv = {.layout = layer.experts,
-                                .records = experts_.Records(index),
+                                .records = records,
                                 .experts = s.experts,
                                 .token_count = token_count_,
                                 .top_k = config_.top_k,
@@ -329,11 +218,12 @@ Status GpuPass::FewExperts(uint32_t index, const GpuLayer& layer) {
                                 .out_stride = config_.hidden,
                                 .add = true};
   RETURN_IF_ERROR(gpu::RunGateUpGemv(gemv, stream_));
-  return gpu::RunDownGemv(gemv, stream_);
+  RETURN_IF_ERROR(gpu::RunDownGemv(gemv, stream_));
+  return fed ? experts_.Release(index, stream_) : OkStatus();
 }
 
 Status GpuPass::FewDense(const GpuLayer& layer) {
-  const Scratch& s = *scratch_;
+  const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(RunProjection(layer.gate_up,
                                 Input(s.hidden, config_.hidden, layer.feed_forward_norm), s.gate_up));
   RETURN_IF_ERROR(gpu::RunGatedRows({.f32 = s.gate_up,
@@ -352,7 +242,7 @@ Status GpuPass::FewDense(const GpuLayer& layer) {
 }
 
 Status GpuPass::EnqueueMany(const std::atomic<bool>* cancelled) {
-  const Scratch& s = *scratch_;
+  const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(gpu::Copy(s.tables, host_tables(), table_blocks_ * sizeof(uint32_t), stream_));
   RETURN_IF_ERROR(
       gpu::Copy(s.tokens, host_tokens(), token_count_ * sizeof(int32_t), stream_));
@@ -369,6 +259,7 @@ Status GpuPass::EnqueueMany(const std::atomic<bool>* cancelled) {
     }
     const GpuLayer& layer = network_.layers()[i];
     RETURN_IF_ERROR(ManyAttention(layer));
+    RETURN_IF_ERROR(HandOverKeysAndValues(i));
     RETURN_IF_ERROR(layer.moe ? ManyExperts(i, layer) : ManyDense(layer));
   }
   return OkStatus();
@@ -376,7 +267,7 @@ Status GpuPass::EnqueueMany(const std::atomic<bool>* cancelled) {
 
 // Takes in what the experts of the layer before have added.
 Status GpuPass::Normalize(const float* weight, uint16_t* operand, uint16_t* natural) {
-  const Scratch& s = *scratch_;
+  const PassScratch& s = *scratch_;
   return gpu::RunRowNorm({.x = s.hidden,
                           .x_stride = config_.hidden,
                           .addend = std::exchange(pending_delta_, false) ? s.delta : nullptr,
@@ -391,7 +282,7 @@ Status GpuPass::Normalize(const float* weight, uint16_t* operand, uint16_t* natu
 }
 
 Status GpuPass::ManyAttention(const GpuLayer& layer) {
-  const Scratch& s = *scratch_;
+  const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(Normalize(layer.attention_norm, s.normed, nullptr));
   RETURN_IF_ERROR(RunProjection(layer.qkv, s.normed, s.qkv_rows));
   const gpu::PagedKv kv = Kv(layer, 0);
@@ -419,10 +310,10 @@ Status GpuPass::ManyAttention(const GpuLayer& layer) {
 }
 
 Status GpuPass::ManyExperts(uint32_t index, const GpuLayer& layer) {
-  const Scratch& s = *scratch_;
+  const PassScratch& s = *scratch_;
   const uint32_t ranked = token_count_ * config_.top_k;
   RETURN_IF_ERROR(Normalize(layer.feed_forward_norm, nullptr, s.normed));
-  RETURN_IF_ERROR(Route(layer));
+  RETURN_IF_ERROR(Route(index, layer));
   RETURN_IF_ERROR(gpu::SortByExpert({.experts = s.experts,
                                      .token_count = token_count_,
                                      .top_k = config_.top_k,
@@ -460,7 +351,7 @@ Status GpuPass::ManyExperts(uint32_t index, const GpuLayer& layer) {
 }
 
 Status GpuPass::ManyDense(const GpuLayer& layer) {
-  const Scratch& s = *scratch_;
+  const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(Normalize(layer.feed_forward_norm, s.normed, nullptr));
   RETURN_IF_ERROR(RunProjection(layer.gate_up, s.normed, s.qkv_rows));
   RETURN_IF_ERROR(gpu::RunGatedRows({.bf16 = s.qkv_rows,
@@ -481,7 +372,7 @@ Status GpuPass::ManyDense(const GpuLayer& layer) {
 // By the products of few tokens for any number of them: these logits are what the sampler sees.
 Status GpuPass::EnqueueLogits(uint32_t begin, uint32_t count) {
   CHECK(count <= logit_rows_ && begin + count <= token_count_, "logits of rows that are not there");
-  const Scratch& s = *scratch_;
+  const PassScratch& s = *scratch_;
   if (pending_delta_) RETURN_IF_ERROR(Normalize(network_.final_norm(), s.normed, nullptr));
   RETURN_IF_ERROR(gpu::RunGemv({.matrix = network_.output(),
                                 .input = Input(s.hidden + uint64_t{begin} * config_.hidden,

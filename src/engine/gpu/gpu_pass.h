@@ -5,8 +5,6 @@
 // norm before it for itself (compute/cuda/gemv.h). Many: an expert's tokens are gathered, multiplied and
 // combined by the grouped GEMM; what the experts add to the stream is added by the next norm.
 //
-// What a layer's attention needs and what its experts need is never alive at once, and shares memory.
-//
 // Threads: owned by one thread. Nothing is allocated after Create, nothing waits.
 #pragma once
 
@@ -19,20 +17,17 @@
 #include "compute/cuda/gemv.h"
 #include "compute/cuda/grouped_gemm.h"
 #include "engine/gpu/gpu_experts.h"
+#include "engine/gpu/gpu_handover.h"
 #include "engine/gpu/gpu_network.h"
+#include "engine/gpu/pass_layout.h"
 #include "memory/cuda/gpu_runtime.h"
 #include "model/config.h"
 
 namespace moraine {
 
-// Tokens that take the way of few.
-inline constexpr uint32_t kFewTokens = gpu::kGemvTokens;
-
 class GpuPass {
  public:
   // max_tokens: of one pass; table_blocks: the most pages of a sequence.
-  static uint64_t ScratchBytes(const ModelConfig& config, uint32_t max_tokens,
-                               uint32_t table_blocks);
   static Result<std::unique_ptr<GpuPass>> Create(const ModelConfig& config,
                                                  const GpuNetwork& network, GpuExperts& experts,
                                                  uint32_t max_tokens, uint32_t table_blocks,
@@ -46,6 +41,8 @@ class GpuPass {
     uint32_t position = 0;
     const uint32_t* blocks = nullptr;  // pages of the token's sequence, up to its position
   };
+  // Hands keys, values and routing over from now on; null: nothing. Not owned.
+  void set_handover(GpuHandover* handover) { handover_ = handover; }
   void PrepareFew(std::span<const Row> rows);
   void PrepareMany(std::span<const int32_t> tokens, uint32_t first, const uint32_t* blocks);
   Status EnqueueFew();
@@ -58,10 +55,6 @@ class GpuPass {
   uint32_t logit_rows() const { return logit_rows_; }
 
  private:
-  struct Scratch;  // where each buffer lies
-  static uint64_t LayOut(const ModelConfig& config, uint32_t max_tokens, uint32_t table_blocks,
-                         std::byte* base, Scratch* scratch);
-
   GpuPass(const ModelConfig& config, const GpuNetwork& network, GpuExperts& experts,
           gpu::GroupedGemm gemm, gpu::Stream stream);
   gpu::GemvInput Input(const float* x, uint32_t stride, const float* norm) const;
@@ -73,7 +66,8 @@ class GpuPass {
   uint32_t* host_tables() const { return inputs_.as<uint32_t>() + kFewTokens; }
   int32_t* host_tokens() const;
   Status Normalize(const float* weight, uint16_t* operand, uint16_t* natural);
-  Status Route(const GpuLayer& layer);
+  Status Route(uint32_t index, const GpuLayer& layer);
+  Status HandOverKeysAndValues(uint32_t index);
   Status FewAttention(const GpuLayer& layer);
   Status FewExperts(uint32_t index, const GpuLayer& layer);
   Status FewDense(const GpuLayer& layer);
@@ -86,13 +80,14 @@ class GpuPass {
   GpuExperts& experts_;
   const gpu::GroupedGemm gemm_;
   const gpu::Stream stream_;
+  GpuHandover* handover_ = nullptr;
   uint32_t table_blocks_ = 0;
   uint32_t token_count_ = 0, first_ = 0;
   bool pending_delta_ = false;  // the experts' sum is not in the residual stream yet
   uint32_t logit_rows_ = 0;
   gpu::DeviceMemory memory_;
   gpu::PinnedMemory inputs_, logits_;
-  std::unique_ptr<Scratch> scratch_;
+  std::unique_ptr<PassScratch> scratch_;
 };
 
 }  // namespace moraine

@@ -78,6 +78,12 @@ Status Event::Before(Stream stream) const {
 Status Event::Synchronize() const {
   return Checked(cudaEventSynchronize(event_.get()), "work on the GPU");
 }
+Result<bool> Event::Reached() const {
+  const cudaError_t error = cudaEventQuery(event_.get());
+  if (error == cudaErrorNotReady) return false;
+  RETURN_IF_ERROR(Checked(error, "work on the GPU"));
+  return true;
+}
 Result<float> Event::Elapsed(const Event& from, const Event& to) {
   float ms = 0;
   RETURN_IF_ERROR(
@@ -157,6 +163,12 @@ Result<PageLock> PageLock::Lock(std::span<std::byte> memory) {
 
 Status Copy(void* to, const void* from, uint64_t bytes, Stream stream) {
   return Checked(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copy to or from the GPU");
+}
+
+Status CopyRows(const RowCopy& copy, Stream stream) {
+  return Checked(cudaMemcpy2DAsync(copy.to, copy.to_stride, copy.from, copy.from_stride,
+                                   copy.row_bytes, copy.rows, cudaMemcpyDefault, stream),
+                 "copy of rows to or from the GPU");
 }
 
 Status FillBytes(void* memory, uint8_t byte, uint64_t bytes, Stream stream) {

@@ -90,6 +90,8 @@ class Event {
   Status Before(Stream stream) const;
   // Blocks the caller until this point has been reached.
   Status Synchronize() const;
+  // Whether it has been; of an event that was never recorded, true.
+  Result<bool> Reached() const;
   // Milliseconds between two points, which have been reached.
   static Result<float> Elapsed(const Event& from, const Event& to);
 
@@ -157,6 +159,13 @@ class PageLock {
 
 // Either side may be page-locked host memory or the GPU's; other host memory makes the call wait.
 Status Copy(void* to, const void* from, uint64_t bytes, Stream stream);
+// `rows` runs of row_bytes each, the strides in bytes.
+struct RowCopy {
+  std::byte* to = nullptr;
+  const std::byte* from = nullptr;
+  uint64_t to_stride = 0, from_stride = 0, row_bytes = 0, rows = 0;
+};
+Status CopyRows(const RowCopy& copy, Stream stream);
 Status FillBytes(void* memory, uint8_t byte, uint64_t bytes, Stream stream);
 
 }  // namespace moraine::gpu

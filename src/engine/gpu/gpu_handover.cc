@@ -1,0 +1,105 @@
+#include "engine/gpu/gpu_handover.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace moraine {
+
+Result<std::unique_ptr<GpuHandover>> GpuHandover::Create(const ModelConfig& config,
+                                                         const GpuNetwork& network,
+                                                         const KvPool& pool,
+                                                         uint32_t max_tokens) {
+  std::unique_ptr<GpuHandover> handover(new GpuHandover(network, pool));
+  ASSIGN_OR_RETURN(handover->back_, gpu::OwnedStream::Create());
+  const size_t layers = network.layers().size();
+  for (size_t i = 0; i < layers; ++i) {
+    ASSIGN_OR_RETURN(gpu::Event event, gpu::Event::Create());
+    handover->written_.push_back(std::move(event));
+  }
+  handover->layer_stride_ = uint64_t{max_tokens} * config.top_k;
+  ASSIGN_OR_RETURN(handover->routed_, gpu::PinnedMemory::Allocate(
+                                          layers * handover->layer_stride_ * sizeof(uint32_t)));
+  for (auto* runs : {&handover->stale_runs_, &handover->written_runs_}) {
+    runs->reserve(pool.block_count());
+  }
+  handover->sorted_.reserve(pool.block_count());
+  return handover;
+}
+
+GpuHandover::~GpuHandover() {
+  if (back_.get() != nullptr) static_cast<void>(back_.Synchronize());
+}
+
+// Pages of one sequence are distinct; in which order they are copied does not matter.
+void GpuHandover::CollectRuns(std::span<const uint32_t> pages, std::vector<uint32_t>* sorted,
+                              std::vector<Run>* runs) {
+  sorted->assign(pages.begin(), pages.end());
+  std::ranges::sort(*sorted);
+  runs->clear();
+  for (const uint32_t page : *sorted) {
+    if (!runs->empty() && runs->back().first + runs->back().count == page) {
+      ++runs->back().count;
+    } else {
+      runs->push_back({page, 1});
+    }
+  }
+}
+
+Status GpuHandover::CopyPages(uint32_t layer, const Run& run, bool to_gpu,
+                              gpu::Stream stream) const {
+  const gpu::PagedKv& kv = network_.layers()[layer].kv;
+  const bool f32 = kv.keys_f32 != nullptr;
+  const uint64_t page_bytes =
+      gpu::KvPageElements(kv.kv_heads, kv.head_dim) * (f32 ? sizeof(float) : sizeof(uint16_t));
+  const uint64_t block_bytes = pool_.block_bytes(layer);
+  CHECK(block_bytes == 2 * page_bytes, "a block that is not a page of keys and one of values");
+  auto* const keys = f32 ? reinterpret_cast<std::byte*>(kv.keys_f32)
+                         : reinterpret_cast<std::byte*>(kv.keys);
+  auto* const values = f32 ? reinterpret_cast<std::byte*>(kv.values_f32)
+                           : reinterpret_cast<std::byte*>(kv.values);
+  std::byte* const blocks = pool_.layer(layer) + run.first * block_bytes;
+  for (const bool of_values : {false, true}) {
+    std::byte* const page = (of_values ? values : keys) + run.first * page_bytes;
+    std::byte* const block = blocks + (of_values ? page_bytes : 0);
+    gpu::RowCopy copy{.row_bytes = page_bytes, .rows = run.count};
+    copy.to = to_gpu ? page : block;
+    copy.to_stride = to_gpu ? page_bytes : block_bytes;
+    copy.from = to_gpu ? block : page;
+    copy.from_stride = to_gpu ? block_bytes : page_bytes;
+    RETURN_IF_ERROR(gpu::CopyRows(copy, stream));
+  }
+  return OkStatus();
+}
+
+Status GpuHandover::Begin(std::span<const uint32_t> stale, std::span<const uint32_t> written,
+                          gpu::Stream compute) {
+  CollectRuns(stale, &sorted_, &stale_runs_);
+  CollectRuns(written, &sorted_, &written_runs_);
+  for (uint32_t layer = 0; layer < network_.layers().size(); ++layer) {
+    for (const Run& run : stale_runs_) {
+      RETURN_IF_ERROR(CopyPages(layer, run, /*to_gpu=*/true, compute));
+    }
+  }
+  return OkStatus();
+}
+
+Status GpuHandover::OnKeysAndValues(uint32_t layer, gpu::Stream compute) {
+  RETURN_IF_ERROR(written_[layer].Record(compute));
+  RETURN_IF_ERROR(written_[layer].Before(back_.get()));
+  for (const Run& run : written_runs_) {
+    RETURN_IF_ERROR(CopyPages(layer, run, /*to_gpu=*/false, back_.get()));
+  }
+  return OkStatus();
+}
+
+Status GpuHandover::OnRouted(uint32_t layer, const uint32_t* experts, uint32_t count,
+                             gpu::Stream compute) {
+  CHECK(count <= layer_stride_, "more tokens than a chunk has");
+  return gpu::Copy(routed_.as<uint32_t>() + layer * layer_stride_, experts,
+                   count * sizeof(uint32_t), compute);
+}
+
+Status GpuHandover::Finish() { return back_.Synchronize(); }
+
+}  // namespace moraine

@@ -1,0 +1,113 @@
+#include "engine/gpu/pass_layout.h"
+
+#include <algorithm>
+#include <variant>
+
+#include "base/bytes.h"
+#include "compute/cuda/gpu_attention.h"
+#include "compute/cuda/grouped_gemm.h"
+
+namespace moraine {
+namespace {
+
+// Logits that are computed at a time when all positions are asked for.
+constexpr uint64_t kLogitBytes = 32 * kMiB;
+constexpr uint32_t kMostLogitRows = 64;
+
+// Hands out parts of one block of memory; counts only, if there is none.
+class Carver {
+ public:
+  explicit Carver(std::byte* base) : base_(base) {}
+  template <typename T>
+  T* Take(uint64_t count) {
+    std::byte* const at = base_ + offset_;
+    offset_ = AlignUp(offset_ + count * sizeof(T), 256);
+    highest_ = std::max(highest_, offset_);
+    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(at);
+  }
+  uint64_t mark() const { return offset_; }
+  void Rewind(uint64_t mark) { offset_ = mark; }
+  uint64_t highest() const { return highest_; }
+
+ private:
+  std::byte* base_;
+  uint64_t offset_ = 0, highest_ = 0;
+};
+
+// The widest of any layer.
+struct Widths {
+  uint32_t q = 0, qkv = 0, head_dim = 0, query_heads = 0, dense = 0, expert = 0;
+
+  explicit Widths(const ModelConfig& config) {
+    for (const LayerConfig& layer : config.layers) {
+      const auto& c = std::get<GqaConfig>(layer.mixer);
+      q = std::max(q, c.query_heads * c.head_dim);
+      qkv = std::max(qkv, (c.query_heads + 2 * c.kv_heads) * c.head_dim);
+      head_dim = std::max(head_dim, c.head_dim);
+      query_heads = std::max(query_heads, c.query_heads);
+      const bool is_dense = layer.feed_forward == FeedForwardKind::kDense;
+      uint32_t& width = is_dense ? dense : expert;
+      width = std::max(width, layer.intermediate);
+    }
+  }
+};
+
+}  // namespace
+
+uint32_t LogitRowsOfPass(const ModelConfig& config, uint32_t max_tokens) {
+  const auto fitting = static_cast<uint32_t>(kLogitBytes / (sizeof(float) * config.vocab_size));
+  return std::min(std::clamp(fitting, kFewTokens, kMostLogitRows),
+                  std::max(max_tokens, kFewTokens));
+}
+
+uint64_t LayOutPass(const ModelConfig& c, uint32_t max_tokens, uint32_t table_blocks,
+                    std::byte* base, PassScratch* s) {
+  const Widths widths(c);
+  const uint64_t n = std::max(max_tokens, kFewTokens), few = kFewTokens, ranked = n * c.top_k;
+  Carver carver(base);
+  s->tokens = carver.Take<int32_t>(n);
+  s->positions = carver.Take<uint32_t>(few);
+  s->tables = carver.Take<uint32_t>(few * table_blocks);
+  s->hidden = carver.Take<float>(n * c.hidden);
+  s->logits = carver.Take<float>(uint64_t{LogitRowsOfPass(c, max_tokens)} * c.vocab_size);
+  s->router_logits = carver.Take<float>(n * c.expert_count);
+  s->experts = carver.Take<uint32_t>(ranked);
+  s->weights = carver.Take<float>(ranked);
+  s->counter = carver.Take<uint32_t>(1);
+  s->attention_bytes = gpu::DecodeAttentionScratchBytes(kFewTokens, widths.query_heads, widths.head_dim);
+  s->attention = carver.Take<std::byte>(s->attention_bytes);
+
+  const uint64_t common = carver.mark();
+  s->qkv = carver.Take<float>(few * widths.qkv);
+  s->queries = carver.Take<float>(few * widths.q);
+  s->attended = carver.Take<float>(few * widths.q);
+  s->gate_up = carver.Take<float>(few * 2 * widths.dense);
+  s->activated = carver.Take<float>(
+      few * std::max<uint64_t>(c.top_k * gpu::ActivatedStride(widths.expert), widths.dense));
+  if (max_tokens <= kFewTokens) return carver.highest();
+
+  carver.Rewind(common);
+  s->delta = carver.Take<float>(n * c.hidden);
+  s->normed = carver.Take<uint16_t>(n * gpu::OperandStride(c.hidden));
+  const uint64_t phase = carver.mark();
+  s->qkv_rows = carver.Take<uint16_t>(n * std::max(widths.qkv, 2 * widths.dense));
+  s->query_rows = carver.Take<uint16_t>(n * widths.q);
+  s->attended_rows = carver.Take<uint16_t>(
+      n * gpu::OperandStride(std::max(widths.q, widths.dense)));
+  carver.Rewind(phase);
+  s->offsets = carver.Take<uint32_t>(c.expert_count + 1);
+  s->token_rows = carver.Take<uint32_t>(ranked);
+  s->rows_of_ranks = carver.Take<uint32_t>(ranked);
+  // Rows gathered for gate and up, then down's: the former have been read when the latter are written.
+  s->expert_rows = carver.Take<uint16_t>(
+      ranked * std::max(gpu::OperandStride(c.hidden), gpu::RowStride(c.hidden)));
+  s->expert_activated = carver.Take<uint16_t>(ranked * gpu::OperandStride(widths.expert));
+  return carver.highest();
+}
+
+uint64_t PassScratchBytes(const ModelConfig& config, uint32_t max_tokens, uint32_t table_blocks) {
+  PassScratch counted;
+  return LayOutPass(config, max_tokens, table_blocks, nullptr, &counted);
+}
+
+}  // namespace moraine

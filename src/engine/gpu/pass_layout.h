@@ -1,0 +1,46 @@
+// Where the buffers of a forward pass on the GPU lie in its scratch, and so how much scratch it needs.
+//
+// What a layer's attention needs and what its experts need is never alive at once, and shares memory; so do
+// the two ways through a layer (gpu_pass.h).
+//
+// Pure: the CPU-only build has it, for `moraine plan`. Models that gpu_support.h accepts only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "compute/cuda/gemv.h"
+#include "model/config.h"
+
+namespace moraine {
+
+// Tokens that take the way of few.
+inline constexpr uint32_t kFewTokens = gpu::kGemvTokens;
+
+struct PassScratch {
+  int32_t* tokens = nullptr;
+  uint32_t *positions = nullptr, *tables = nullptr;  // of few; of many one table
+  float *hidden = nullptr, *logits = nullptr;
+  float *router_logits = nullptr, *weights = nullptr;
+  uint32_t *experts = nullptr, *counter = nullptr;
+  // Few.
+  float *qkv = nullptr, *queries = nullptr, *attended = nullptr;
+  float *gate_up = nullptr, *activated = nullptr;
+  std::byte* attention = nullptr;
+  uint64_t attention_bytes = 0;
+  // Many.
+  float* delta = nullptr;
+  uint16_t *normed = nullptr, *qkv_rows = nullptr, *query_rows = nullptr, *attended_rows = nullptr;
+  uint32_t *offsets = nullptr, *token_rows = nullptr, *rows_of_ranks = nullptr;
+  uint16_t *expert_rows = nullptr, *expert_activated = nullptr;
+};
+
+// Lays the buffers out from `base` on; null: only counts. max_tokens: of one pass; table_blocks: the most pages
+// of a sequence. Returns the bytes.
+uint64_t LayOutPass(const ModelConfig& config, uint32_t max_tokens, uint32_t table_blocks,
+                    std::byte* base, PassScratch* scratch);
+uint64_t PassScratchBytes(const ModelConfig& config, uint32_t max_tokens, uint32_t table_blocks);
+// Rows of logits that are computed at a time.
+uint32_t LogitRowsOfPass(const ModelConfig& config, uint32_t max_tokens);
+
+}  // namespace moraine
