@@ -23,6 +23,8 @@
 #include "compute/thread_pool.h"
 #include "doctor/drive_curve.h"
 #include "engine/fixed_memory.h"
+#include "engine/gpu/gpu_support.h"
+#include "engine/gpu/vram_needs.h"
 #include "engine/import_plan.h"
 #include "engine/published_models.h"
 #include "engine/serving_plan.h"
@@ -48,10 +50,12 @@ struct PlanArguments {
   std::string model;
   std::vector<std::string> ram_budgets;
   std::string experts = "q4", dense, kv_format = "f32", profile = kDefaultProfile;
-  bool encodings_given = false;
+  bool encodings_given = false, kv_given = false, chunk_given = false;
   uint32_t max_context = kDefaultContext, prefill_chunk = 512, parallel = 1;
   int threads = 0;
   double memory_gbps = 0, drive_gbps = 0, tops = 0;
+  std::vector<std::string> vram_budgets;
+  double link_gbps = 0, vram_gbps = 0, gpu_tflops = 0;
   bool json = false;
 };
 
@@ -197,6 +201,87 @@ Json ToJson(const ServingEstimate& e) {
           {"prefill_bound_by", e.prefill_bound_by}};
 }
 
+// Of a VRAM budget: what lies there, and what it is worth with so much of the experts in DRAM.
+struct VramRow {
+  VramPlan plan;
+  double dram_share = 0;
+  GpuEstimate estimate{};
+};
+
+// A row for each VRAM budget and RAM budget; all experts in DRAM if no RAM budget was given.
+Result<std::vector<VramRow>> PlanVramBudgets(const PlanArguments& a, const ServingPlanInput& input,
+                                             uint32_t context,
+                                             const std::vector<ServingEstimate>& estimates) {
+  std::vector<VramRow> rows;
+  if (a.vram_budgets.empty()) return rows;
+  ASSIGN_OR_RETURN(KvFormat kv_format, ParseKvFormat(a.kv_format));
+  if (!a.kv_given) kv_format = KvFormat::kBf16;
+  std::vector<ExpertLayout> layouts;
+  for (const LayerManifest& layer : input.manifest.layers) {
+    ExpertLayout layout;
+    layout.gate_up = ParseEncoding(layer.gate_up_encoding).value_or(Encoding::kBf16);
+    layout.down = ParseEncoding(layer.down_encoding).value_or(Encoding::kBf16);
+    layouts.push_back(layout);
+  }
+  RETURN_IF_ERROR(CheckGpuSupport(input.config, layouts, input.manifest, kv_format));
+  const VramNeeds needs = CountVramNeeds(input.manifest, input.config,
+                                         {.max_context = context,
+                                          .prefill_chunk = a.chunk_given ? a.prefill_chunk : 0,
+                                          .kv_format = kv_format});
+  const GpuRates rates = {.link_bytes_per_s = a.link_gbps * kBillion,
+                          .memory_bytes_per_s = a.vram_gbps * kBillion,
+                          .operations_per_s = a.gpu_tflops * 1e12};
+  const TokenDemand demand = DemandOfToken(input.manifest, input.config);
+  std::vector<double> shares;
+  for (const ServingEstimate& e : estimates) shares.push_back(e.resident_share);
+  if (a.ram_budgets.empty()) shares = {1};
+  for (const std::string& text : a.vram_budgets) {
+    ASSIGN_OR_RETURN(const uint64_t budget, ParseByteSize(text));
+    for (const double share : shares) {
+      VramRow row{.plan = {}, .dram_share = share};
+      ASSIGN_OR_RETURN(row.plan, PlanVram(needs, budget));
+      row.estimate = EstimateOnGpu(demand, row.plan, rates, input.rates.drive_bytes_per_s, share);
+      rows.push_back(std::move(row));
+    }
+  }
+  return rows;
+}
+
+Json ToJson(const VramRow& row) {
+  const auto known = [](double value) { return value > 0 ? Json(value) : Json(nullptr); };
+  const VramPlan& p = row.plan;
+  return {{"budget_bytes", p.budget_bytes},
+          {"dense_bytes", p.dense_bytes},
+          {"kv_bytes", p.kv_bytes},
+          {"scratch_bytes", p.scratch_bytes},
+          {"expert_bytes", p.anchored_bytes},
+          {"ring_bytes", p.ring_bytes},
+          {"streamed_bytes", p.streamed_bytes},
+          {"resident_layers", p.anchored_layers},
+          {"streamed_layers", p.streamed_layers},
+          {"chunk", p.chunk},
+          {"dram_share", row.dram_share},
+          {"prefill_tok_per_s", known(row.estimate.prefill_tok_per_s)},
+          {"prefill_bound_by", row.estimate.prefill_bound_by},
+          {"decode_tok_per_s", known(row.estimate.decode_tok_per_s)},
+          {"decode_bound_by", row.estimate.decode_bound_by}};
+}
+
+void PrintVram(const PlanArguments& a, const std::vector<VramRow>& rows) {
+  if (rows.empty()) return;
+  fmt::print("\non a GPU (link {} GB/s, VRAM {} GB/s, {} TFLOP/s); decode is that of --gpu, which needs all "
+             "experts in DRAM or VRAM;\nwith --gpu-prefill it is the CPU's, above\n",
+             OrNa(a.link_gbps, "{:.1f}"), OrNa(a.vram_gbps, "{:.0f}"), OrNa(a.gpu_tflops, "{:.0f}"));
+  for (const VramRow& row : rows) {
+    fmt::print("{} VRAM, {:.1f} % of experts in DRAM: prefill tok/s <= {} ({}), decode tok/s <= {} ({})\n"
+               "  {}\n",
+               FormatByteSize(row.plan.budget_bytes), 100 * row.dram_share,
+               OrNa(row.estimate.prefill_tok_per_s, "{:.0f}"), row.estimate.prefill_bound_by,
+               OrNa(row.estimate.decode_tok_per_s, "{:.1f}"), row.estimate.decode_bound_by,
+               row.plan.ToText());
+  }
+}
+
 void PrintPlan(const PlanArguments& a, const PlannedModel& model, const ServingPlanInput& input,
                const std::vector<ServingEstimate>& estimates) {
   const Manifest& m = model.manifest;
@@ -257,12 +342,17 @@ Status Plan(const PlanArguments& a) {
     RETURN_IF_ERROR(estimate.status());
     estimates.push_back(*estimate);
   }
+  ASSIGN_OR_RETURN(const std::vector<VramRow> vram,
+                   PlanVramBudgets(a, input, context, estimates));
   if (!a.json) {
     PrintPlan(a, model, input, estimates);
+    PrintVram(a, vram);
     return OkStatus();
   }
   Json rows = Json::array();
   for (const ServingEstimate& e : estimates) rows.push_back(ToJson(e));
+  Json vram_rows = Json::array();
+  for (const VramRow& row : vram) vram_rows.push_back(ToJson(row));
   const TokenDemand demand = DemandOfToken(model.manifest, model.config);
   const Json json = {{"model", a.model},
                      {"source", model.what},
@@ -278,7 +368,8 @@ Status Plan(const PlanArguments& a) {
                      {"drive_gb_per_s", input.rates.drive_bytes_per_s / kBillion},
                      {"tops", input.rates.operations_per_s / 1e12},
                      {"hit_rates", model.profile ? "profile" : "recorded_routing"},
-                     {"budgets", rows}};
+                     {"budgets", rows},
+                     {"vram", vram_rows}};
   std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
   return OkStatus();
 }
@@ -327,11 +418,21 @@ void RegisterPlanCommand(CLI::App& app, int* exit_code) {
       ->check(CLI::PositiveNumber);
   command->add_option("--tops", a->tops, "instead of measuring the multipliers, 10^12 operations a second")
       ->check(CLI::PositiveNumber);
+  command->add_option("--vram-budget", a->vram_budgets,
+                      "memory of an NVIDIA GPU (16GiB), several: what lies in it, and the bounds there");
+  command->add_option("--link-gbps", a->link_gbps, "of its link, from page-locked memory, GB/s")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--vram-gbps", a->vram_gbps, "of its memory, GB/s")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--gpu-tflops", a->gpu_tflops, "of its tensor cores, bf16, 10^12 operations a second")
+      ->check(CLI::PositiveNumber);
   command->add_option("--profile", a->profile, "a store's profile whose hit rates count")
       ->capture_default_str();
   command->add_flag("--json", a->json, "one JSON object on stdout");
   command->callback([a, command, exit_code] {
     a->encodings_given = command->count("--experts") + command->count("--dense") > 0;
+    a->kv_given = command->count("--kv") > 0;
+    a->chunk_given = command->count("--prefill-chunk") > 0;
     const Status status = Plan(*a);
     if (!status.ok()) *exit_code = PrintError(status);
   });

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 
 #include "engine/slot_memory.h"
 #include "memory/topology.h"
@@ -65,6 +66,44 @@ TokenDemand DemandOfToken(const Manifest& manifest, const ModelConfig& config) {
     demand.operations += 6.0 * config.top_k * layer.hidden * layer.intermediate;
   }
   return demand;
+}
+
+GpuEstimate EstimateOnGpu(const TokenDemand& demand, const VramPlan& plan, const GpuRates& rates,
+                          double drive_bytes_per_s, double dram_share) {
+  GpuEstimate estimate;
+  const auto streamed = static_cast<double>(plan.streamed_bytes);
+  const double experts = static_cast<double>(plan.anchored_bytes) + streamed;
+  const double streamed_share = experts > 0 ? streamed / experts : 0;
+  const double read = streamed * (1 - dram_share);
+  struct Part {
+    double amount, rate;
+    const char* name;
+  };
+  // The slowest part; nothing if one that counts has no rate.
+  const auto slowest = [](std::initializer_list<Part> parts, const char** name) {
+    double most_s = 0;
+    for (const Part& part : parts) {
+      if (part.amount <= 0) continue;
+      if (part.rate <= 0) return 0.0;
+      if (part.amount / part.rate <= most_s) continue;
+      most_s = part.amount / part.rate;
+      *name = part.name;
+    }
+    return most_s;
+  };
+  const double chunk_s = slowest({{plan.chunk * demand.operations, rates.operations_per_s, "arithmetic"},
+                                  {streamed, rates.link_bytes_per_s, "link"},
+                                  {read, drive_bytes_per_s, "drive"}},
+                                 &estimate.prefill_bound_by);
+  if (chunk_s > 0) estimate.prefill_tok_per_s = plan.chunk / chunk_s;
+  const auto expert_bytes = static_cast<double>(demand.expert_bytes);
+  const double token_s =
+      slowest({{static_cast<double>(demand.dense_bytes) + expert_bytes * (1 - streamed_share),
+                rates.memory_bytes_per_s, "VRAM"},
+               {expert_bytes * streamed_share, rates.link_bytes_per_s, "link"}},
+              &estimate.decode_bound_by);
+  if (token_s > 0) estimate.decode_tok_per_s = 1 / token_s;
+  return estimate;
 }
 
 Result<ServingEstimate> EstimateServing(const ServingPlanInput& input, const MissCurve& misses,

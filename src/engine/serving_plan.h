@@ -10,11 +10,17 @@
 // there is one; else what the default policy reached on a recorded routing of Qwen3-30B-A3B (docs/policies.md).
 // Measured shares of these bounds: docs/overlap.md, docs/compute.md.
 //
+// On a GPU, with a plan of what lies in VRAM (gpu/vram_plan.h): a prompt's chunk takes the longest of its
+// multiplications, of streamed experts over the link, and of those that are not in DRAM from the drive; an answer
+// that is computed there too, the longer of weights in VRAM and of streamed experts' records over the link.
+//
 // Threads: pure functions.
 #pragma once
 
 #include <cstdint>
+
 #include "engine/budget.h"
+#include "engine/gpu/vram_plan.h"
 #include "engine/miss_curve.h"
 #include "model/config.h"
 #include "store/manifest.h"
@@ -54,6 +60,23 @@ struct ServingPlanInput {
   uint32_t prefill_chunk = 0;  // tokens
   MachineRates rates{};
 };
+
+// 0: not known.
+struct GpuRates {
+  double link_bytes_per_s = 0;    // from page-locked DRAM
+  double memory_bytes_per_s = 0;  // of VRAM, reading
+  double operations_per_s = 0;    // of tensor cores, bf16
+};
+
+struct GpuEstimate {
+  // At most; 0: a rate that is needed is not known.
+  double prefill_tok_per_s = 0, decode_tok_per_s = 0;
+  const char* prefill_bound_by = "";  // "arithmetic", "link", "drive"
+  const char* decode_bound_by = "";   // "VRAM", "link"
+};
+// dram_share: of the experts that are in DRAM.
+GpuEstimate EstimateOnGpu(const TokenDemand& demand, const VramPlan& plan, const GpuRates& rates,
+                          double drive_bytes_per_s, double dram_share);
 
 // kInvalidArgument naming the smallest budget if this one is too small.
 Result<ServingEstimate> EstimateServing(const ServingPlanInput& input, const MissCurve& misses,

@@ -85,6 +85,34 @@ TEST(EstimateServing, DoesNotGuessARateThatIsNotKnown) {
   EXPECT_GT(EstimateServing(input, MissCurve::OfRecordedRouting(), all)->decode_tok_per_s, 0);
 }
 
+TEST(EstimateOnGpu, IsTheSlowestOfItsParts) {
+  const TokenDemand demand = {.dense_bytes = 1000, .expert_bytes = 4000, .operations = 1e4};
+  VramPlan plan;
+  plan.chunk = 100;
+  plan.anchored_bytes = 30'000;
+  plan.streamed_bytes = 90'000;
+  const GpuRates rates = {.link_bytes_per_s = 1e5, .memory_bytes_per_s = 1e6, .operations_per_s = 1e7};
+  // A chunk: 0.1 s of arithmetic, 0.9 s over the link; a token: 2 ms in VRAM, 30 ms over the link.
+  const GpuEstimate linked = EstimateOnGpu(demand, plan, rates, 0, 1);
+  EXPECT_DOUBLE_EQ(linked.prefill_tok_per_s, 100 / 0.9);
+  EXPECT_STREQ(linked.prefill_bound_by, "link");
+  EXPECT_DOUBLE_EQ(linked.decode_tok_per_s, 1 / 0.03);
+  EXPECT_STREQ(linked.decode_bound_by, "link");
+  // A third in DRAM, the others from a drive of a fifth of the link.
+  EXPECT_EQ(EstimateOnGpu(demand, plan, rates, 0, 1.0 / 3).prefill_tok_per_s, 0) << "no rate";
+  const GpuEstimate read = EstimateOnGpu(demand, plan, rates, 2e4, 1.0 / 3);
+  EXPECT_DOUBLE_EQ(read.prefill_tok_per_s, 100 / 3.0);
+  EXPECT_STREQ(read.prefill_bound_by, "drive");
+  // All in VRAM.
+  plan.anchored_bytes = 120'000;
+  plan.streamed_bytes = 0;
+  const GpuEstimate resident = EstimateOnGpu(demand, plan, rates, 0, 0);
+  EXPECT_DOUBLE_EQ(resident.prefill_tok_per_s, 1000);
+  EXPECT_STREQ(resident.prefill_bound_by, "arithmetic");
+  EXPECT_DOUBLE_EQ(resident.decode_tok_per_s, 200);
+  EXPECT_STREQ(resident.decode_bound_by, "VRAM");
+}
+
 // Every published model at its own dimensions, without a byte of weights.
 TEST(EstimateServing, PlansEveryPublishedModel) {
   for (const PublishedModel& published : PublishedModels()) {

@@ -62,6 +62,26 @@ class CommandsTest(CommandTestCase):
                 self.assertAlmostEqual(everything["decode_tok_per_s"], 50e9 / bytes_of_token, places=3)
         self.expect(FAILED, ["nosuch", "kimi-k2"], "plan", "nosuch")
 
+    def test_plan_divides_vram(self):
+        rates = ["--memory-gbps", "50", "--drive-gbps", "5", "--tops", "1", "--link-gbps", "25",
+                 "--vram-gbps", "700", "--gpu-tflops", "1000000", "--max-context", "4096"]
+        result = self.expect(OK, [], "plan", "qwen3-235b", *rates, "--vram-budget", "24GiB",
+                             "--vram-budget", "512GiB", "--json")
+        streamed, resident = json.loads(result.stdout)["vram"]
+        self.assertLessEqual(streamed["dense_bytes"] + streamed["kv_bytes"] + streamed["scratch_bytes"] +
+                             streamed["expert_bytes"] + streamed["ring_bytes"], 24 << 30)
+        self.assertEqual(streamed["prefill_bound_by"], "link")
+        self.assertAlmostEqual(streamed["prefill_tok_per_s"],
+                               streamed["chunk"] * 25e9 / streamed["streamed_bytes"], places=3)
+        self.assertEqual(resident["streamed_layers"], 0)
+        self.assertEqual(resident["decode_bound_by"], "VRAM")
+        half = self.expect(OK, [], "plan", "qwen3-235b", *rates, "--vram-budget", "24GiB",
+                           "--ram-budget", "50%", "--json")
+        self.assertEqual(json.loads(half.stdout)["vram"][0]["prefill_bound_by"], "drive")
+        self.expect(FAILED, ["are needed"], "plan", self.store, *rates, "--vram-budget", "1MiB")
+        self.expect(FAILED, ["multi-head latent attention"], "plan", "deepseek-v3", *rates,
+                    "--vram-budget", "24GiB")
+
     def test_make_store_makes_a_store_that_verifies_and_runs(self):
         store = os.path.join(self.scratch.name, "synthetic")
         made = self.expect(OK, [], "bench", "make-store", store, "--shape", "tiny", "--layers", "4",
