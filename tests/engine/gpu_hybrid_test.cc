@@ -11,6 +11,7 @@
 #include "model/kv_pool.h"
 #include "model/sequence_state.h"
 #include "model_measures.h"
+#include "store/store.h"
 #include "test_store.h"
 
 namespace moraine {
@@ -194,9 +195,15 @@ TEST_F(GpuHybridTest, ADamagedRecordIsTheCpus) {
     options.vram_budget_bytes = plan.total_bytes() - plan.anchored_bytes / 2;  // none stays in VRAM
   }
   {
+    const auto opened = Store::Open(store.directory(), StoreMode::kReadOnly);
+    ASSERT_TRUE(opened.ok());
+    const RecordLocation& place = (*opened)->Locate({LayerId(1), ExpertId(0)});
+    const auto offset = static_cast<std::streamoff>(place.offset + 1000);
     std::fstream pack(store.pack_path(), std::ios::in | std::ios::out | std::ios::binary);
-    pack.seekp(64);
-    pack.put('x');
+    pack.seekg(offset);
+    const char byte = static_cast<char>(pack.get() ^ 0x10);
+    pack.seekp(offset);
+    pack.put(byte);
   }
   const std::vector<int32_t> tokens = {109, 277, 235, 177, 125, 58, 215, 213, 1, 2, 3, 4};
   RunnerOptions cpu_options = TestRunnerOptions(store, "100%");
