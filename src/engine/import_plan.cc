@@ -93,7 +93,7 @@ class DecoderImportPlan final : public ImportPlan {
     const SourceTensor& tensor = MustFind(checkpoint, role.source);
     if (role.kind == DenseRole::Kind::kVector) {
       const std::span<float> values(reinterpret_cast<float*>(bytes.data()), role.cols);
-      RETURN_IF_ERROR(checkpoint.ReadFloats(tensor, 0, values));
+      RETURN_IF_ERROR(ReadRoleRows(checkpoint, tensor, role, 0, 1, values));
       for (float& value : values) {
         value = role.log_of_negative ? std::log(-value) : value + role.add;
       }
@@ -185,8 +185,13 @@ class DecoderImportPlan final : public ImportPlan {
       const bool small_experts = options.experts && IsQuantised(*options.experts);
       Encoding wanted = small_experts && !IsQuantised(source.type) ? Encoding::kQ8
                                                                    : NaturalEncoding(source.type);
-      // A transposed matrix has no blocks to carry, and to quantise twice would cost more.
-      if (role.transposed && IsQuantised(source.type)) wanted = Encoding::kBf16;
+      // A matrix whose blocks cannot be carried, where they should be, or that is transposed: to
+      // quantise twice would cost more.
+      const bool in_order = HasBlocksInOrder(role, BlockOf(source.type).elements);
+      if (IsQuantised(source.type) &&
+          (role.transposed || (!in_order && IsExact(source.type, wanted)))) {
+        wanted = Encoding::kBf16;
+      }
       const Encoding encoding = role.kind == DenseRole::Kind::kExactMatrix
                                     ? Encoding::kF32
                                     : options.dense.value_or(wanted);

@@ -159,7 +159,8 @@ Status EncodeRoleRows(const Checkpoint& checkpoint, const SourceTensor& tensor,
                       const DenseRole& role, uint32_t first, const MatrixView& view) {
   const std::optional<BlockFormat> format = FormatOf(tensor.type);
   Status status;
-  if (format && HasBlocksInOrder(role) && HoldsBlocks(view.encoding, *format)) {
+  if (format && HasBlocksInOrder(role, BlockOf(tensor.type).elements) &&
+      HoldsBlocks(view.encoding, *format)) {
     std::vector<std::byte> blocks(SourceBytes(tensor.type, uint64_t{view.rows} * view.cols));
     RETURN_IF_ERROR(ReadRoleBlocks(checkpoint, tensor, role, first, view.rows, blocks));
     status = RepackRows(view, 0, view.rows, *format, blocks.data());

@@ -271,6 +271,7 @@ void Deepseek2(Conversion& c) {
   const json* gating = c.keys.Find(c.Key("expert_gating_func"));
   const bool v3 = gating != nullptr && *gating == kSigmoid;
   c.ReadCommon(v3 ? "deepseek_v3" : "deepseek_v2");
+  c.Require("attention.temperature_scale", {0.0});  // of Mistral's models of this architecture
   const bool absorbed = c.keys.Has(c.Key("attention.key_length_mla"));
   const char* key_length = absorbed ? "attention.key_length_mla" : "attention.key_length";
   const uint32_t rope_dim = c.Count("rope.dimension_count"), key_dim = c.Count(key_length);
@@ -302,9 +303,30 @@ void Deepseek2(Conversion& c) {
   c.config["moe_intermediate_size"] = c.Count("expert_feed_forward_length");
 }
 
-// Of four layers three are Gated DeltaNet. Experts' shared width has a key of its own.
-void Qwen3Next(Conversion& c) {
-  c.ReadCommon("qwen3_next");
+// Which layers are Gated DeltaNet: a flag for each (those for further tokens too), or all but every
+// fourth.
+void ReadRecurrentLayers(Conversion& c) {
+  const std::string key = c.Key("attention.recurrent_layers");
+  const json* flags = c.keys.Find(key);
+  if (flags == nullptr) {
+    c.config["full_attention_interval"] = c.Count("full_attention_interval", 4);
+    return;
+  }
+  if (!flags->is_array() || flags->size() < c.layers) {
+    c.keys.Fail(key, "a list of a flag for each layer");
+    return;
+  }
+  ordered_json types = ordered_json::array();
+  for (uint32_t i = 0; i < c.layers; ++i) {
+    const bool recurrent = (*flags)[i] == true || (*flags)[i] == 1;
+    types.push_back(recurrent ? "linear_attention" : "full_attention");
+  }
+  c.config["layer_types"] = types;
+}
+
+// Gated DeltaNet and, every fourth layer, attention. Experts' shared width has a key of its own.
+void ReadQwen3Next(Conversion& c, const char* model_type) {
+  c.ReadCommon(model_type);
   const uint32_t rotary_dim = c.Count("rope.dimension_count");
   c.ReadGqa(rotary_dim);
   c.RequirePlainRope();
@@ -321,13 +343,16 @@ void Qwen3Next(Conversion& c) {
   c.config["linear_key_head_dim"] = c.Count("ssm.state_size");
   c.config["linear_value_head_dim"] = inner / std::max(1u, value_heads);
   c.config["linear_conv_kernel_dim"] = c.Count("ssm.conv_kernel");
-  c.config["full_attention_interval"] = c.Count("full_attention_interval", 4);
+  ReadRecurrentLayers(c);
   c.config["num_experts"] = c.Count("expert_count");
   c.config["moe_intermediate_size"] = c.Count("expert_feed_forward_length");
   c.config["shared_expert_intermediate_size"] = c.Count("expert_shared_feed_forward_length");
   c.config["norm_topk_prob"] = true;
   c.config["attention_bias"] = false;
 }
+void Qwen3Next(Conversion& c) { ReadQwen3Next(c, "qwen3_next"); }
+// The sections of interleaved multimodal RoPE say nothing about text.
+void Qwen35Moe(Conversion& c) { ReadQwen3Next(c, "qwen3_5_moe_text"); }
 
 struct Architecture {
   const char* name;  // general.architecture
@@ -339,7 +364,8 @@ constexpr Architecture kArchitectures[] = {{"qwen3moe", Qwen3Moe},
                                            {"gpt-oss", GptOss},
                                            {"minimax-m2", MinimaxM2},
                                            {"deepseek2", Deepseek2},
-                                           {"qwen3next", Qwen3Next}};
+                                           {"qwen3next", Qwen3Next},
+                                           {"qwen35moe", Qwen35Moe}};
 
 }  // namespace
 

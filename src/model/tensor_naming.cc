@@ -76,6 +76,8 @@ constexpr TensorName kGgufNames[] = {
     {"attention.delta_qkv", "attn_qkv.weight"},
     {"attention.delta_z", "attn_gate.weight"},
     {"attention.delta_ba", "ssm_ba.weight"},
+    {"attention.delta_a", "ssm_alpha.weight"},
+    {"attention.delta_b", "ssm_beta.weight"},
     {"attention.delta_conv", "ssm_conv1d.weight"},
     {"attention.delta_decay_log", "ssm_a"},
     {"attention.delta_decay_bias", "ssm_dt.bias"},
@@ -89,6 +91,7 @@ constexpr TensorName kGgufAlternatives[] = {
     {"mlp.norm", "post_attention_norm.weight"},
     {"attention.k_up", "attn_k_b.weight"},
     {"attention.v_up", "attn_v_b.weight"},
+    {"attention.delta_qkvz", "ssm_in.weight"},
 };
 
 constexpr ExpertForm kForms[] = {
@@ -98,11 +101,14 @@ constexpr ExpertForm kForms[] = {
      .stacked = true, .gate_up = GateUpOrder::kHalves},
 };
 
-constexpr ExpertForm kGgufForm = {.gate = "ffn_gate_exps.weight", .up = "ffn_up_exps.weight",
-                                  .down = "ffn_down_exps.weight", .stacked = true,
-                                  .gate_bias = "ffn_gate_exps.bias",
-                                  .up_bias = "ffn_up_exps.bias",
-                                  .down_bias = "ffn_down_exps.bias"};
+constexpr ExpertForm kGgufForms[] = {
+    {.gate = "ffn_gate_exps.weight", .up = "ffn_up_exps.weight", .down = "ffn_down_exps.weight",
+     .stacked = true, .gate_bias = "ffn_gate_exps.bias", .up_bias = "ffn_up_exps.bias",
+     .down_bias = "ffn_down_exps.bias"},
+    {.gate = "ffn_gate_up_exps.weight", .up = "", .down = "ffn_down_exps.weight", .stacked = true,
+     .gate_up = GateUpOrder::kHalves, .gate_bias = "ffn_gate_up_exps.bias",
+     .down_bias = "ffn_down_exps.bias"},
+};
 
 std::string_view Lookup(std::span<const TensorName> names, std::string_view role) {
   const auto found = std::ranges::find(names, role, &TensorName::role);
@@ -150,12 +156,18 @@ TensorNaming::TensorNaming(const ModelConfig& config, const HasTensor& has_tenso
     if (has_tensor(NameOf("embedding"))) break;
     root_ = kRoots[0];
   }
-  form_ = family->expert_forms[0];
+  ChooseForm(config, family->expert_forms, has_tensor);
+}
+
+// The first form that the checkpoint has in the first layer with experts.
+void TensorNaming::ChooseForm(const ModelConfig& config, std::span<const ExpertForm> forms,
+                              const HasTensor& has_tensor) {
+  form_ = forms[0];
   const auto moe = std::ranges::find(config.layers, FeedForwardKind::kMoe,
                                      &LayerConfig::feed_forward);
   if (moe == config.layers.end()) return;
   const std::string prefix = LayerPrefix(static_cast<uint32_t>(moe - config.layers.begin()));
-  for (const ExpertForm& form : family->expert_forms) {
+  for (const ExpertForm& form : forms) {
     if (!has_tensor(prefix + Numbered(form.gate, 0))) continue;
     form_ = form;
     break;
@@ -167,10 +179,11 @@ TensorNaming TensorNaming::Gguf(const ModelConfig& config, const HasTensor& has_
   naming.names_ = {};
   naming.norm_offset_ = 0;  // llama.cpp's converter adds it
   naming.negates_decays_ = true;
+  naming.tiles_value_heads_ = true;
   naming.common_names_ = kGgufNames;
   naming.root_ = {"", ""};
   naming.layer_prefix_ = "blk.{}.";
-  naming.form_ = kGgufForm;
+  naming.ChooseForm(config, kGgufForms, has_tensor);
   for (const TensorName& name : kGgufAlternatives) {
     if (has_tensor(naming.LayerPrefix(0) + std::string(name.source))) {
       naming.found_names_.push_back(name);

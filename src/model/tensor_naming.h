@@ -74,6 +74,9 @@ class TensorNaming {
   float norm_offset() const { return norm_offset_; }
   // Whether decays are -exp of what the model calls their logarithms.
   bool negates_decays() const { return negates_decays_; }
+  // Whether the value heads of Gated DeltaNet lie one of each key head after the other, unless the
+  // checkpoint has them by key head anyway.
+  bool tiles_value_heads() const { return tiles_value_heads_; }
   ExpertSources SourcesOf(const ModelConfig& config, ExpertKey key) const;
   // Tensors that published checkpoints carry and the forward pass does not need: RoPE tables, layers
   // that predict further tokens, other modalities.
@@ -84,6 +87,8 @@ class TensorNaming {
     std::string_view model, head;  // prefixes: of the layers and embeddings, of the output matrix
   };
 
+  void ChooseForm(const ModelConfig& config, std::span<const ExpertForm> forms,
+                  const HasTensor& has_tensor);
   std::string LayerPrefix(uint32_t layer) const;
   ExpertSource SourceOf(const ModelConfig& config, ExpertKey key, std::string_view name,
                         uint32_t rows, uint32_t cols) const;
@@ -96,6 +101,7 @@ class TensorNaming {
   uint32_t layer_count_ = 0;
   float norm_offset_ = 0;
   bool negates_decays_ = false;
+  bool tiles_value_heads_ = false;
 };
 
 }  // namespace moraine

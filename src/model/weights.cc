@@ -28,6 +28,7 @@ DenseRole& RoleList::Add(const char* name, DenseRole::Kind kind, uint32_t rows, 
   role.period = source.period;
   role.offset = source.offset;
   role.transposed = source.transposed;
+  role.order = source.order;
   roles_.push_back(std::move(role));
   return roles_.back();
 }
@@ -36,8 +37,9 @@ void RoleList::Norm(const char* role, uint32_t size) {
   Add(role, DenseRole::Kind::kVector, 1, size, {}).add = naming_.norm_offset();
 }
 
-void RoleList::DecayLog(const char* role, uint32_t size) {
-  Add(role, DenseRole::Kind::kVector, 1, size, {}).log_of_negative = naming_.negates_decays();
+void RoleList::DecayLog(const char* role, uint32_t size, const ColumnOrder& order) {
+  Vector(role, size, {}, order);
+  roles_.back().log_of_negative = naming_.negates_decays();
 }
 
 void RoleList::Rows(const char* role, uint32_t rows, uint32_t cols, uint32_t part_rows,

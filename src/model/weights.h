@@ -19,6 +19,27 @@
 
 namespace moraine {
 
+// Parts in groups. A role has them group by group, its tensor the first of every group, then the
+// second of every group: so llama.cpp's converter turns Qwen3.5's value heads, whose groups share a key
+// head. One part a group, or one group, is no change.
+struct PartOrder {
+  uint32_t groups = 1, group_parts = 1;
+
+  bool IsChange() const { return groups > 1 && group_parts > 1; }
+  // Where the tensor has the role's part.
+  uint32_t InTensor(uint32_t part) const {
+    return part % group_parts * groups + part / group_parts;
+  }
+};
+
+// The same of columns, or of a vector's values: those from `first` on are parts of `width`.
+struct ColumnOrder {
+  PartOrder parts = {};
+  uint32_t first = 0, width = 0;
+
+  bool IsChange() const { return parts.IsChange(); }
+};
+
 // Where a role's rows are, if its tensor is not simply that matrix. A role has parts (one, or one a
 // head), and so has the tensor, `period` rows each; part p of the role is the rows of part p of the
 // tensor from `offset` on.
@@ -28,6 +49,7 @@ struct RoleSource {
   uint32_t period = 0, offset = 0;
   // A part's columns are the tensor's rows, and its rows the columns of the tensor.
   bool transposed = false;
+  PartOrder order = {};  // part p of the role is part order.InTensor(p) of the tensor
 
   RoleSource At(uint32_t new_offset) const {
     RoleSource other = *this;
@@ -52,6 +74,8 @@ struct DenseRole {
   uint32_t part_rows = 0, padded_rows = 0;
   uint32_t period = 0, offset = 0;  // RoleSource
   bool transposed = false;
+  PartOrder order = {};
+  ColumnOrder columns = {};
   float add = 0;  // to each value of a vector
   bool log_of_negative = false;  // of a vector whose source has -exp of the values
 };
@@ -63,17 +87,19 @@ class RoleList {
 
   void set_prefix(std::string prefix) { prefix_ = std::move(prefix); }
   // shape: of the tensor; empty: [size].
-  void Vector(const char* role, uint32_t size, std::vector<uint64_t> shape = {}) {
-    Add(role, DenseRole::Kind::kVector, 1, size, {.shape = std::move(shape)});
+  void Vector(const char* role, uint32_t size, std::vector<uint64_t> shape = {},
+              const ColumnOrder& order = {}) {
+    Add(role, DenseRole::Kind::kVector, 1, size, {.shape = std::move(shape)}).columns = order;
   }
   // The weight of an RmsNorm; what the family's checkpoints leave out of it is added.
   void Norm(const char* role, uint32_t size);
   // The logarithms of decays, which some checkpoints have exponentiated and negated.
-  void DecayLog(const char* role, uint32_t size);
+  void DecayLog(const char* role, uint32_t size, const ColumnOrder& order = {});
   // Whether the checkpoint's spelling knows a tensor.
   bool HasName(const char* tensor) const { return !naming_.NameOf(prefix_ + tensor).empty(); }
-  void Matrix(const char* role, uint32_t rows, uint32_t cols) {
-    Add(role, DenseRole::Kind::kMatrix, rows, cols, {});
+  bool tiles_value_heads() const { return naming_.tiles_value_heads(); }
+  void Matrix(const char* role, uint32_t rows, uint32_t cols, const ColumnOrder& order = {}) {
+    Add(role, DenseRole::Kind::kMatrix, rows, cols, {}).columns = order;
   }
   void ExactMatrix(const char* role, uint32_t rows, uint32_t cols) {
     Add(role, DenseRole::Kind::kExactMatrix, rows, cols, {});

@@ -46,7 +46,8 @@ std::string TensorTypeName(uint32_t type) {
       "Q8_0",    "Q8_1",   "Q2_K",   "Q3_K",  "Q4_K",    "Q5_K",  "Q6_K",  "Q8_K",
       "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS",
       "I8",      "I16",    "I32",    "I64",   "F64",     "IQ1_M", "BF16",  "",
-      "",        "",       "TQ1_0",  "TQ2_0", "",        "",      "",      "MXFP4"};
+      "",        "",       "TQ1_0",  "TQ2_0", "",        "",      "",      "MXFP4",
+      "NVFP4"};
   if (type < std::size(kNames) && *kNames[type] != '\0') return kNames[type];
   return "type " + std::to_string(type);
 }

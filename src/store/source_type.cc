@@ -184,6 +184,33 @@ void DecodeIq4Xs(const std::byte* block, float* out) {
   }
 }
 
+// The digit of weight 3^-(place + 1) of a byte, which stands for the fraction byte / 256.
+int Trit(const std::byte* byte, int place) {
+  constexpr int kPowers[] = {1, 3, 9, 27, 81};
+  return (Byte(byte) * kPowers[place] & 0xFF) * 3 >> 8;
+}
+
+// 32 bytes of five digits: place p of byte i is element 32 p + i; 16 of five, likewise, for the 80
+// elements from 160 on; 4 of four for the last 16 | d. Digits are less 1.
+void DecodeTq1_0(const std::byte* block, float* out) {
+  const float d = Half(block + 52);
+  for (int i = 0; i < 256; ++i) {
+    const int digit = i < 160   ? Trit(block + i % 32, i / 32)
+                      : i < 240 ? Trit(block + 32 + (i - 160) % 16, (i - 160) / 16)
+                                : Trit(block + 48 + (i - 240) % 4, (i - 240) / 4);
+    out[i] = static_cast<float>(digit - 1) * d;
+  }
+}
+
+// 64 B of 2-bit codes as Q2_K, less 1 | d.
+void DecodeTq2_0(const std::byte* block, float* out) {
+  const float d = Half(block + 64);
+  for (int i = 0; i < 256; ++i) {
+    const int code = Byte(block + i / 128 * 32 + i % 32) >> (i / 32 % 4 * 2) & 3;
+    out[i] = static_cast<float>(code - 1) * d;
+  }
+}
+
 template <auto kDecode, uint32_t kElements, uint32_t kBytes>
 void DecodeAll(const std::byte* blocks, uint64_t count, float* out) {
   for (uint64_t i = 0; i < count; ++i, blocks += kBytes, out += kElements) kDecode(blocks, out);
@@ -220,6 +247,8 @@ constexpr SourceTypeInfo kTypes[] = {
     Ggml<DecodeIq4Nl, 32, 18>(SourceType::kIq4Nl, "IQ4_NL", 20),
     Ggml<DecodeIq4Xs, 256, 136>(SourceType::kIq4Xs, "IQ4_XS", 23),
     Ggml<DecodeMxfp4, 32, 17>(SourceType::kMxfp4, "MXFP4", 39),
+    Ggml<DecodeTq1_0, 256, 54>(SourceType::kTq1_0, "TQ1_0", 34),
+    Ggml<DecodeTq2_0, 256, 66>(SourceType::kTq2_0, "TQ2_0", 35),
     Ggml<DecodeInt4, 32, 18>(SourceType::kInt4, "INT4", -1),
     {SourceType::kInt4Unordered, "INT4 (columns reordered)", {1, 1}, -1, nullptr, true, nullptr},
     Ggml<DecodeE4M3, 1, 1>(SourceType::kFp8, "FP8", -1),

@@ -13,6 +13,9 @@
 //   INT4 (32 in 18 B)   as Q4_0, d is bf16 (compressed-tensors: store/packed_weight.h)
 //   Q2_K .. Q6_K, IQ4_XS (256 elements): sub-blocks with integer scales behind one d; see the
 //                       decoders
+//   TQ1_0, TQ2_0 (256 elements): -d, 0 or d, five in a byte or four; see the decoders
+// Not read, because their codes are indices into tables that ggml's author searched for and no rule
+// gives: IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S.
 //   FP8 (1 B)           F8_E4M3 whose scales lie in another tensor (store/packed_weight.h)
 //   INT4 unordered      GPTQ's where neighbouring columns have different scales (likewise): only as
 //                       floats
@@ -30,12 +33,13 @@ namespace moraine {
 enum class SourceType : uint8_t {
   kF32, kF16, kBf16,
   kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K, kIq4Nl, kIq4Xs, kMxfp4,
+  kTq1_0, kTq2_0,
   kInt4, kInt4Unordered, kFp8,
   kF8E4M3, kF8E5M2, kF8E8M0,
   // Parts of packed weights, never weights themselves: they have no decoder.
   kI64, kI32, kU8,
 };
-inline constexpr int kSourceTypeCount = 25;
+inline constexpr int kSourceTypeCount = 27;
 
 // Elements of a row that are stored together, and the bytes they take.
 struct SourceBlock {

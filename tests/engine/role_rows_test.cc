@@ -54,7 +54,7 @@ void ExpectRows(const DenseRole& role, const std::vector<uint64_t>& shape, Value
       std::vector<float> rows(size_t{count} * role.cols, -1.0f);
       ASSERT_TRUE(ReadRoleRows(checkpoint, checkpoint.tensors()[0], role, first, count, rows).ok());
       std::vector<float> blocks(rows.size(), -1.0f);
-      if (HasBlocksInOrder(role)) {
+      if (HasBlocksInOrder(role, 1)) {
         ASSERT_TRUE(ReadRoleBlocks(checkpoint, checkpoint.tensors()[0], role, first, count,
                                    std::as_writable_bytes(std::span(blocks)))
                         .ok());
@@ -115,6 +115,32 @@ TEST(RoleRows, ATransposedStack) {
   ExpectRows(role, {21, 4}, [](uint32_t r, uint32_t c) {
     return r % 16 < 4 ? (r / 16 * 7 + c) * 4 + r % 16 + 1 : 0;
   });
+}
+
+// Of 2 groups of 3 parts of 2 rows: the tensor has 0 3 1 4 2 5 where the role has 0 1 2 3 4 5, after
+// one row of something else.
+TEST(RoleRows, PartsInAnotherOrder) {
+  DenseRole role = Role(12, 4, {13, 4});
+  role.part_rows = role.padded_rows = role.period = 2;
+  role.offset = 1;
+  role.order = {.groups = 2, .group_parts = 3};
+  constexpr uint32_t kPlaces[] = {0, 2, 4, 1, 3, 5};
+  ExpectRows(role, {13, 4}, [&](uint32_t r, uint32_t c) {
+    return (1 + kPlaces[r / 2] * 2 + r % 2) * 4 + c + 1;
+  });
+}
+
+// The same of columns, of which the first is none of them.
+TEST(RoleRows, ColumnsInAnotherOrder) {
+  DenseRole role = Role(5, 13, {5, 13});
+  role.columns = {.parts = {.groups = 2, .group_parts = 3}, .first = 1, .width = 2};
+  constexpr uint32_t kPlaces[] = {0, 2, 4, 1, 3, 5};
+  ExpectRows(role, {5, 13}, [&](uint32_t r, uint32_t c) {
+    const uint32_t place = c == 0 ? 0 : 1 + kPlaces[(c - 1) / 2] * 2 + (c - 1) % 2;
+    return r * 13 + place + 1;
+  });
+  EXPECT_FALSE(IsWholeTensor(role));
+  EXPECT_FALSE(HasBlocksInOrder(role, 32));
 }
 
 }  // namespace

@@ -163,6 +163,26 @@ TEST(GgufConfig, OtherArchitectures) {
           {"linear_num_key_heads", 16}, {"linear_num_value_heads", 32},
           {"linear_key_head_dim", 128}, {"linear_value_head_dim", 128},
           {"linear_conv_kernel_dim", 4}, {"shared_expert_intermediate_size", 512}});
+  // Of a published Qwen3.5-35B-A3B file; the layer that predicts further tokens is none of the model's.
+  json gated = {{"block_count", 41}, {"nextn_predict_layers", 1}, {"rope.dimension_count", 32},
+                {"rope.dimension_sections", {11, 11, 10, 0}}, {"ssm.conv_kernel", 4},
+                {"ssm.state_size", 128}, {"ssm.group_count", 16}, {"ssm.time_step_rank", 32},
+                {"ssm.inner_size", 4096}, {"full_attention_interval", 4},
+                {"expert_shared_feed_forward_length", 512}};
+  expect("qwen35moe", gated, {"output.weight"},
+         {{"model_type", "qwen3_5_moe_text"}, {"num_hidden_layers", 40},
+          {"full_attention_interval", 4}, {"partial_rotary_factor", 0.25},
+          {"linear_num_key_heads", 16}, {"linear_num_value_heads", 32},
+          {"linear_value_head_dim", 128}, {"num_experts", 128}, {"moe_intermediate_size", 768},
+          {"shared_expert_intermediate_size", 512}});
+  gated["block_count"] = 4;
+  gated["attention.recurrent_layers"] = {true, false, 1, 0};
+  expect("qwen35moe", gated, {"output.weight"},
+         {{"num_hidden_layers", 3},
+          {"layer_types", {"linear_attention", "full_attention", "linear_attention"}}});
+  gated["attention.recurrent_layers"] = {true, false};
+  EXPECT_THAT(Convert(MetadataOf("qwen35moe", gated), {}).status().message(),
+              HasSubstr("'qwen35moe.attention.recurrent_layers' is an array of 2, expected a list of"));
   // Before the split of keys and values, without a rank of the queries.
   expect("deepseek2",
          {{"attention.kv_lora_rank", 512}, {"attention.key_length", 192},

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -185,6 +186,43 @@ TEST(SourceType, SuperBlocksByHand) {
   }
 }
 
+// Ternary digits as the format's author wrote them down: a byte is the smallest that has the digits, as a
+// fraction in base 3 rounded up.
+uint8_t PackTrits(const std::vector<int>& digits) {
+  int value = 0;
+  for (int i = 0; i < 5; ++i) {
+    value = 3 * value + (i < static_cast<int>(digits.size()) ? digits[static_cast<size_t>(i)] : 0);
+  }
+  return static_cast<uint8_t>((value * 256 + 242) / 243);
+}
+
+TEST(SourceType, TernaryByHand) {
+  // Element i is i % 3 in one round, (i / 7) % 3 in the next: all digits at all places.
+  for (const int divisor : {1, 7}) {
+    const auto digit = [&](int i) { return i / divisor % 3; };
+    Bytes block;
+    for (const auto& [first, bytes, digits] :
+         {std::array{0, 32, 5}, std::array{160, 16, 5}, std::array{240, 4, 4}}) {
+      for (int b = 0; b < bytes; ++b) {
+        std::vector<int> of_byte;
+        for (int p = 0; p < digits; ++p) of_byte.push_back(digit(first + p * bytes + b));
+        block.push_back(PackTrits(of_byte));
+      }
+    }
+    const std::vector<float> one = Decode(SourceType::kTq1_0, block + Little16(kMinusTwo));
+    Bytes pairs(64);
+    for (int i = 0; i < 256; ++i) {
+      pairs[static_cast<size_t>(i / 128 * 32 + i % 32)] |=
+          static_cast<uint8_t>(digit(i) << (i / 32 % 4 * 2));
+    }
+    const std::vector<float> two = Decode(SourceType::kTq2_0, pairs + Little16(kOneHalf));
+    for (int i = 0; i < 256; ++i) {
+      EXPECT_EQ(one[static_cast<size_t>(i)], -2.0f * static_cast<float>(digit(i) - 1)) << i;
+      EXPECT_EQ(two[static_cast<size_t>(i)], 0.5f * static_cast<float>(digit(i) - 1)) << i;
+    }
+  }
+}
+
 // A block as a string of bits, so that nothing here is shared with the decoders' bytes and shifts.
 class Bits {
  public:
@@ -269,6 +307,20 @@ Terms SlowValue(SourceType type, const Bits& b, int i) {
       const int scale = b.At(4 + run / 2, run % 2 * 4, 4) + 16 * b.At(2, 2 * run, 2) - 32;
       return {b.Half(0) * scale * SlowCodebook(b.At(8 + run * 16 + in_half, nibble_bit, 4))};
     }
+    case SourceType::kTq1_0: {
+      // Digit after digit: three times the fraction, of which the whole part is the digit. What a byte
+      // has beyond 8 bits is dropped at each place.
+      const int byte = i < 160 ? i % 32 : i < 240 ? 32 + i % 16 : 48 + i % 4;
+      const int place = i < 160 ? i / 32 : i < 240 ? (i - 160) / 16 : (i - 240) / 4;
+      int fraction = b.At(byte, 0, 8), digit = 0;
+      for (int p = 0; p <= place; ++p) {
+        digit = fraction * 3 / 256;
+        fraction = fraction * 3 % 256;
+      }
+      return {(digit - 1) * b.Half(52)};
+    }
+    case SourceType::kTq2_0:
+      return {(b.At(i / 128 * 32 + i % 32, run % 4 * 2, 2) - 1) * b.Half(64)};
     default: ADD_FAILURE() << "no slow decoder for " << SourceTypeName(type); return {0};
   }
 }
@@ -278,6 +330,8 @@ std::vector<int> HalvesOf(SourceType type) {
   switch (type) {
     case SourceType::kQ2_K: return {80, 82};
     case SourceType::kQ3_K: return {108};
+    case SourceType::kTq1_0: return {52};
+    case SourceType::kTq2_0: return {64};
     case SourceType::kQ6_K: return {208};
     case SourceType::kMxfp4: return {};
     case SourceType::kQ4_1:
@@ -320,7 +374,7 @@ TEST(SourceType, RandomBlocksBesideASlowDecoder) {
       }
     }
   }
-  EXPECT_EQ(types, 13);
+  EXPECT_EQ(types, 15);
 }
 
 TEST(SourceType, NumbersAndNamesLeadToTheirTypes) {

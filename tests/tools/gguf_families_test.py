@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import random
 import struct
 import tempfile
 import unittest
@@ -33,6 +34,8 @@ NAMES = {
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     "linear_attn.in_proj_ba": "ssm_ba", "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_a": "ssm_alpha", "linear_attn.in_proj_b": "ssm_beta",
     "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out"}
 WHOLE_NAMES = {"self_attn.sinks": "attn_sinks.weight",
                "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
@@ -60,6 +63,13 @@ KEYS = {
                   "ssm.state_size": "linear_key_head_dim",
                   "ssm.group_count": "linear_num_key_heads",
                   "ssm.time_step_rank": "linear_num_value_heads"},
+    "qwen35moe": {"expert_count": "num_experts",
+                  "expert_feed_forward_length": "moe_intermediate_size",
+                  "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+                  "ssm.conv_kernel": "linear_conv_kernel_dim",
+                  "ssm.state_size": "linear_key_head_dim",
+                  "ssm.group_count": "linear_num_key_heads",
+                  "ssm.time_step_rank": "linear_num_value_heads"},
     "minimax-m2": {"expert_count": "num_local_experts",
                    "feed_forward_length": "intermediate_size",
                    "expert_feed_forward_length": "intermediate_size"},
@@ -74,6 +84,9 @@ KEYS = {
                   "rope.dimension_count": "qk_rope_head_dim"}}
 
 
+GATED_DELTA = ("qwen3next", "qwen35moe")
+
+
 class Fixture:
     def __init__(self, name):
         self.directory = os.path.join(FIXTURES, name)
@@ -84,6 +97,41 @@ class Fixture:
             key: (entry["shape"], data[8 + length + entry["data_offsets"][0]:
                                        8 + length + entry["data_offsets"][1]])
             for key, entry in json.loads(data[8:8 + length]).items() if key != "__metadata__"}
+
+
+def with_value_heads(fixture, count, seed):
+    """The same model but for Gated DeltaNet layers of `count` value heads, with random weights."""
+    rng, config = random.Random(seed), fixture.config
+    before, dim = config["linear_num_value_heads"], config["linear_value_head_dim"]
+    config["linear_num_value_heads"] = count
+    for name, (shape, data) in fixture.tensors.items():
+        axes = [i for i, n in enumerate(shape) if n in (before, before * dim)]
+        if ".linear_attn." not in name or name.endswith(".norm.weight"):
+            continue
+        shape = list(shape)
+        if name.endswith(("in_proj_qkv.weight", "conv1d.weight")):
+            shape[0] += (count - before) * dim
+        else:
+            axis = axes[-1] if name.endswith("out_proj.weight") else axes[0]
+            shape[axis] = shape[axis] // before * count
+        values = [rng.gauss(0, 0.1) for _ in range(math.prod(shape))]
+        # bf16: the upper half of a float.
+        fixture.tensors[name] = (shape, b"".join(struct.pack("<f", x)[2:] for x in values))
+    return fixture
+
+
+def write_safetensors(fixture, directory):
+    os.makedirs(directory)
+    header, offset = {}, 0
+    for name, (shape, data) in fixture.tensors.items():
+        header[name] = {"dtype": "BF16", "shape": shape,
+                        "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    text = json.dumps(header).encode()
+    pathlib.Path(directory, "model.safetensors").write_bytes(
+        struct.pack("<Q", len(text)) + text +
+        b"".join(data for _, data in fixture.tensors.values()))
+    pathlib.Path(directory, "config.json").write_text(json.dumps(fixture.config))
 
 
 def kind_of(value):
@@ -116,12 +164,15 @@ def metadata_of(config, architecture):
     if architecture == "minimax-m2":
         # The fixture rotates whole heads (docs/families.md).
         values.update({"expert_gating_func": 2, "rope.dimension_count": head_dim})
-    if architecture == "qwen3next":
+    if architecture in GATED_DELTA:
         factor = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 0.25))
         values.update({"rope.dimension_count": int(head_dim * factor), "ssm.inner_size":
                        config["linear_num_value_heads"] * config["linear_value_head_dim"]})
         full = [i for i, kind in enumerate(config["layer_types"]) if kind == "full_attention"]
         values["full_attention_interval"] = full[0] + 1
+        if architecture == "qwen35moe":
+            # A layer that predicts further tokens is counted with the others.
+            values.update({"block_count": values["block_count"] + 1, "nextn_predict_layers": 1})
     if architecture == "deepseek2":
         rank, rope_dim = config["kv_lora_rank"], config["qk_rope_head_dim"]
         values.update({
@@ -216,19 +267,50 @@ def split_qkvz(config, data):
             "attn_gate": ([len(z), hidden], b"".join(z))}
 
 
+def tiled(config, data, first, width):
+    """Items of `width` bytes, one a value head, from byte `first` on: those of a key head together ->
+    the first of each key head, then the second of each."""
+    keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    items = [data[first + i * width:first + (i + 1) * width] for i in range(values)]
+    assert len(data) == first + values * width
+    order = [k * (values // keys) + j for j in range(values // keys) for k in range(keys)]
+    return data[:first] + b"".join(items[i] for i in order)
+
+
+def tiled_tensor(config, rest, shape, data):
+    """A tensor of Qwen3.5's Gated DeltaNet, value heads in the order of llama.cpp."""
+    hidden, dim = 2 * config["hidden_size"], config["linear_value_head_dim"]
+    keys = 2 * config["linear_num_key_heads"] * config["linear_key_head_dim"]
+    name = rest.removeprefix("linear_attn.")
+    if name == "in_proj_qkv.weight":
+        return tiled(config, data, keys * hidden, dim * hidden)
+    if name == "in_proj_z.weight":
+        return tiled(config, data, 0, dim * hidden)
+    if name in ("in_proj_a.weight", "in_proj_b.weight"):
+        return tiled(config, data, 0, hidden)
+    if name in ("A_log", "dt_bias"):
+        return tiled(config, data, 0, 2)
+    if name == "conv1d.weight":
+        taps = 2 * config["linear_conv_kernel_dim"]
+        return tiled(config, data, keys * taps, dim * taps)
+    if name == "out_proj.weight":
+        return b"".join(tiled(config, row, 0, 2 * dim) for row in rows_of(data, shape[0]))
+    return data
+
+
 def mapped(data, function):
     return struct.pack(f"<{len(data) // 2}f", *map(function, floats_of_bf16(data)))
 
 
-def gguf_of(fixture, architecture, splits_kv_b=True):
+def gguf_of(fixture, architecture, splits_kv_b=True, splits_qkvz=True, joins_gate_up=False):
     config, tensors = fixture.config, []
 
     def add(name, shape, data, matrix):
         # The converter keeps vectors and routers in float32; it leaves dimensions of 1 out.
         if not matrix:
             data = floats_of_bf16(data).tobytes()
-            # Norms of Qwen3-Next are what is added to 1.
-            if architecture == "qwen3next" and "norm" in name and "ssm" not in name:
+            # Norms of Qwen3-Next and 3.5 are what is added to 1.
+            if architecture in GATED_DELTA and "norm" in name and "ssm" not in name:
                 data = struct.pack(f"<{len(data) // 4}f",
                                    *(x + 1 for x in struct.unpack(f"<{len(data) // 4}f", data)))
         tensors.append((name, [n for n in shape if n != 1], BF16 if matrix else F32, data))
@@ -238,7 +320,8 @@ def gguf_of(fixture, architecture, splits_kv_b=True):
             for part, (part_shape, part_data) in split_kv_b(config, data).items():
                 add(f"{blk}{part}.weight", part_shape, part_data, True)
             return
-        is_vector = len(shape) == 1 or "ffn_gate_inp" in name or name in ("ssm_ba", "ssm_conv1d")
+        is_vector = len(shape) == 1 or "ffn_gate_inp" in name or name in (
+            "ssm_ba", "ssm_alpha", "ssm_beta", "ssm_conv1d")
         add(f"{blk}{name}.weight", shape, data, not is_vector)
 
     for name, (shape, data) in fixture.tensors.items():
@@ -247,6 +330,11 @@ def gguf_of(fixture, architecture, splits_kv_b=True):
     for layer in range(config["num_hidden_layers"]):
         prefix, blk = f"model.layers.{layer}.", f"blk.{layer}."
         experts = expert_tensors(fixture, prefix, expert_count_of(config))
+        if joins_gate_up:
+            (count, rows, cols), gate = experts.pop("gate")
+            _, up = experts.pop("up")
+            experts["gate_up"] = ([count, 2 * rows, cols], b"".join(
+                a + b for a, b in zip(rows_of(gate, count), rows_of(up, count))))
         for name, (shape, data) in experts.items():
             matrix, *bias = name.split()
             add(f"{blk}ffn_{matrix}_exps.{'bias' if bias else 'weight'}", shape, data, not bias)
@@ -254,11 +342,16 @@ def gguf_of(fixture, architecture, splits_kv_b=True):
             if not name.startswith(prefix) or ".experts." in name:
                 continue
             rest = name[len(prefix):]
+            if architecture == "qwen35moe" and rest.startswith("linear_attn."):
+                data = tiled_tensor(config, rest, shape, data)
             if rest in WHOLE_NAMES:
                 add(blk + WHOLE_NAMES[rest], shape, data, False)
                 continue
             if rest == "linear_attn.A_log":
                 tensors.append((blk + "ssm_a", shape, F32, mapped(data, lambda x: -math.exp(x))))
+                continue
+            if rest == "linear_attn.in_proj_qkvz.weight" and not splits_qkvz:
+                add(blk + "ssm_in.weight", shape, data, True)
                 continue
             if rest == "linear_attn.in_proj_qkvz.weight":
                 for part, (part_shape, part_data) in split_qkvz(config, data).items():
@@ -267,12 +360,15 @@ def gguf_of(fixture, architecture, splits_kv_b=True):
             stem, suffix = rest.rsplit(".", 1)
             ours = NAMES[stem]
             if stem == "post_attention_layernorm" and architecture in (
-                    "glm4moe", "gpt-oss", "qwen3next"):
+                    "glm4moe", "gpt-oss", *GATED_DELTA):
                 ours = "post_attention_norm"
             if suffix == "bias":
                 add(f"{blk}{ours}.bias", shape, data, False)
             else:
                 add_dense(ours, shape, data)
+    if architecture == "qwen35moe":
+        blk = f"blk.{config['num_hidden_layers']}.nextn."
+        add(blk + "eh_proj.weight", [1, 32], bytes(64), True)
     return Gguf(metadata_of(config, architecture), tensors)
 
 
@@ -321,6 +417,33 @@ class GgufFamiliesTest(unittest.TestCase):
 
     def test_qwen3_next(self):
         self.check("qwen3_next", "qwen3next")
+
+    def test_qwen3_next_of_an_older_converter(self):
+        """q, k, v and z in one matrix, by key head."""
+        self.check("qwen3_next", "qwen3next", splits_qkvz=False)
+
+    def test_qwen3_5_moe(self):
+        self.check("qwen3_5_moe", "qwen35moe")
+
+    def test_qwen3_5_moe_with_gate_and_up_in_one_tensor(self):
+        self.check("qwen3_5_moe", "qwen35moe", joins_gate_up=True)
+
+    def test_qwen3_5_moe_of_three_value_heads_a_key_head(self):
+        """Another order than its own inverse: the GGUF computes what the safetensors do."""
+        fixture = with_value_heads(Fixture("qwen3_5_moe"), 6, seed=35)
+        digests = []
+        with tempfile.TemporaryDirectory() as scratch:
+            source, path = os.path.join(scratch, "safetensors"), os.path.join(scratch, "a.gguf")
+            write_safetensors(fixture, source)
+            gguf_of(fixture, "qwen35moe").write(path)
+            for model in (source, path):
+                store = model + ".store"
+                result = moraine("import", model, store, "--quiet")
+                self.assertEqual(result.returncode, OK, result.stderr)
+                result = moraine("eval", store, "--json", "--fixture", fixture.directory)
+                self.assertEqual(result.returncode, OK, result.stderr)
+                digests.append(json.loads(result.stdout)["digest"])
+        self.assertEqual(*digests)
 
     def test_kimi_k2(self):
         self.check("kimi_k2", "deepseek2")

@@ -209,7 +209,8 @@ class GgufTest(unittest.TestCase):
     def test_other_types_are_the_floats_that_they_stand_for(self):
         """As q8 a file of any type gives the packs of a float32 file of its decoded values."""
         down = gguf_types.quantise(Q5_0, self.floats("down"))
-        for name in ("Q4_1", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"):
+        for name in ("Q4_1", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS",
+                     "TQ1_0", "TQ2_0"):
             kind = getattr(gguf_types, name)
             small = gguf_writer.gguf_of(self.checkpoint, lambda _: BF16, layers=1)
             plain = gguf_writer.gguf_of(self.checkpoint, lambda _: BF16, layers=1)

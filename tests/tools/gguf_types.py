@@ -7,11 +7,13 @@ import math
 import struct
 
 (F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16,
- MXFP4) = 0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 23, 30, 39
+ TQ1_0, TQ2_0, MXFP4) = 0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 23, 30, 34, 35, 39
 BLOCK = {F32: (1, 4), F16: (1, 2), BF16: (1, 2), Q4_0: (32, 18), Q4_1: (32, 20), Q5_0: (32, 22),
          Q5_1: (32, 24), Q8_0: (32, 34), Q2_K: (256, 84), Q3_K: (256, 110), Q4_K: (256, 144),
          Q5_K: (256, 176), Q6_K: (256, 210), IQ4_NL: (32, 18), IQ4_XS: (256, 136),
-         MXFP4: (32, 17)}
+         TQ1_0: (256, 54), TQ2_0: (256, 66), MXFP4: (32, 17)}
+# Bytes of digits in a block of TQ1_0: first byte, how many, digits in each, first element.
+TRITS = ((0, 32, 5, 0), (32, 16, 5, 160), (48, 4, 4, 240))
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1 += tuple(-x for x in E2M1)
@@ -106,6 +108,15 @@ def two_bits(codes):
 
 
 def quantise_256(kind, block):
+    if kind in (TQ1_0, TQ2_0):
+        d = half(max(map(abs, block)))
+        digits = [nearest(ratio(x, d), -1, 1) + 1 for x in block]
+        if kind == TQ2_0:
+            return two_bits(digits) + struct.pack("<e", d)
+        # A number of five digits as a fraction of 256, rounded up.
+        values = [sum(digits[first + p * count + i] * 3 ** (4 - p) for p in range(places))
+                  for _, count, places, first in TRITS for i in range(count)]
+        return bytes(-(-v * 256 // 243) for v in values) + struct.pack("<e", d)
     if kind in (Q4_K, Q5_K):
         steps = 15 if kind == Q4_K else 31
         subs = [block[j * 32:j * 32 + 32] for j in range(8)]
@@ -205,6 +216,18 @@ def decode_256(kind, b):
         scales = [(b[4 + j // 2] >> j % 2 * 4 & 15 | (high >> 2 * j & 3) << 4) - 32
                   for j in range(8)]
         return [d * scales[j] * IQ4[n] for j in range(8) for n in codes_of(b, 8 + 16 * j)]
+    if kind == TQ1_0:
+        d, values = struct.unpack_from("<e", b, 52)[0], [0.0] * 256
+        for at, count, places, first in TRITS:
+            for i in range(count):
+                # The number that was rounded up, then its digits.
+                number = b[at + i] * 243 // 256
+                for p in range(places):
+                    values[first + p * count + i] = d * (number // 3 ** (4 - p) % 3 - 1)
+        return values
+    if kind == TQ2_0:
+        d = struct.unpack_from("<e", b, 64)[0]
+        return [d * ((b[i // 128 * 32 + i % 32] >> i // 32 % 4 * 2 & 3) - 1) for i in range(256)]
     two = 16 if kind == Q2_K else 32 if kind == Q3_K else 128
     pair = [b[two + i // 128 * 32 + i % 32] >> i // 32 % 4 * 2 & 3 for i in range(256)]
     if kind == Q2_K:

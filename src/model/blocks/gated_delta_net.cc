@@ -32,6 +32,9 @@ void GatedDeltaNet::AppendRoles(const GatedDeltaConfig& c, uint32_t hidden, Role
   const uint32_t keys = KeyRows(c), values = ValueRows(c), heads = c.value_heads;
   const uint32_t group = heads / c.key_heads, key_dim = c.key_dim;
   const uint32_t group_values = group * c.value_dim;
+  const PartOrder order = roles->tiles_value_heads() && !c.by_key_head
+                              ? PartOrder{c.key_heads, group}
+                              : PartOrder{};
   // For each key head: its q, k, and the v and z of its value heads; the same with b and a. GGUF files
   // of such models have only b and a that way.
   if (c.by_key_head && roles->HasName("delta_qkvz")) {
@@ -44,11 +47,14 @@ void GatedDeltaNet::AppendRoles(const GatedDeltaConfig& c, uint32_t hidden, Role
     roles->Rows("delta_v", values, hidden, group_values, all.At(2 * key_dim));
     roles->Rows("delta_z", values, hidden, group_values, all.At(2 * key_dim + group_values));
   } else {
-    const RoleSource all = {.tensor = "delta_qkv", .shape = {Channels(c), hidden}};
+    RoleSource all = {.tensor = "delta_qkv", .shape = {Channels(c), hidden}};
     roles->Rows("delta_q", keys, hidden, keys, all.At(0));
     roles->Rows("delta_k", keys, hidden, keys, all.At(keys));
-    roles->Rows("delta_v", values, hidden, values, all.At(2 * keys));
-    roles->Matrix("delta_z", values, hidden);
+    all.period = c.value_dim;
+    all.order = order;
+    roles->Rows("delta_v", values, hidden, c.value_dim, all.At(2 * keys));
+    roles->Rows("delta_z", values, hidden, c.value_dim,
+                {.shape = {values, hidden}, .period = c.value_dim, .order = order});
   }
   if (c.by_key_head) {
     const RoleSource gates = {
@@ -56,14 +62,16 @@ void GatedDeltaNet::AppendRoles(const GatedDeltaConfig& c, uint32_t hidden, Role
     roles->ExactRows("delta_b", heads, hidden, group, gates.At(0));
     roles->ExactRows("delta_a", heads, hidden, group, gates.At(group));
   } else {
-    roles->ExactMatrix("delta_b", heads, hidden);
-    roles->ExactMatrix("delta_a", heads, hidden);
+    const RoleSource gates = {.shape = {heads, hidden}, .period = 1, .order = order};
+    roles->ExactRows("delta_b", heads, hidden, 1, gates);
+    roles->ExactRows("delta_a", heads, hidden, 1, gates);
   }
-  roles->Vector("delta_conv", Channels(c) * c.taps, {Channels(c), 1, c.taps});
-  roles->DecayLog("delta_decay_log", heads);
-  roles->Vector("delta_decay_bias", heads);
+  roles->Vector("delta_conv", Channels(c) * c.taps, {Channels(c), 1, c.taps},
+                {order, 2 * keys * c.taps, c.value_dim * c.taps});
+  roles->DecayLog("delta_decay_log", heads, {order, 0, 1});
+  roles->Vector("delta_decay_bias", heads, {}, {order, 0, 1});
   roles->Vector("delta_norm", c.value_dim);
-  roles->Matrix("delta_o", hidden, values);
+  roles->Matrix("delta_o", hidden, values, {order, 0, c.value_dim});
 }
 
 LayerStateShape GatedDeltaNet::StateShape(const GatedDeltaConfig& c, KvFormat) {
