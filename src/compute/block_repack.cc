@@ -1,9 +1,12 @@
 #include "compute/block_repack.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 
 #include "base/check.h"
+#include "compute/encode.h"
 
 namespace moraine {
 namespace {
@@ -24,12 +27,31 @@ void StoreCodes(const std::byte* codes, uint32_t r, uint32_t half, std::byte* ti
   for (uint32_t j = 0; j < 8; ++j) std::memcpy(words + j * kTileRows * 4, codes + j * 4, 4);
 }
 
+// A scale of kInt8 as the nearest f16 that is not smaller: it is the same if f16 has it.
+uint16_t NextHalf(float scale) {
+  const uint16_t bits = FloatToF16(scale);
+  return std::fabs(F16ToFloat(bits)) < std::fabs(scale) ? static_cast<uint16_t>(bits + 1) : bits;
+}
+
+void ExpandInt8(const std::byte* block, std::byte* codes) {
+  float scale;
+  std::memcpy(&scale, block, sizeof(scale));
+  const float rounded = F16ToFloat(NextHalf(scale));
+  std::memcpy(codes, block + 4, kGroupCols);
+  if (rounded == scale) return;
+  for (uint32_t i = 0; i < kGroupCols; ++i) {
+    const float code = std::rint(static_cast<float>(static_cast<int8_t>(codes[i])) * (scale / rounded));
+    codes[i] = static_cast<std::byte>(static_cast<int>(code));
+  }
+}
+
 // The codes of a block whose scale is f16, as int8.
 void ExpandCodes(BlockFormat format, const std::byte* block, std::byte* codes) {
   if (format == BlockFormat::kQ8_0) {
     std::memcpy(codes, block + 2, kGroupCols);
     return;
   }
+  if (format == BlockFormat::kInt8) return ExpandInt8(block, codes);
   const std::byte* nibbles = block + BlockBytes(format) - 16;
   uint32_t fifths = 0;
   if (format == BlockFormat::kQ5_0) std::memcpy(&fifths, block + 2, 4);
@@ -46,6 +68,11 @@ void ExpandCodes(BlockFormat format, const std::byte* block, std::byte* codes) {
 // A block's scale as its encoding has it.
 uint16_t ScaleBits(BlockFormat format, const std::byte* block) {
   uint16_t bits;
+  if (format == BlockFormat::kInt8) {
+    float scale;
+    std::memcpy(&scale, block, sizeof(scale));
+    return NextHalf(scale);
+  }
   if (format != BlockFormat::kMxfp4) {
     std::memcpy(&bits, block, 2);
     return bits;
@@ -66,6 +93,8 @@ Status BadScale(Encoding encoding, uint16_t scale, uint32_t row, uint32_t col) {
                          ((scale & mantissa) == 0 ? "infinite" : "not a number") + " at row " +
                          std::to_string(row) + ", columns from " + std::to_string(col));
 }
+
+constexpr uint32_t kPairs = kTileCols / 2;  // words of a tile's row
 
 }  // namespace
 
@@ -105,6 +134,33 @@ Status RepackRows(const MatrixView& view, uint32_t first_row, uint32_t row_count
     }
   }
   return OkStatus();
+}
+
+void RepackBf16Rows(const MatrixView& view, uint32_t first_row, uint32_t row_count,
+                    const std::byte* rows) {
+  CHECK(view.encoding == Encoding::kBf16, "bf16 becomes bf16");
+  CHECK(first_row % kTileRows == 0, "RepackBf16Rows starts at a panel");
+  CHECK(first_row + row_count <= view.rows, "rows past the end of the matrix");
+  CHECK(row_count % kTileRows == 0 || first_row + row_count == view.rows,
+        "only the last panel may be incomplete");
+  const uint64_t row_bytes = uint64_t{view.cols} * 2;
+  for (uint32_t begin = 0; begin < row_count; begin += kTileRows) {
+    for (uint32_t t = 0; t < TileCount(view.cols); ++t) {
+      std::byte* const tile =
+          const_cast<std::byte*>(view.tile((first_row + begin) / kTileRows, t));
+      const uint64_t first = uint64_t{t} * kPairs * 4;
+      const uint64_t bytes = std::min<uint64_t>(kPairs * 4, row_bytes - first);
+      for (uint32_t r = 0; r < kTileRows; ++r) {
+        uint32_t words[kPairs] = {};
+        if (begin + r < row_count) {
+          std::memcpy(words, rows + (begin + r) * row_bytes + first, bytes);
+        }
+        for (uint32_t j = 0; j < kPairs; ++j) {
+          std::memcpy(tile + (j * kTileRows + r) * 4, &words[j], 4);
+        }
+      }
+    }
+  }
 }
 
 }  // namespace moraine

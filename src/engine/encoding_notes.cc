@@ -40,12 +40,20 @@ Status EncodingNotes::AppendTo(const Checkpoint& checkpoint,
       continue;
     }
     std::string losses;
+    double largest = 0;
     for (const auto& [role, samples] : choice.samples_of_role) {
       const Result<double> loss = MeasureLoss(checkpoint, samples, encoding);
       // A synthetic model has nothing that could be lost.
       if (loss.status().code() == StatusCode::kUnsupported) continue;
       RETURN_IF_ERROR(loss.status());
+      largest = std::max(largest, *loss);
       losses += fmt::format("{}{} {:.2g} %", losses.empty() ? "" : ", ", role, 100 * *loss);
+    }
+    // Blocks that are carried, of a type that the encoding does not hold whatever is in it.
+    if (!losses.empty() && largest == 0) {
+      notes->push_back(fmt::format("{} are {}, the checkpoint's {}: exactly so in a sample", what_,
+                                   name, source));
+      continue;
     }
     if (!losses.empty()) losses.insert(0, "; relative RMS error of a sample: ");
     notes->push_back(fmt::format("{} are {}, made from {}: lossy{}", what_, name, source, losses));
@@ -64,7 +72,10 @@ Result<double> EncodingNotes::MeasureLoss(const Checkpoint& checkpoint,
     const AlignedArray<std::byte> tiles(MatrixBytes(encoding, count, cols));
     const MatrixView view = MatrixView::Plain(tiles.data(), encoding, count, cols);
     // What cannot be encoded is the import's to refuse, with its place.
-    if (!EncodeRows(view, 0, count, values.data(), matrix.importance).ok()) continue;
+    const Status encoded = CarriesBlocks(matrix, encoding)
+                               ? EncodeMatrixRows(checkpoint, matrix, first, count, view, 0)
+                               : EncodeRows(view, 0, count, values.data(), matrix.importance);
+    if (!encoded.ok()) continue;
     for (uint32_t r = 0; r < count; ++r) {
       DecodeRow(view, r, decoded.data());
       for (uint32_t c = 0; c < cols; ++c) {

@@ -24,8 +24,25 @@ std::optional<BlockFormat> FormatOf(SourceType type) {
     case SourceType::kIq4Nl: return BlockFormat::kIq4Nl;
     case SourceType::kInt4: return BlockFormat::kInt4;
     case SourceType::kMxfp4: return BlockFormat::kMxfp4;
+    case SourceType::kInt8: return BlockFormat::kInt8;
     default: return std::nullopt;
   }
+}
+
+// Whether what a checkpoint has of a type is an encoding's but for its places.
+bool Carries(SourceType type, Encoding encoding) {
+  if (type == SourceType::kBf16) return encoding == Encoding::kBf16;
+  const std::optional<BlockFormat> format = FormatOf(type);
+  return format && HoldsBlocks(encoding, *format);
+}
+
+Status Repack(const MatrixView& view, uint32_t first_row, uint32_t row_count, SourceType type,
+              const std::vector<std::byte>& blocks) {
+  if (type != SourceType::kBf16) {
+    return RepackRows(view, first_row, row_count, *FormatOf(type), blocks.data());
+  }
+  RepackBf16Rows(view, first_row, row_count, blocks.data());
+  return OkStatus();
 }
 
 // Rows [first, first + count) of a matrix of `cols` columns that is not simply stored in this order.
@@ -82,9 +99,8 @@ uint32_t StripRows(uint32_t cols) {
 
 bool IsExact(SourceType type, Encoding encoding) {
   if (encoding == Encoding::kF32) return true;
-  if (encoding == Encoding::kBf16) return type == SourceType::kBf16;
-  const std::optional<BlockFormat> format = FormatOf(type);
-  return format && HoldsBlocks(encoding, *format);
+  // A scale of kInt8 may be one that no f16 has.
+  return Carries(type, encoding) && type != SourceType::kInt8;
 }
 
 Encoding NaturalEncoding(SourceType type) {
@@ -111,8 +127,7 @@ SourceMatrix MatrixOf(const SourceTensor& tensor, const ExpertSource& source, Ex
 }
 
 bool CarriesBlocks(const SourceMatrix& matrix, Encoding encoding) {
-  const std::optional<BlockFormat> format = FormatOf(matrix.tensor->type);
-  return format && !matrix.transposed && HoldsBlocks(encoding, *format);
+  return !matrix.transposed && Carries(matrix.tensor->type, encoding);
 }
 
 Status ReadRows(const Checkpoint& checkpoint, const SourceMatrix& matrix, uint32_t first,
@@ -131,7 +146,7 @@ Status EncodeMatrixRows(const Checkpoint& checkpoint, const SourceMatrix& matrix
   if (CarriesBlocks(matrix, view.encoding)) {
     std::vector<std::byte> blocks;
     RETURN_IF_ERROR(ReadBlockRows(checkpoint, matrix, first, count, view.cols, &blocks));
-    status = RepackRows(view, view_row, count, *FormatOf(tensor.type), blocks.data());
+    status = Repack(view, view_row, count, tensor.type, blocks);
   } else {
     std::vector<float> rows;
     RETURN_IF_ERROR(ReadRows(checkpoint, matrix, first, count, view.cols, &rows));
@@ -157,13 +172,12 @@ Status EncodeWhole(const Checkpoint& checkpoint, const SourceMatrix& matrix,
 
 Status EncodeRoleRows(const Checkpoint& checkpoint, const SourceTensor& tensor,
                       const DenseRole& role, uint32_t first, const MatrixView& view) {
-  const std::optional<BlockFormat> format = FormatOf(tensor.type);
   Status status;
-  if (format && HasBlocksInOrder(role, BlockOf(tensor.type).elements) &&
-      HoldsBlocks(view.encoding, *format)) {
+  if (HasBlocksInOrder(role, BlockOf(tensor.type).elements) &&
+      Carries(tensor.type, view.encoding)) {
     std::vector<std::byte> blocks(SourceBytes(tensor.type, uint64_t{view.rows} * view.cols));
     RETURN_IF_ERROR(ReadRoleBlocks(checkpoint, tensor, role, first, view.rows, blocks));
-    status = RepackRows(view, 0, view.rows, *format, blocks.data());
+    status = Repack(view, 0, view.rows, tensor.type, blocks);
   } else {
     std::vector<float> rows(uint64_t{view.rows} * view.cols);
     RETURN_IF_ERROR(ReadRoleRows(checkpoint, tensor, role, first, view.rows, rows));

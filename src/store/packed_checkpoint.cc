@@ -21,9 +21,10 @@ namespace {
 struct PackingConfig {
   std::string method;                              // quant_method: "fp8", "gptq", "awq", ...
   uint32_t block_rows = 128, block_cols = 128;     // FP8
-  int64_t bits = 4, group_size = 128;              // GPTQ and AWQ; -1: a group is all columns
+  int64_t bits = 4, group_size = 128;              // of integers; group_size only of GPTQ and AWQ,
+                                                   // -1: a group is all columns
   bool symmetric = false, act_order = false;
-  std::string format;  // checkpoint_format of GPTQ, version of AWQ
+  std::string format;  // checkpoint_format of GPTQ, version of AWQ, format of compressed-tensors
 };
 
 namespace dom = simdjson::dom;
@@ -66,7 +67,11 @@ PackingConfig ReadConfig(const Checkpoint& raw) {
   }
   int64_t number = 0;
   bool flag = false;
-  if (quantisation["bits"].get(number) == simdjson::SUCCESS) config.bits = number;
+  if (quantisation["bits"].get(number) == simdjson::SUCCESS ||
+      quantisation["config_groups"]["group_0"]["weights"]["num_bits"].get(number) ==
+          simdjson::SUCCESS) {
+    config.bits = number;
+  }
   if (quantisation["group_size"].get(number) == simdjson::SUCCESS) config.group_size = number;
   if (quantisation["sym"].get(flag) == simdjson::SUCCESS) config.symmetric = flag;
   if (quantisation["desc_act"].get(flag) == simdjson::SUCCESS) config.act_order = flag;
@@ -113,12 +118,15 @@ class Recogniser {
   }
   // Scales of activations and of keys and values, for kernels that quantise those.
   static bool IsCalibration(const std::string& name) {
-    return name.ends_with(".input_scale") || name.ends_with(".k_scale") ||
-           name.ends_with(".v_scale");
+    static constexpr std::string_view kNames[] = {
+        ".input_scale",  ".input_zero_point", ".input_global_scale", ".output_scale",
+        ".k_scale",      ".v_scale",          ".q_scale"};
+    return std::ranges::any_of(kNames, [&](std::string_view end) { return name.ends_with(end); });
   }
   static bool IsScaleName(const std::string& name) {
-    return name.ends_with("_scale_inv") || name.ends_with(".weight_scale") ||
-           name.ends_with(".qzeros");
+    static constexpr std::string_view kNames[] = {"_scale_inv", ".weight_scale", ".weight_scale_2",
+                                                  ".weight_global_scale", ".qzeros"};
+    return std::ranges::any_of(kNames, [&](std::string_view end) { return name.ends_with(end); });
   }
 
   std::string Message() const {
@@ -164,11 +172,19 @@ class Recogniser {
       weight.tensor.name = tensor.name.substr(0, tensor.name.size() - suffix.size());
       return true;
     };
-    if (tensor.type == SourceType::kF8E4M3) {
+    // The scales of NVFP4 are FP8 numbers, too.
+    const bool is_scale = tensor.name.ends_with(".weight_scale");
+    if (tensor.type == SourceType::kF8E4M3 && !is_scale) {
       weight.tensor.name = tensor.name;
       whole = RecogniseFp8(&weight);
     } else if (ends("_packed")) {
-      whole = RecogniseInt4(&weight);
+      whole = tensor.type == SourceType::kU8 ? RecogniseFp4(&weight) : RecognisePacked(&weight);
+    } else if (tensor.type == SourceType::kI8 && tensor.name.ends_with(".weight")) {
+      weight.tensor.name = tensor.name;
+      whole = RecogniseInt8(&weight);
+    } else if (tensor.type == SourceType::kU8 && tensor.name.ends_with(".weight")) {
+      weight.tensor.name = tensor.name;
+      whole = RecogniseFp4(&weight);
     } else if (tensor.type == SourceType::kU8 && ends("_blocks")) {
       whole = RecogniseMxfp4(&weight);
     } else if (ends(".qweight")) {
@@ -182,7 +198,7 @@ class Recogniser {
     if (!whole) return;
     weight.tensor.file_index = tensor.file_index;
     weight.tensor.offset = tensor.offset;
-    weight.tensor.packing = NameOf(weight.kind);
+    if (weight.tensor.packing.empty()) weight.tensor.packing = NameOf(weight.kind);
     weight.tensor.bytes = SourceBytes(weight.tensor.type, weight.tensor.element_count());
     packed_.push_back(std::move(weight));
   }
@@ -204,7 +220,8 @@ class Recogniser {
     const uint64_t rows = codes.shape[last - 1], cols = codes.shape[last];
     std::vector<uint64_t> by_row = codes.shape, by_block = codes.shape;
     by_row[last] = 1;
-    if (number && scales.shape == by_row) {
+    const bool by_vector = last == 1 && scales.shape == std::vector<uint64_t>{rows};
+    if (number && (scales.shape == by_row || by_vector)) {
       weight->block_cols = static_cast<uint32_t>(cols);
       return cols <= UINT32_MAX;
     }
@@ -215,57 +232,157 @@ class Recogniser {
     return Expect(scales, number, "numbers", by_block);
   }
 
-  bool RecogniseInt4(PackedWeight* weight) {
+  // compressed-tensors' "pack-quantized": 4 or 8 bits in words.
+  bool RecognisePacked(PackedWeight* weight) {
     const SourceTensor& codes = *weight->codes;
     const std::string& name = weight->tensor.name;
-    weight->kind = PackingKind::kInt4;
-    weight->scales = Part(name + "_scale");
-    const SourceTensor* shape = Part(name + "_shape", false);
-    for (const char* suffix : {"_zero_point", "_g_idx"}) {
-      if (const SourceTensor* part = Part(name + suffix, false)) {
-        return RefuseKind(*part, "asks for zero points or a group index: symmetric INT4 in order "
-                                 "is read");
-      }
-    }
+    weight->kind = PackingKind::kPackedIntegers;
+    FindIntegerParts(name, weight);
     if (weight->scales == nullptr) return false;
-    const SourceTensor& scales = *weight->scales;
     if (codes.type != SourceType::kI32 || codes.shape.size() != 2) {
       return Refuse(codes, std::string("is ") + SourceTypeName(codes.type) + " " +
-                               codes.ShapeText() + ", expected I32 [rows, columns / 8]");
+                               codes.ShapeText() + ", expected I32 [rows, words]");
     }
-    const uint64_t rows = codes.shape[0], cols = codes.shape[1] * 8;
-    weight->tensor.shape = {rows, cols};
-    if (shape != nullptr && !CheckShape(*shape, {rows, cols})) return false;
-    const uint64_t groups = scales.shape.size() == 2 ? scales.shape[1] : 0;
+    const SourceTensor* shape = Part(name + "_shape", false);
+    if (config_.bits == 4 || config_.bits == 8) weight->bits = static_cast<uint32_t>(config_.bits);
+    weight->tensor.shape = {codes.shape[0], codes.shape[1] * (32 / weight->bits)};
+    if (shape != nullptr && !ReadShape(*shape, weight)) return false;
+    if (!FitIntegers(weight)) return false;
+    // Nibbles under 16 bits of scale are blocks as they are.
+    const SourceType scale = weight->scales->type;
+    const bool nibbles = weight->bits == 4 && weight->zeros == nullptr &&
+                         weight->group_index == nullptr && weight->scales->element_count() != 1;
+    if (nibbles && (scale == SourceType::kF16 || scale == SourceType::kBf16)) {
+      weight->kind = PackingKind::kInt4;
+      weight->tensor.type = scale == SourceType::kF16 ? SourceType::kQ4_0 : SourceType::kInt4;
+    }
+    return true;
+  }
+
+  // compressed-tensors' "int-quantized": a byte for each.
+  bool RecogniseInt8(PackedWeight* weight) {
+    const SourceTensor& codes = *weight->codes;
+    weight->kind = PackingKind::kInt8;
+    weight->bits = 8;
+    weight->tensor.shape = codes.shape;
+    FindIntegerParts(codes.name, weight);
+    if (weight->scales == nullptr) return false;
+    if (codes.shape.size() != 2) {
+      return Refuse(codes, "is I8 " + codes.ShapeText() + ", expected [rows, columns]");
+    }
+    return FitIntegers(weight);
+  }
+
+  void FindIntegerParts(const std::string& name, PackedWeight* weight) {
+    weight->scales = Part(name + "_scale");
+    weight->zeros = Part(name + "_zero_point", false);
+    weight->group_index = Part(name + "_g_idx", false);
+  }
+
+  // Groups, zero points and order of a weight of compressed-tensors whose shape and bits are known; its
+  // type.
+  bool FitIntegers(PackedWeight* weight) {
+    const SourceTensor& scales = *weight->scales;
+    const uint64_t rows = weight->tensor.shape[0], cols = weight->tensor.shape[1];
+    const bool one = scales.element_count() == 1;
+    const bool by_row = scales.shape == std::vector<uint64_t>{rows};
+    const uint64_t groups = one || by_row ? 1 : scales.shape.size() == 2 ? scales.shape[1] : 0;
     if (groups == 0 || cols % groups != 0 || cols / groups % 32 != 0 || cols > UINT32_MAX) {
       return Refuse(scales, "is " + scales.ShapeText() + ", expected [" + std::to_string(rows) +
                                 ", groups] with groups of a multiple of 32 of the " +
                                 std::to_string(cols) + " columns");
     }
     weight->block_cols = static_cast<uint32_t>(cols / groups);
-    weight->tensor.type =
-        scales.type == SourceType::kF16 ? SourceType::kQ4_0 : SourceType::kInt4;
-    return Expect(scales, scales.type == SourceType::kF16 || scales.type == SourceType::kBf16,
-                  "BF16 or F16", {rows, groups});
+    const bool number = scales.type == SourceType::kF16 || scales.type == SourceType::kBf16 ||
+                        scales.type == SourceType::kF32;
+    bool fits = one || by_row ? number || Expect(scales, false, "BF16, F16 or F32", scales.shape)
+                              : Expect(scales, number, "BF16, F16 or F32", {rows, groups});
+    if (const SourceTensor* zeros = weight->zeros) {
+      const uint64_t in_word = 32 / weight->bits;
+      fits &= zeros->type == SourceType::kI8
+                  ? Expect(*zeros, true, "I8", {rows, groups})
+                  : Expect(*zeros, zeros->type == SourceType::kI32, "I32 or I8",
+                           {(rows + in_word - 1) / in_word, groups});
+    }
+    if (const SourceTensor* index = weight->group_index) {
+      fits &= Expect(*index, index->type == SourceType::kI32, "I32", {cols});
+    }
+    SetIntegerType(weight, weight->group_index != nullptr && groups > 1, weight->zeros != nullptr);
+    if (weight->bits == 4) {
+      weight->tensor.packing = weight->zeros != nullptr ? "INT4 with zero points" : "INT4";
+    }
+    return fits;
   }
 
-  // weight_shape says what the packed words hold; other numbers mean another packing.
-  bool CheckShape(const SourceTensor& part, const std::vector<uint64_t>& expected) {
+  // kInt8 has room for all but 8 bits less a zero point.
+  static void SetIntegerType(PackedWeight* weight, bool reordered, bool zero_points) {
+    const bool eight = weight->bits == 8;
+    weight->tensor.type = reordered ? (eight ? SourceType::kInt8Unordered : SourceType::kInt4Unordered)
+                          : eight && zero_points ? SourceType::kInt8Asymmetric
+                                                 : SourceType::kInt8;
+  }
+
+  // weight_shape says what the packed words hold, and so how many bits each has.
+  bool ReadShape(const SourceTensor& part, PackedWeight* weight) {
     const uint32_t bytes = BlockOf(part.type).bytes;
     if (!Expect(part, part.type == SourceType::kI64 || part.type == SourceType::kI32,
-                "I64 or I32", {expected.size()})) {
+                "I64 or I32", {2})) {
       return false;
     }
-    std::vector<std::byte> contents(expected.size() * bytes);
+    std::vector<std::byte> contents(2 * bytes);
     const Status status = raw_.ReadBlocks(part, 0, contents);
     if (!status.ok()) return Refuse(part, status.message());
-    std::vector<uint64_t> found(expected.size());
+    std::vector<uint64_t> found(2);
     for (size_t i = 0; i < found.size(); ++i) {
       std::memcpy(&found[i], contents.data() + i * bytes, bytes);
     }
-    if (found == expected) return true;
-    return RefuseKind(part, "says " + Shape(found) + ", but four bits a weight make " +
-                                Shape(expected) + " of the packed words");
+    const uint64_t rows = weight->codes->shape[0], words = weight->codes->shape[1];
+    for (const uint32_t bits : {4u, 8u}) {
+      // Rows are padded to whole words.
+      if (found[0] != rows || found[1] > words * (32 / bits)) continue;
+      if (found[1] + 32 / bits <= words * (32 / bits)) continue;
+      weight->bits = bits;
+      weight->tensor.shape = found;
+      return true;
+    }
+    return RefuseKind(part, "says " + Shape(found) + ", expected " + Shape({rows, words * 8}) +
+                                " of 4 bits a weight or " + Shape({rows, words * 4}) +
+                                " of 8 in the packed words");
+  }
+
+  // Two numbers of four bits in a byte: compressed-tensors' and NVIDIA's MXFP4 and NVFP4.
+  bool RecogniseFp4(PackedWeight* weight) {
+    const SourceTensor& codes = *weight->codes;
+    const std::string& name = weight->tensor.name;
+    weight->scales = Part(name + "_scale");
+    if (weight->scales == nullptr) return false;
+    if (codes.shape.size() != 2) {
+      return Refuse(codes, "is U8 " + codes.ShapeText() + ", expected [rows, columns / 2]");
+    }
+    const SourceTensor& scales = *weight->scales;
+    const uint64_t rows = codes.shape[0], cols = codes.shape[1] * 2;
+    weight->tensor.shape = {rows, cols};
+    const bool nvidia = scales.type == SourceType::kF8E4M3;
+    weight->block_cols = nvidia ? 16 : 32;
+    weight->kind = nvidia ? PackingKind::kNvfp4 : PackingKind::kMxfp4;
+    weight->tensor.type = nvidia ? SourceType::kNvfp4 : SourceType::kMxfp4;
+    if (cols % weight->block_cols != 0 || cols > UINT32_MAX) {
+      return Refuse(codes, "has " + std::to_string(cols) + " columns, expected a multiple of " +
+                               std::to_string(weight->block_cols));
+    }
+    const bool mx = scales.type == SourceType::kU8 || scales.type == SourceType::kF8E8M0;
+    if (!Expect(scales, nvidia || mx, "U8, F8_E8M0 or F8_E4M3",
+                {rows, cols / weight->block_cols})) {
+      return false;
+    }
+    if (!nvidia) return true;
+    weight->global_scale = Part(name + "_global_scale", false);
+    weight->divides_by_global = weight->global_scale != nullptr;
+    if (!weight->divides_by_global) weight->global_scale = Part(name + "_scale_2");
+    if (weight->global_scale == nullptr) return false;
+    const SourceTensor& global = *weight->global_scale;
+    return (global.type == SourceType::kF32 && global.element_count() == 1) ||
+           Expect(global, false, "F32", {1});
   }
 
   bool RecogniseMxfp4(PackedWeight* weight) {
@@ -308,18 +425,20 @@ class Recogniser {
     const std::string& format = config_.format;
     const bool known = awq ? format == "gemm" || format.empty()
                            : format == "gptq" || format == "gptq_v2" || format.empty();
-    if (config_.bits != 4 || !known) {
+    if ((config_.bits != 4 && (awq || config_.bits != 8)) || !known) {
       return RefuseKind(codes, "has " + std::to_string(config_.bits) + " bits in format '" +
-                                   format + "', expected 4 in " +
-                                   (awq ? "'gemm'" : "'gptq' or 'gptq_v2'"));
+                                   format + "', expected " +
+                                   (awq ? "4 in 'gemm'" : "4 or 8 in 'gptq' or 'gptq_v2'"));
     }
+    weight->bits = static_cast<uint32_t>(config_.bits);
+    const uint64_t in_word = 32 / weight->bits;
     weight->zero_bias = !awq && format != "gptq_v2" ? 1 : 0;
     if (codes.type != SourceType::kI32 || codes.shape.size() != 2) {
       return Refuse(codes, std::string("is ") + SourceTypeName(codes.type) + " " +
                                codes.ShapeText() + ", expected a matrix of I32");
     }
-    const uint64_t cols = awq ? codes.shape[0] : codes.shape[0] * 8;
-    const uint64_t rows = awq ? codes.shape[1] * 8 : codes.shape[1];
+    const uint64_t cols = awq ? codes.shape[0] : codes.shape[0] * in_word;
+    const uint64_t rows = awq ? codes.shape[1] * in_word : codes.shape[1];
     return FitGroups(rows, cols, weight);
   }
 
@@ -334,16 +453,24 @@ class Recogniser {
     weight->block_cols = static_cast<uint32_t>(group);
     weight->tensor.shape = {rows, cols};
     // Another order matters only if there is more than one group.
-    const bool ordered = weight->group_index == nullptr || !config_.act_order || group == cols;
-    const bool q4_0 = weight->kind == PackingKind::kGptq && config_.symmetric;
-    weight->tensor.type = !ordered ? SourceType::kInt4Unordered
-                          : q4_0   ? SourceType::kQ4_0
-                                   : SourceType::kQ8_0;
+    const bool reordered = weight->group_index != nullptr && config_.act_order && group != cols;
+    const bool symmetric = weight->kind == PackingKind::kGptq && config_.symmetric;
+    SetIntegerType(weight, reordered, !symmetric);
+    if (symmetric && !reordered) weight->symmetric_zero = weight->bits == 8 ? 128 : 8;
+    // A scale of 16 bits stays as it is where the blocks of other formats have such a one.
+    const bool half = weight->scales->type == SourceType::kF16;
+    if (weight->tensor.type == SourceType::kInt8) {
+      if (symmetric && weight->bits == 4) {
+        weight->tensor.type = half ? SourceType::kQ4_0 : SourceType::kInt4;
+      } else if (half) {
+        weight->tensor.type = SourceType::kQ8_0;
+      }
+    }
     const uint64_t groups = cols / group;
     bool fits = Expect(*weight->zeros, weight->zeros->type == SourceType::kI32, "I32",
-                       {groups, rows / 8});
-    fits &= Expect(*weight->scales, weight->scales->type == SourceType::kF16, "F16",
-                   {groups, rows});
+                       {groups, rows / (32 / weight->bits)});
+    fits &= Expect(*weight->scales, half || weight->scales->type == SourceType::kBf16,
+                   "F16 or BF16", {groups, rows});
     if (weight->group_index != nullptr) {
       fits &= Expect(*weight->group_index, weight->group_index->type == SourceType::kI32, "I32",
                      {cols});

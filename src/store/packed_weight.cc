@@ -2,15 +2,17 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "base/check.h"
+#include "store/integer_rows.h"
 
 namespace moraine {
 namespace {
 
 constexpr uint32_t kBlockElements = 32;
-constexpr uint32_t kNibblesInWord = 8;
 
 Status ReadScales(const Checkpoint& raw, const PackedWeight& weight, uint64_t first, uint64_t count,
                   std::vector<float>* scales) {
@@ -89,152 +91,85 @@ Status ReadNibbleBlocks(const Checkpoint& raw, const PackedWeight& weight, uint6
   return OkStatus();
 }
 
-// Words [first_word, first_word + count) of each row of a matrix of words, row after row.
-Status ReadWords(const Checkpoint& raw, const SourceTensor& tensor, uint64_t first_word,
-                 uint64_t count, std::vector<uint32_t>* words) {
-  const uint64_t rows = tensor.shape[0], stride = tensor.shape[1];
-  words->resize(rows * count);
-  if (count == stride) return raw.ReadBlocks(tensor, 0, std::as_writable_bytes(std::span(*words)));
-  for (uint64_t row = 0; row < rows; ++row) {
-    RETURN_IF_ERROR(
-        raw.ReadBlocks(tensor, row * stride + first_word,
-                       std::as_writable_bytes(std::span(words->data() + row * count, count))));
-  }
-  return OkStatus();
-}
-
-// The place in a word of eight of row i, in nibbles from the lowest.
-uint32_t NibbleOf(PackingKind kind, uint64_t i) {
-  constexpr uint8_t kAwq[kNibblesInWord] = {0, 4, 1, 5, 2, 6, 3, 7};
-  return kind == PackingKind::kAwq ? kAwq[i % kNibblesInWord]
-                                   : static_cast<uint32_t>(i % kNibblesInWord);
-}
-
-// Some rows of a GPTQ or AWQ weight in memory: columns of codes and of what belongs to groups.
-class GroupedRows {
- public:
-  GroupedRows(const PackedWeight& weight, uint64_t first_row, uint64_t row_count)
-      : weight_(weight), first_row_(first_row), row_count_(row_count) {}
-
-  Status Read(const Checkpoint& raw) {
-    // Whole words of eight rows.
-    word_begin_ = first_row_ / kNibblesInWord;
-    words_ = (first_row_ + row_count_ + kNibblesInWord - 1) / kNibblesInWord - word_begin_;
-    const bool awq = weight_.kind == PackingKind::kAwq;
-    RETURN_IF_ERROR(ReadWords(raw, *weight_.codes, awq ? word_begin_ : first_row_,
-                              awq ? words_ : row_count_, &codes_));
-    RETURN_IF_ERROR(ReadWords(raw, *weight_.zeros, word_begin_, words_, &zeros_));
-    const uint64_t groups = weight_.scales->shape[0], rows = weight_.scales->shape[1];
-    scales_.resize(groups * row_count_);
-    for (uint64_t g = 0; g < groups; ++g) {
-      RETURN_IF_ERROR(raw.ReadBlocks(
-          *weight_.scales, g * rows + first_row_,
-          std::as_writable_bytes(std::span(scales_.data() + g * row_count_, row_count_))));
-    }
-    if (weight_.group_index == nullptr) return OkStatus();
-    group_index_.resize(weight_.cols());
-    RETURN_IF_ERROR(raw.ReadBlocks(*weight_.group_index, 0,
-                                   std::as_writable_bytes(std::span(group_index_))));
-    for (const uint32_t group : group_index_) {
-      if (group >= groups) {
-        return Corruption(raw.FileOf(*weight_.group_index) + ": tensor '" +
-                          weight_.group_index->name + "' has group " + std::to_string(group) +
-                          ", expected less than " + std::to_string(groups));
-      }
-    }
-    return OkStatus();
-  }
-
-  bool InOrder() const {
-    for (uint64_t c = 0; c < group_index_.size(); ++c) {
-      if (group_index_[c] != c / weight_.block_cols) return false;
-    }
-    return true;
-  }
-  uint64_t GroupOf(uint64_t col) const {
-    return group_index_.empty() ? col / weight_.block_cols : group_index_[col];
-  }
-  int Code(uint64_t r, uint64_t col) const {
-    if (weight_.kind == PackingKind::kAwq) return Nibble(codes_, col, r);
-    const uint32_t word = codes_[col / kNibblesInWord * row_count_ + r];
-    return static_cast<int>(word >> (col % kNibblesInWord * 4) & 0xF);
-  }
-  // Stored zero points wrap: 15 and the bias of 1 make 16 in GPTQ's own kernels, too.
-  int Zero(uint64_t r, uint64_t group) const {
-    return Nibble(zeros_, group, r) + static_cast<int>(weight_.zero_bias);
-  }
-  uint16_t ScaleBits(uint64_t r, uint64_t group) const { return scales_[group * row_count_ + r]; }
-
- private:
-  int Nibble(const std::vector<uint32_t>& words, uint64_t line, uint64_t r) const {
-    const uint64_t row = first_row_ + r;
-    const uint32_t word = words[line * words_ + row / kNibblesInWord - word_begin_];
-    return static_cast<int>(word >> (NibbleOf(weight_.kind, row) * 4) & 0xF);
-  }
-
-  const PackedWeight& weight_;
-  const uint64_t first_row_, row_count_;
-  uint64_t word_begin_ = 0, words_ = 0;
-  std::vector<uint32_t> codes_, zeros_, group_index_;
-  std::vector<uint16_t> scales_;
-};
-
-Status ReadGroupedFloats(const Checkpoint& raw, const PackedWeight& weight, uint64_t first_row,
+Status ReadIntegerFloats(const Checkpoint& raw, const PackedWeight& weight, uint64_t first_row,
                          std::span<float> out) {
-  const uint64_t cols = weight.cols();
-  GroupedRows rows(weight, first_row, out.size() / cols);
-  RETURN_IF_ERROR(rows.Read(raw));
-  for (uint64_t r = 0; r < out.size() / cols; ++r) {
+  const uint64_t cols = weight.cols(), row_count = out.size() / cols;
+  ASSIGN_OR_RETURN(const IntegerRows rows, IntegerRows::Read(raw, weight, first_row, row_count));
+  for (uint64_t r = 0; r < row_count; ++r) {
+    const float* scales = &rows.scales[r * rows.groups];
     for (uint64_t c = 0; c < cols; ++c) {
-      const uint64_t group = rows.GroupOf(c);
-      out[r * cols + c] = static_cast<float>(rows.Code(r, c) - rows.Zero(r, group)) *
-                          FromF16(rows.ScaleBits(r, group));
+      out[r * cols + c] = static_cast<float>(rows.values[r * cols + c]) * scales[rows.GroupOf(c)];
     }
   }
   return OkStatus();
 }
 
-Status ReadGroupedBlocks(const Checkpoint& raw, const PackedWeight& weight, uint64_t first_row,
+// Blocks of kQ4_0 and kInt4 (nibbles), kQ8_0 and kInt8 (bytes), behind a scale as the tensor has it or,
+// of kInt8, as a float.
+Status ReadIntegerBlocks(const Checkpoint& raw, const PackedWeight& weight, uint64_t first_row,
                          std::span<std::byte> blocks) {
-  const uint32_t block_bytes = BlockOf(weight.tensor.type).bytes;
+  const SourceType type = weight.tensor.type;
+  const uint32_t block_bytes = BlockOf(type).bytes;
   const uint64_t blocks_in_row = weight.cols() / kBlockElements;
   const uint64_t block_count = blocks.size() / block_bytes;
-  GroupedRows rows(weight, first_row, block_count / blocks_in_row);
-  RETURN_IF_ERROR(rows.Read(raw));
+  ASSIGN_OR_RETURN(const IntegerRows rows, IntegerRows::Read(raw, weight, first_row,
+                                                             block_count / blocks_in_row));
   const std::string where = raw.FileOf(*weight.codes) + ": tensor '" + weight.tensor.name + "': ";
   if (!rows.InOrder()) {
     return Corruption(where + "g_idx puts columns into another order of groups, but the config's "
                       "desc_act is false");
   }
-  const bool symmetric = weight.tensor.type == SourceType::kQ4_0;
+  const bool nibbles = type == SourceType::kQ4_0 || type == SourceType::kInt4;
+  const bool as_float = type == SourceType::kInt8;
+  const uint64_t scale_bytes = as_float ? sizeof(float) : 2;
+  const auto* scales =
+      as_float ? reinterpret_cast<const std::byte*>(rows.scales.data()) : rows.scale_bytes.data();
   for (uint64_t b = 0; b < block_count; ++b) {
     const uint64_t r = b / blocks_in_row, col = b % blocks_in_row * kBlockElements;
-    const uint64_t group = col / weight.block_cols;
-    const int zero = rows.Zero(r, group);
+    const uint64_t group = r * rows.groups + col / rows.group_cols;
+    const int16_t* values = &rows.values[r * rows.cols + col];
     std::byte* block = blocks.data() + b * block_bytes;
-    const uint16_t scale = rows.ScaleBits(r, group);
-    std::memcpy(block, &scale, sizeof(scale));
-    if (!symmetric) {
-      for (uint32_t i = 0; i < kBlockElements; ++i) {
-        block[2 + i] = static_cast<std::byte>(rows.Code(r, col + i) - zero);
-      }
-      continue;
+    std::memcpy(block, scales + group * scale_bytes, scale_bytes);
+    if (weight.symmetric_zero != 0 && rows.zeros[group] != weight.symmetric_zero) {
+      return Corruption(where + "zero point is " + std::to_string(rows.zeros[group]) + " at row " +
+                        std::to_string(first_row + r) + ", expected " +
+                        std::to_string(weight.symmetric_zero) + ": the config says sym");
     }
-    if (zero != 8) {
-      return Corruption(where + "zero point is " + std::to_string(zero) + " at row " +
-                        std::to_string(first_row + r) + ", expected 8: the config says sym");
-    }
-    uint8_t nibbles[kBlockElements];
+    uint8_t codes[kBlockElements];
     for (uint32_t i = 0; i < kBlockElements; ++i) {
-      nibbles[i] = static_cast<uint8_t>(rows.Code(r, col + i));
+      codes[i] = static_cast<uint8_t>(values[i] + (nibbles ? 8 : 0));
     }
-    StoreNibbles(nibbles, block + 2);
+    if (nibbles) {
+      StoreNibbles(codes, block + scale_bytes);
+    } else {
+      std::memcpy(block + scale_bytes, codes, kBlockElements);
+    }
   }
   return OkStatus();
 }
 
-bool IsGrouped(PackingKind kind) {
-  return kind == PackingKind::kGptq || kind == PackingKind::kAwq;
+// 16 columns share an FP8 scale, all of the weight a float.
+Status ReadNvfp4(const Checkpoint& raw, const PackedWeight& weight, uint64_t first_row,
+                 std::span<float> out) {
+  const uint64_t cols = weight.cols();
+  std::vector<std::byte> pairs(out.size() / 2);
+  RETURN_IF_ERROR(raw.ReadBlocks(*weight.codes, first_row * cols / 2, pairs));
+  std::vector<float> scales;
+  RETURN_IF_ERROR(ReadScales(raw, weight, first_row * cols / weight.block_cols,
+                             out.size() / weight.block_cols, &scales));
+  float global = 0;
+  RETURN_IF_ERROR(raw.ReadFloats(*weight.global_scale, 0, {&global, 1}));
+  for (uint64_t i = 0; i < out.size(); ++i) {
+    const uint32_t code = static_cast<uint32_t>(pairs[i / 2]) >> (i % 2 * 4) & 0xF;
+    const float value = FromE2M1(code) * scales[i / weight.block_cols];  // 7 bits: exact
+    out[i] = weight.divides_by_global ? value / global : value * global;
+  }
+  return OkStatus();
+}
+
+bool IsIntegers(PackingKind kind) {
+  return kind == PackingKind::kGptq || kind == PackingKind::kAwq ||
+         kind == PackingKind::kPackedIntegers || kind == PackingKind::kInt8;
 }
 
 }  // namespace
@@ -243,7 +178,8 @@ Status ReadPackedFloats(const Checkpoint& raw, const PackedWeight& weight, uint6
                         std::span<float> rows) {
   if (rows.empty()) return OkStatus();
   if (weight.kind == PackingKind::kFp8) return ReadFp8(raw, weight, first_row, rows);
-  if (IsGrouped(weight.kind)) return ReadGroupedFloats(raw, weight, first_row, rows);
+  if (weight.kind == PackingKind::kNvfp4) return ReadNvfp4(raw, weight, first_row, rows);
+  if (IsIntegers(weight.kind)) return ReadIntegerFloats(raw, weight, first_row, rows);
   const SourceTypeInfo& type = InfoOf(weight.tensor.type);
   std::vector<std::byte> blocks(SourceBytes(weight.tensor.type, rows.size()));
   RETURN_IF_ERROR(ReadNibbleBlocks(raw, weight, first_row, blocks));
@@ -255,8 +191,8 @@ Status ReadPackedBlocks(const Checkpoint& raw, const PackedWeight& weight, uint6
                         std::span<std::byte> blocks) {
   if (blocks.empty()) return OkStatus();
   CHECK(BlockOf(weight.tensor.type).elements > 1, weight.tensor.name + " has no blocks");
-  return IsGrouped(weight.kind) ? ReadGroupedBlocks(raw, weight, first_row, blocks)
-                                : ReadNibbleBlocks(raw, weight, first_row, blocks);
+  return IsIntegers(weight.kind) ? ReadIntegerBlocks(raw, weight, first_row, blocks)
+                                 : ReadNibbleBlocks(raw, weight, first_row, blocks);
 }
 
 }  // namespace moraine

@@ -70,6 +70,10 @@ void DecodeInt4(const std::byte* block, float* out) {
   const float d = FromBf16(Load<uint16_t>(block));
   DecodeNibbles(out, [&](int i) { return static_cast<float>(Nibble(block + 2, i) - 8) * d; });
 }
+void DecodeInt8(const std::byte* block, float* out) {
+  const float d = Load<float>(block);
+  for (int i = 0; i < 32; ++i) out[i] = static_cast<float>(Signed(block + 4 + i)) * d;
+}
 void DecodeQ4_1(const std::byte* block, float* out) {
   const float d = Half(block), m = Half(block + 2);
   DecodeNibbles(out, [&](int i) { return static_cast<float>(Nibble(block + 4, i)) * d + m; });
@@ -226,6 +230,10 @@ template <auto kDecode, uint32_t kElements, uint32_t kBytes>
 constexpr SourceTypeInfo Ggml(SourceType type, const char* name, int ggml_type) {
   return Row<kDecode, kElements, kBytes>(type, name, ggml_type, nullptr, true);
 }
+// Packed weights that have no blocks.
+constexpr SourceTypeInfo Floats(SourceType type, const char* name) {
+  return {type, name, {1, 1}, -1, nullptr, true, nullptr};
+}
 constexpr SourceTypeInfo Part(SourceType type, const char* name, uint32_t bytes) {
   return {type, name, {1, bytes}, -1, name, false, nullptr};
 }
@@ -250,13 +258,18 @@ constexpr SourceTypeInfo kTypes[] = {
     Ggml<DecodeTq1_0, 256, 54>(SourceType::kTq1_0, "TQ1_0", 34),
     Ggml<DecodeTq2_0, 256, 66>(SourceType::kTq2_0, "TQ2_0", 35),
     Ggml<DecodeInt4, 32, 18>(SourceType::kInt4, "INT4", -1),
-    {SourceType::kInt4Unordered, "INT4 (columns reordered)", {1, 1}, -1, nullptr, true, nullptr},
+    Ggml<DecodeInt8, 32, 36>(SourceType::kInt8, "INT8", -1),
+    Floats(SourceType::kInt4Unordered, "INT4 (columns reordered)"),
+    Floats(SourceType::kInt8Unordered, "INT8 (columns reordered)"),
+    Floats(SourceType::kInt8Asymmetric, "INT8 (asymmetric)"),
     Ggml<DecodeE4M3, 1, 1>(SourceType::kFp8, "FP8", -1),
+    Floats(SourceType::kNvfp4, "NVFP4"),
     Row<DecodeE4M3, 1, 1>(SourceType::kF8E4M3, "F8_E4M3", -1, "F8_E4M3", false),
     Row<DecodeE5M2, 1, 1>(SourceType::kF8E5M2, "F8_E5M2", -1, "F8_E5M2", false),
     Row<DecodeE8M0, 1, 1>(SourceType::kF8E8M0, "F8_E8M0", -1, "F8_E8M0", false),
     Part(SourceType::kI64, "I64", 8),
     Part(SourceType::kI32, "I32", 4),
+    Part(SourceType::kI8, "I8", 1),
     Part(SourceType::kU8, "U8", 1),
 };
 static_assert(std::size(kTypes) == kSourceTypeCount);
@@ -299,5 +312,7 @@ float FromE8M0(uint8_t exponent) {
   // 2^-127 is a subnormal of float.
   return std::bit_cast<float>(exponent == 0 ? 0x00400000u : uint32_t{exponent} << 23);
 }
+
+float FromE2M1(uint32_t code) { return kE2M1[code & 0xF]; }
 
 }  // namespace moraine

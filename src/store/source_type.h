@@ -16,9 +16,12 @@
 //   TQ1_0, TQ2_0 (256 elements): -d, 0 or d, five in a byte or four; see the decoders
 // Not read, because their codes are indices into tables that ggml's author searched for and no rule
 // gives: IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S.
+//   INT8 (32 in 36 B)   d float32 | int8;                                    code d
 //   FP8 (1 B)           F8_E4M3 whose scales lie in another tensor (store/packed_weight.h)
-//   INT4 unordered      GPTQ's where neighbouring columns have different scales (likewise): only as
-//                       floats
+//   NVFP4               E2M1 whose scales lie in another tensor (likewise)
+//   INT4 and INT8 unordered, INT8 asymmetric
+//                       whose neighbouring columns have different scales, or whose codes less a zero
+//                       point need nine bits (likewise): only as floats
 // Sources: ggml-common.h and ggml-quants.c of github.com/ggml-org/ggml; the OCP Microscaling
 // Formats (MX) and 8-bit Floating Point specifications.
 #pragma once
@@ -34,12 +37,12 @@ enum class SourceType : uint8_t {
   kF32, kF16, kBf16,
   kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K, kIq4Nl, kIq4Xs, kMxfp4,
   kTq1_0, kTq2_0,
-  kInt4, kInt4Unordered, kFp8,
+  kInt4, kInt8, kInt4Unordered, kInt8Unordered, kInt8Asymmetric, kFp8, kNvfp4,
   kF8E4M3, kF8E5M2, kF8E8M0,
   // Parts of packed weights, never weights themselves: they have no decoder.
-  kI64, kI32, kU8,
+  kI64, kI32, kI8, kU8,
 };
-inline constexpr int kSourceTypeCount = 27;
+inline constexpr int kSourceTypeCount = 32;
 
 // Elements of a row that are stored together, and the bytes they take.
 struct SourceBlock {
@@ -73,6 +76,7 @@ std::optional<SourceType> SourceTypeOfSafetensors(std::string_view dtype);
 
 // 2^(exponent - 127), NaN for 255: a scale of MX formats.
 float FromE8M0(uint8_t exponent);
+float FromE2M1(uint32_t code);  // of four bits
 float FromBf16(uint16_t bits);
 float FromF16(uint16_t bits);
 

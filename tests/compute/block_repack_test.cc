@@ -146,6 +146,75 @@ INSTANTIATE_TEST_SUITE_P(Formats, BlockRepackTest,
                                          Case{BlockFormat::kMxfp4, Encoding::kMxfp4},
                                          Case{BlockFormat::kQ8_0, Encoding::kQ8}));
 
+// A float's scale in front of 32 codes.
+std::vector<std::byte> Int8Block(float scale, int first_code) {
+  std::vector<std::byte> block(36);
+  std::memcpy(block.data(), &scale, 4);
+  for (int i = 0; i < 32; ++i) block[4 + i] = static_cast<std::byte>(first_code + i);
+  return block;
+}
+
+TEST(BlockRepack, Int8IsExactWhereF16HasTheScaleAndNextToItElsewhere) {
+  std::vector<std::byte> tiles(MatrixBytes(Encoding::kQ8, 1, 32));
+  const MatrixView view = MatrixView::Plain(tiles.data(), Encoding::kQ8, 1, 32);
+  const auto largest_error = [&](float scale) {
+    double error = 0;
+    for (const int first : {-128, -16, 96}) {
+      const auto block = Int8Block(scale, first);
+      EXPECT_TRUE(RepackRows(view, 0, 1, BlockFormat::kInt8, block.data()).ok()) << scale;
+      float row[32];
+      DecodeRow(view, 0, row);
+      for (int i = 0; i < 32; ++i) {
+        error = std::max(error, std::fabs(double{row[i]} - double{scale} * (first + i)));
+      }
+    }
+    return error;
+  };
+  // bf16's significands have 8 bits: f16's subnormals hold them down to 2^-17.
+  for (const float significand : {1.0f, 1.0078125f, 1.5f, 1.9921875f, -1.9921875f}) {
+    for (int exponent = -17; exponent <= 14; ++exponent) {
+      EXPECT_EQ(largest_error(std::ldexp(significand, exponent)), 0) << significand << exponent;
+    }
+    for (int exponent = -40; exponent < -17; ++exponent) {
+      EXPECT_LE(largest_error(std::ldexp(significand, exponent)), 0x1p-18) << exponent;
+    }
+  }
+  EXPECT_GT(largest_error(std::ldexp(1.0078125f, -18)), 0);
+  EXPECT_LE(largest_error(std::ldexp(1.0078125f, -18)), 0x1p-18);
+  EXPECT_THAT(RepackRows(view, 0, 1, BlockFormat::kInt8, Int8Block(65536.0f, 0).data()).message(),
+              HasSubstr("scale is infinite at row 0, columns from 0"));
+  EXPECT_THAT(RepackRows(view, 0, 1, BlockFormat::kInt8, Int8Block(NAN, 0).data()).message(),
+              HasSubstr("not a number at row 0"));
+}
+
+TEST(BlockRepack, Bf16IsWhatEncodeRowsWrites) {
+  const uint64_t seed = 4;
+  Random random(seed);
+  for (const auto& [rows, cols] : {std::pair(16u, 64u), std::pair(1u, 1u), std::pair(37u, 97u),
+                                  std::pair(64u, 416u), std::pair(35u, 130u)}) {
+    std::vector<uint16_t> bits(uint64_t{rows} * cols);
+    std::vector<float> floats;
+    for (uint16_t& b : bits) {
+      b = static_cast<uint16_t>(random.Next());
+      if ((b & 0x7F80) == 0x7F80) b &= 0xBFFF;  // finite
+      floats.push_back(Bf16ToFloat(b));
+    }
+    std::vector<std::byte> tiles(MatrixBytes(Encoding::kBf16, rows, cols), std::byte{0x5A});
+    std::vector<std::byte> expected(tiles.size(), std::byte{0xA5});
+    const MatrixView view = MatrixView::Plain(tiles.data(), Encoding::kBf16, rows, cols);
+    const MatrixView other = MatrixView::Plain(expected.data(), Encoding::kBf16, rows, cols);
+    ASSERT_TRUE(EncodeRows(other, 0, rows, floats.data()).ok());
+    // In two strips where that is possible.
+    const uint32_t first = rows > 32 ? 32 : rows;
+    const auto* source = reinterpret_cast<const std::byte*>(bits.data());
+    RepackBf16Rows(view, 0, first, source);
+    if (first < rows) {
+      RepackBf16Rows(view, first, rows - first, source + uint64_t{first} * cols * 2);
+    }
+    EXPECT_EQ(tiles, expected) << rows << " x " << cols << " seed " << seed;
+  }
+}
+
 TEST(BlockRepack, KnowsWhatHoldsWhat) {
   EXPECT_FALSE(HoldsBlocks(Encoding::kQ4, BlockFormat::kQ8_0));
   EXPECT_FALSE(HoldsBlocks(Encoding::kBf16, BlockFormat::kQ4_0));

@@ -134,6 +134,42 @@ void AddInt4(Matrix& m, TensorFile& file) {
            std::vector<int64_t>{static_cast<int64_t>(m.rows), static_cast<int64_t>(m.cols)});
 }
 
+// Codes of `bits` bits, half of the range added, in words from the lowest bits on; one scale and zero
+// point for 32 columns (4 bits), or a scale a row (8 bits).
+void AddWords(Matrix& m, TensorFile& file, uint32_t bits) {
+  const uint64_t in_word = 32 / bits, group = bits == 4 ? 32 : m.cols, groups = m.cols / group;
+  const float half = bits == 4 ? 8.0f : 128.0f;
+  const auto put = [bits](std::vector<int32_t>* words, uint64_t word, uint64_t place, float code) {
+    const uint32_t before = static_cast<uint32_t>((*words)[word]);
+    (*words)[word] = static_cast<int32_t>(before | static_cast<uint32_t>(code) << (bits * place));
+  };
+  std::vector<int32_t> words(m.rows * m.cols / in_word), zeros((m.rows + 7) / 8 * groups);
+  std::vector<uint16_t> scales;
+  for (uint64_t r = 0; r < m.rows; ++r) {
+    for (uint64_t g = 0; g < groups; ++g) {
+      const auto begin = m.values.begin() + static_cast<ptrdiff_t>(r * m.cols + g * group);
+      const auto [low, high] = std::minmax_element(begin, begin + static_cast<ptrdiff_t>(group));
+      const float extreme = std::max(std::fabs(*low), std::fabs(*high));
+      const uint16_t scale_bits = FloatToBf16(bits == 4 ? (*high - *low) / 15 : extreme / 127);
+      const float scale = Bf16ToFloat(scale_bits);
+      const float zero =
+          bits == 4 ? std::clamp(std::rint(-*low / scale), 0.0f, 15.0f) : half;
+      scales.push_back(scale_bits);
+      if (bits == 4) put(&zeros, r / 8 * groups + g, r % 8, zero);
+      for (uint64_t c = g * group; c < (g + 1) * group; ++c) {
+        const float code = std::clamp(std::rint(m.at(r, c) / scale) + zero, 0.0f, 2 * half - 1);
+        put(&words, (r * m.cols + c) / in_word, c % in_word, code);
+        m.at(r, c) = (code - zero) * scale;
+      }
+    }
+  }
+  file.Add(m.base + ".weight_packed", "I32", {m.rows, m.cols / in_word}, words);
+  file.Add(m.base + ".weight_scale", "BF16", {m.rows, groups}, scales);
+  if (bits == 4) file.Add(m.base + ".weight_zero_point", "I32", {(m.rows + 7) / 8, groups}, zeros);
+  file.Add(m.base + ".weight_shape", "I64", {2},
+           std::vector<int64_t>{static_cast<int64_t>(m.rows), static_cast<int64_t>(m.cols)});
+}
+
 constexpr uint64_t kGroup = 64;
 
 // Scale and zero point of a group of a row, and its codes; values become what they stand for.
@@ -210,6 +246,12 @@ const Form kForms[] = {
      "made from FP8: lossy; relative RMS error of a sample: "},
     {"Int4", AddInt4, {{"quant_method", "compressed-tensors"}}, "q4_bf16", 0,
      "exactly the checkpoint's INT4"},
+    {"Int4WithZeroPoints", [](Matrix& m, TensorFile& f) { AddWords(m, f, 4); },
+     {{"quant_method", "compressed-tensors"}}, "q8", 0,
+     "the checkpoint's INT4 with zero points: exactly so in a sample"},
+    {"Int8", [](Matrix& m, TensorFile& f) { AddWords(m, f, 8); },
+     {{"quant_method", "compressed-tensors"}}, "q8", 0,
+     "the checkpoint's INT8: exactly so in a sample"},
     {"Gptq", [](Matrix& m, TensorFile& f) { AddGrouped(m, f, false, false); },
      {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 64}, {"sym", false}}, "q8", 0,
      "exactly the checkpoint's GPTQ"},

@@ -3,130 +3,14 @@
 #include "store/packed_checkpoint.h"
 
 #include <gmock/gmock.h>
-#include <gtest/gtest.h>
 
-#include <cmath>
-#include <map>
-
-#include "store_test_support.h"
+#include "packed_test_support.h"
 
 namespace moraine {
 namespace {
 
 using testing::AllOf;
 using testing::HasSubstr;
-
-// A directory with one safetensors file of raw tensors.
-class RawCheckpoint {
- public:
-  template <typename T>
-  void Add(const std::string& name, const char* dtype, const std::vector<uint64_t>& shape,
-           const std::vector<T>& values) {
-    std::string text = "[";
-    for (size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? "," : "") + std::to_string(shape[i]);
-    const size_t begin = data_.size();
-    data_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
-    header_ += (header_.empty() ? "" : ",") +
-               TensorEntry(name, dtype, text + "]", begin, data_.size());
-  }
-  Result<std::unique_ptr<Checkpoint>> Open(const std::string& quantisation = "{}") {
-    WriteText(directory_ / "config.json", "{\"quantization_config\":" + quantisation + "}");
-    WriteText(directory_ / "model.safetensors", SafetensorsBytes("{" + header_ + "}", data_));
-    return OpenCheckpoint(directory_.path());
-  }
-
- private:
-  TempDirectory directory_;
-  std::string header_, data_;
-};
-
-std::unique_ptr<Checkpoint> MustOpen(RawCheckpoint& raw, const std::string& quantisation = "{}") {
-  auto opened = raw.Open(quantisation);
-  CHECK(opened.ok(), opened.status().message());
-  return std::move(opened).value();
-}
-
-std::vector<float> Rows(const Checkpoint& checkpoint, const std::string& name, uint64_t first,
-                        uint64_t count) {
-  const SourceTensor* tensor = checkpoint.Find(name);
-  CHECK(tensor != nullptr, name);
-  std::vector<float> values(count * tensor->shape.back());
-  const Status status = checkpoint.ReadFloats(*tensor, first * tensor->shape.back(), values);
-  CHECK(status.ok(), status.message());
-  return values;
-}
-
-// The same rows from ReadBlocks.
-std::vector<float> BlockRows(const Checkpoint& checkpoint, const std::string& name, uint64_t first,
-                             uint64_t count) {
-  const SourceTensor* tensor = checkpoint.Find(name);
-  const uint64_t cols = tensor->shape.back();
-  const SourceTypeInfo& type = InfoOf(tensor->type);
-  std::vector<std::byte> blocks(SourceBytes(tensor->type, count * cols));
-  const Status status = checkpoint.ReadBlocks(*tensor, first * cols, blocks);
-  CHECK(status.ok(), status.message());
-  std::vector<float> values(count * cols);
-  type.decode(blocks.data(), blocks.size() / type.block.bytes, values.data());
-  return values;
-}
-
-uint16_t Bf16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return static_cast<uint16_t>(bits >> 16);  // values of the tests have short mantissas
-}
-uint16_t Half(float value) {
-  const _Float16 half = static_cast<_Float16>(value);
-  uint16_t bits;
-  std::memcpy(&bits, &half, 2);
-  return bits;
-}
-
-class PackedCheckpointTest : public testing::Test {
- protected:
-  std::vector<uint8_t> Codes(size_t count, uint32_t limit) {
-    std::vector<uint8_t> codes(count);
-    for (uint8_t& code : codes) code = static_cast<uint8_t>(random_.Next() % limit);
-    return codes;
-  }
-  // 2^-10 .. 2^-3 times 1 .. 1.875: exact in bf16 and f16.
-  float Scale() {
-    return std::ldexp(8 + static_cast<float>(random_.Next() % 8),
-                      -static_cast<int>(6 + random_.Next() % 8));
-  }
-  template <typename Value>
-  void ExpectWeight(const Checkpoint& checkpoint, const std::string& name, SourceType type,
-                    uint64_t rows, uint64_t cols, bool blocks, Value value) {
-    const SourceTensor* tensor = checkpoint.Find(name);
-    ASSERT_NE(tensor, nullptr) << name;
-    EXPECT_EQ(tensor->type, type);
-    EXPECT_EQ(tensor->shape, (std::vector<uint64_t>{rows, cols}));
-    // All rows, and some from the middle.
-    for (const auto& [first, count] : {std::pair<uint64_t, uint64_t>{0, rows}, {3, rows / 2}}) {
-      const std::vector<float> floats = Rows(checkpoint, name, first, count);
-      std::vector<std::vector<float>> readings = {floats};
-      if (blocks) readings.push_back(BlockRows(checkpoint, name, first, count));
-      for (const std::vector<float>& reading : readings) {
-        for (uint64_t r = 0; r < count; ++r) {
-          for (uint64_t c = 0; c < cols; ++c) {
-            ASSERT_EQ(reading[r * cols + c], value(first + r, c))
-                << "row " << first + r << " column " << c << " seed " << kSeed;
-          }
-        }
-      }
-    }
-  }
-
-  static constexpr uint64_t kSeed = 6;
-  Random random_{kSeed};
-};
-
-float E4M3(uint8_t code) {
-  const int exponent = code >> 3 & 15, mantissa = code & 7;
-  const float value = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                                    : std::ldexp(8 + static_cast<float>(mantissa), exponent - 10);
-  return code < 128 ? value : -value;
-}
 
 TEST_F(PackedCheckpointTest, Fp8UnderAGridOfScales) {
   constexpr uint64_t kRows = 150, kCols = 200;
@@ -186,40 +70,6 @@ TEST_F(PackedCheckpointTest, AStackOfFp8MatricesHasAGridForEach) {
   }
 }
 
-// Eight codes of a row in a word, the first in its lowest bits.
-std::vector<int32_t> WordsOfRows(const std::vector<uint8_t>& codes) {
-  std::vector<int32_t> words(codes.size() / 8);
-  for (size_t i = 0; i < codes.size(); ++i) {
-    words[i / 8] = static_cast<int32_t>(static_cast<uint32_t>(words[i / 8]) |
-                                        uint32_t{codes[i]} << (4 * (i % 8)));
-  }
-  return words;
-}
-
-TEST_F(PackedCheckpointTest, CompressedTensorsInt4) {
-  constexpr uint64_t kRows = 24, kCols = 256;
-  const std::vector<uint8_t> codes = Codes(kRows * kCols, 16);
-  for (const uint64_t group : {32, 128}) {
-    const uint64_t groups = kCols / group;
-    std::vector<float> scales(kRows * groups);
-    for (float& scale : scales) scale = Scale();
-    scales[0] = std::ldexp(1.0f, -130);  // a subnormal: no f16 has it
-    scales[1] = std::ldexp(1.5f, 100);
-    std::vector<uint16_t> bits;
-    for (const float scale : scales) bits.push_back(Bf16(scale));
-    RawCheckpoint raw;
-    raw.Add("a.weight_packed", "I32", {kRows, kCols / 8}, WordsOfRows(codes));
-    raw.Add("a.weight_scale", "BF16", {kRows, groups}, bits);
-    raw.Add("a.weight_shape", "I64", {2}, std::vector<int64_t>{kRows, kCols});
-    const auto checkpoint = MustOpen(raw);
-    ExpectWeight(*checkpoint, "a.weight", SourceType::kInt4, kRows, kCols, true,
-                 [&](uint64_t r, uint64_t c) {
-                   return static_cast<float>(codes[r * kCols + c] - 8) *
-                          scales[r * groups + c / group];
-                 });
-  }
-}
-
 TEST_F(PackedCheckpointTest, Mxfp4WithElementsInPairs) {
   constexpr float kValues[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, 0, -0.5f, -1, -1.5f, -2, -3, -4, -6};
   constexpr uint64_t kExperts = 3, kRows = 8, kCols = 96;
@@ -248,6 +98,8 @@ TEST_F(PackedCheckpointTest, Mxfp4WithElementsInPairs) {
 // A GPTQ or AWQ weight of random codes.
 struct GroupedWeight {
   uint64_t rows = 24, cols = 128, group = 64;
+  uint32_t bits = 4;
+  bool bf16_scales = false;
   std::vector<uint8_t> codes;  // rows x cols
   std::vector<uint8_t> zeros;  // groups x rows, as they are meant
   std::vector<float> scales;   // groups x rows
@@ -262,26 +114,31 @@ struct GroupedWeight {
     std::vector<uint8_t> stored;
     for (uint64_t g = 0; g < groups; ++g) {
       for (uint64_t r = 0; r < rows; ++r) {
-        stored.push_back(static_cast<uint8_t>(zeros[g * rows + r / 8 * 8 + order[r % 8]] - bias));
+        const uint64_t in_word = order.size();
+        stored.push_back(static_cast<uint8_t>(
+            zeros[g * rows + r / in_word * in_word + order[r % in_word]] - bias));
       }
     }
     std::vector<uint16_t> halves;
-    for (const float scale : scales) halves.push_back(Half(scale));
-    raw.Add("a.qzeros", "I32", {groups, rows / 8}, WordsOfRows(stored));
-    raw.Add("a.scales", "F16", {groups, rows}, halves);
+    for (const float scale : scales) halves.push_back(bf16_scales ? Bf16(scale) : Half(scale));
+    raw.Add("a.qzeros", "I32", {groups, rows * bits / 32}, WordsOfRows(stored, bits));
+    raw.Add("a.scales", bf16_scales ? "BF16" : "F16", {groups, rows}, halves);
   }
   void AddGptq(RawCheckpoint& raw, uint8_t bias) {
-    std::vector<int32_t> words(cols / 8 * rows);
+    const uint64_t in_word = 32 / bits;
+    std::vector<int32_t> words(cols / in_word * rows);
     for (uint64_t c = 0; c < cols; ++c) {
       for (uint64_t r = 0; r < rows; ++r) {
-        int32_t& word = words[c / 8 * rows + r];
+        int32_t& word = words[c / in_word * rows + r];
         word = static_cast<int32_t>(static_cast<uint32_t>(word) |
-                                    uint32_t{codes[r * cols + c]} << (4 * (c % 8)));
+                                    uint32_t{codes[r * cols + c]} << (bits * (c % in_word)));
       }
     }
-    raw.Add("a.qweight", "I32", {cols / 8, rows}, words);
+    raw.Add("a.qweight", "I32", {cols / in_word, rows}, words);
     raw.Add("a.g_idx", "I32", {cols}, group_of);
-    AddZerosAndScales(raw, bias, {0, 1, 2, 3, 4, 5, 6, 7});
+    std::vector<uint64_t> order(in_word);
+    for (uint64_t i = 0; i < in_word; ++i) order[i] = i;
+    AddZerosAndScales(raw, bias, order);
   }
   void AddAwq(RawCheckpoint& raw) {
     const std::vector<uint64_t> order = {0, 2, 4, 6, 1, 3, 5, 7};
@@ -358,6 +215,43 @@ TEST_F(GroupedCheckpointTest, GptqWithColumnsInAnotherOrderHasFloatsOnly) {
   EXPECT_THAT(status.message(), HasSubstr("g_idx puts columns into another order"));
 }
 
+TEST_F(GroupedCheckpointTest, GptqOfEightBits) {
+  weight_.bits = 8;
+  weight_.codes = Codes(weight_.codes.size(), 256);
+  for (uint8_t& zero : weight_.zeros) zero = 128;
+  const std::string symmetric =
+      R"({"quant_method":"gptq","bits":8,"group_size":64,"sym":true,"desc_act":true})";
+  RawCheckpoint bf16, asymmetric, reordered;
+  weight_.AddGptq(raw_, 1);
+  Expect(raw_, R"({"quant_method":"gptq","bits":8,"group_size":64,"sym":true})", SourceType::kQ8_0);
+  weight_.bf16_scales = true;
+  weight_.AddGptq(bf16, 1);
+  Expect(bf16, R"({"quant_method":"gptq","bits":8,"group_size":64,"sym":true})", SourceType::kInt8);
+  weight_.zeros = Codes(weight_.zeros.size(), 255);
+  for (uint8_t& zero : weight_.zeros) ++zero;
+  weight_.AddGptq(asymmetric, 1);
+  Expect(asymmetric, R"({"quant_method":"gptq","bits":8,"group_size":64})",
+         SourceType::kInt8Asymmetric, false);
+  EXPECT_EQ(MustOpen(raw_, symmetric)->Find("a.weight")->type, SourceType::kInt8Unordered);
+  for (size_t c = 0; c < weight_.group_of.size(); ++c) {
+    weight_.group_of[c] = static_cast<int32_t>(c * 7 % 2);
+  }
+  weight_.AddGptq(reordered, 1);
+  Expect(reordered, R"({"quant_method":"gptq","bits":8,"group_size":64,"desc_act":true})",
+         SourceType::kInt8Unordered, false);
+}
+
+TEST_F(GroupedCheckpointTest, ScalesOfBf16) {
+  weight_.bf16_scales = true;
+  weight_.AddGptq(raw_, 1);
+  Expect(raw_, R"({"quant_method":"gptq","bits":4,"group_size":64})", SourceType::kInt8);
+  for (uint8_t& zero : weight_.zeros) zero = 8;
+  RawCheckpoint symmetric;
+  weight_.AddGptq(symmetric, 1);
+  Expect(symmetric, R"({"quant_method":"gptq","bits":4,"group_size":64,"sym":true})",
+         SourceType::kInt4);
+}
+
 TEST_F(GroupedCheckpointTest, Awq) {
   weight_.AddAwq(raw_);
   Expect(raw_, R"({"quant_method":"awq","bits":4,"group_size":64,"version":"gemm"})",
@@ -372,7 +266,9 @@ TEST_F(GroupedCheckpointTest, WhatTheConfigAsksForAndIsNotReadIsRefused) {
     return status.message();
   };
   EXPECT_THAT(refused("{}"), HasSubstr("quant_method '' in config.json, expected 'gptq' or 'awq'"));
-  EXPECT_THAT(refused(R"({"quant_method":"gptq","bits":8})"), HasSubstr("has 8 bits"));
+  EXPECT_THAT(refused(R"({"quant_method":"gptq","bits":3})"),
+              HasSubstr("has 3 bits in format '', expected 4 or 8 in 'gptq' or 'gptq_v2'"));
+  EXPECT_THAT(refused(R"({"quant_method":"awq","bits":8})"), HasSubstr("expected 4 in 'gemm'"));
   EXPECT_THAT(refused(R"({"quant_method":"awq","version":"gemv"})"), HasSubstr("'gemv'"));
   EXPECT_THAT(refused(R"({"quant_method":"gptq","group_size":48})"),
               HasSubstr("has 128 columns in groups of 48"));
@@ -394,24 +290,6 @@ TEST_F(PackedCheckpointTest, WhatIsMissingMisshapenOrLeftOverIsListed) {
                     HasSubstr("'c.weight_scale' is missing"),
                     HasSubstr("'d.weight_scale_inv' (F32 [1, 1]) belongs to no weight"),
                     HasSubstr("'ids' (I64 [1]) belongs to no weight")));
-}
-
-TEST_F(PackedCheckpointTest, OtherBitsZeroPointsAndDoublesAreRefused) {
-  RawCheckpoint eight;
-  eight.Add("a.weight_packed", "I32", {2, 16}, std::vector<int32_t>(32));
-  eight.Add("a.weight_scale", "BF16", {2, 2}, std::vector<uint16_t>(4));
-  eight.Add("a.weight_shape", "I64", {2}, std::vector<int64_t>{2, 64});
-  EXPECT_THAT(eight.Open().status().message(), HasSubstr("says [2, 64], but four bits a weight"));
-  RawCheckpoint asymmetric;
-  asymmetric.Add("a.weight_packed", "I32", {8, 8}, std::vector<int32_t>(64));
-  asymmetric.Add("a.weight_scale", "BF16", {8, 2}, std::vector<uint16_t>(16));
-  asymmetric.Add("a.weight_zero_point", "I32", {1, 2}, std::vector<int32_t>(2));
-  EXPECT_EQ(asymmetric.Open().status().code(), StatusCode::kUnsupported);
-  RawCheckpoint twice;
-  twice.Add("a.weight_packed", "I32", {2, 8}, std::vector<int32_t>(16));
-  twice.Add("a.weight_scale", "BF16", {2, 2}, std::vector<uint16_t>(4));
-  twice.Add("a.weight", "BF16", {2, 64}, std::vector<uint16_t>(128));
-  EXPECT_THAT(twice.Open().status().message(), HasSubstr("both packed and plain"));
 }
 
 }  // namespace

@@ -103,6 +103,10 @@ TEST(SourceType, NibblesByHand) {
   expect(SourceType::kQ4_0, Little16(kOneHalf) + AllNibbles(),
          [](int n) { return (n - 8) * 0.5f; });
   expect(SourceType::kInt4, Little16(0x3F00) + AllNibbles(), [](int n) { return (n - 8) * 0.5f; });
+  Bytes wide = {0, 0, 0, 0x3F};  // 0.5
+  for (int i = -16; i < 16; ++i) wide.push_back(static_cast<uint8_t>(i * 8));
+  const std::vector<float> eight = Decode(SourceType::kInt8, wide);
+  for (int i = 0; i < 32; ++i) EXPECT_EQ(eight[static_cast<size_t>(i)], (i - 16) * 4.0f);
   expect(SourceType::kQ4_1, Little16(kOneHalf) + Little16(kMinusTwo) + AllNibbles(),
          [](int n) { return n * 0.5f - 2; });
   const float iq4_nl[] = {-127, -104, -83, -65, -49, -35, -22, -10,
