@@ -6,6 +6,7 @@
 #include <cstring>
 #include <optional>
 
+#include "compute/aligned_array.h"
 #include "compute/block_repack.h"
 #include "compute/encode.h"
 #include "engine/role_rows.h"
@@ -37,11 +38,11 @@ bool Carries(SourceType type, Encoding encoding) {
 }
 
 Status Repack(const MatrixView& view, uint32_t first_row, uint32_t row_count, SourceType type,
-              const std::vector<std::byte>& blocks) {
+              const std::byte* blocks) {
   if (type != SourceType::kBf16) {
-    return RepackRows(view, first_row, row_count, *FormatOf(type), blocks.data());
+    return RepackRows(view, first_row, row_count, *FormatOf(type), blocks);
   }
-  RepackBf16Rows(view, first_row, row_count, blocks.data());
+  RepackBf16Rows(view, first_row, row_count, blocks);
   return OkStatus();
 }
 
@@ -77,17 +78,19 @@ Status ReadScattered(const Checkpoint& checkpoint, const SourceMatrix& matrix, u
 }
 
 // The same rows as blocks; not of a transposed matrix.
-Status ReadBlockRows(const Checkpoint& checkpoint, const SourceMatrix& matrix, uint32_t first,
-                     uint32_t count, uint32_t cols, std::vector<std::byte>* blocks) {
+Result<AlignedArray<std::byte>> ReadBlockRows(const Checkpoint& checkpoint,
+                                              const SourceMatrix& matrix, uint32_t first,
+                                              uint32_t count, uint32_t cols) {
   const SourceTensor& tensor = *matrix.tensor;
   const uint64_t row_bytes = SourceBytes(tensor.type, cols), step = matrix.row_step;
-  blocks->resize((uint64_t{count - 1} * step + 1) * row_bytes);
-  RETURN_IF_ERROR(checkpoint.ReadBlocks(tensor, (matrix.first_row + first * step) * cols, *blocks));
+  const uint64_t bytes = (uint64_t{count - 1} * step + 1) * row_bytes;
+  AlignedArray<std::byte> blocks(bytes);
+  RETURN_IF_ERROR(checkpoint.ReadBlocks(tensor, (matrix.first_row + first * step) * cols,
+                                        {blocks.data(), bytes}));
   for (uint64_t r = 1; step > 1 && r < count; ++r) {
-    std::memcpy(&(*blocks)[r * row_bytes], &(*blocks)[r * step * row_bytes], row_bytes);
+    std::memcpy(&blocks[r * row_bytes], &blocks[r * step * row_bytes], row_bytes);
   }
-  blocks->resize(count * row_bytes);
-  return OkStatus();
+  return blocks;
 }
 
 }  // namespace
@@ -144,9 +147,9 @@ Status EncodeMatrixRows(const Checkpoint& checkpoint, const SourceMatrix& matrix
   const SourceTensor& tensor = *matrix.tensor;
   Status status;
   if (CarriesBlocks(matrix, view.encoding)) {
-    std::vector<std::byte> blocks;
-    RETURN_IF_ERROR(ReadBlockRows(checkpoint, matrix, first, count, view.cols, &blocks));
-    status = Repack(view, view_row, count, tensor.type, blocks);
+    ASSIGN_OR_RETURN(const AlignedArray<std::byte> blocks,
+                     ReadBlockRows(checkpoint, matrix, first, count, view.cols));
+    status = Repack(view, view_row, count, tensor.type, blocks.data());
   } else {
     std::vector<float> rows;
     RETURN_IF_ERROR(ReadRows(checkpoint, matrix, first, count, view.cols, &rows));
@@ -175,9 +178,11 @@ Status EncodeRoleRows(const Checkpoint& checkpoint, const SourceTensor& tensor,
   Status status;
   if (HasBlocksInOrder(role, BlockOf(tensor.type).elements) &&
       Carries(tensor.type, view.encoding)) {
-    std::vector<std::byte> blocks(SourceBytes(tensor.type, uint64_t{view.rows} * view.cols));
-    RETURN_IF_ERROR(ReadRoleBlocks(checkpoint, tensor, role, first, view.rows, blocks));
-    status = Repack(view, 0, view.rows, tensor.type, blocks);
+    const uint64_t bytes = SourceBytes(tensor.type, uint64_t{view.rows} * view.cols);
+    const AlignedArray<std::byte> blocks(bytes);
+    RETURN_IF_ERROR(ReadRoleBlocks(checkpoint, tensor, role, first, view.rows,
+                                   {blocks.data(), bytes}));
+    status = Repack(view, 0, view.rows, tensor.type, blocks.data());
   } else {
     std::vector<float> rows(uint64_t{view.rows} * view.cols);
     RETURN_IF_ERROR(ReadRoleRows(checkpoint, tensor, role, first, view.rows, rows));

@@ -468,7 +468,7 @@ class Recogniser {
     }
     const uint64_t groups = cols / group;
     bool fits = Expect(*weight->zeros, weight->zeros->type == SourceType::kI32, "I32",
-                       {groups, rows / (32 / weight->bits)});
+                       {groups, (rows + 32 / weight->bits - 1) / (32 / weight->bits)});
     fits &= Expect(*weight->scales, half || weight->scales->type == SourceType::kBf16,
                    "F16 or BF16", {groups, rows});
     if (weight->group_index != nullptr) {

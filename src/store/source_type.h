@@ -14,8 +14,8 @@
 //   Q2_K .. Q6_K, IQ4_XS (256 elements): sub-blocks with integer scales behind one d; see the
 //                       decoders
 //   TQ1_0, TQ2_0 (256 elements): -d, 0 or d, five in a byte or four; see the decoders
-// Not read, because their codes are indices into tables that ggml's author searched for and no rule
-// gives: IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S.
+// Not read, because their codes are indices into tables that ggml's source states and no published
+// rule gives: IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S.
 //   INT8 (32 in 36 B)   d float32 | int8;                                    code d
 //   FP8 (1 B)           F8_E4M3 whose scales lie in another tensor (store/packed_weight.h)
 //   NVFP4               E2M1 whose scales lie in another tensor (likewise)

@@ -40,9 +40,9 @@ TEST_F(PackedCheckpointTest, SymmetricInt4IsCarriedAsItIs) {
 // A weight of compressed-tensors: signed codes and zero points, scales a row and group.
 struct SignedWeight {
   uint64_t rows = 0, cols = 0, group = 0;
-  std::vector<int> codes, zeros;
-  std::vector<float> scales;
-  std::vector<int32_t> group_of;
+  std::vector<int> codes = {}, zeros = {};
+  std::vector<float> scales = {};
+  std::vector<int32_t> group_of = {};
 
   uint64_t groups() const { return cols / group; }
   float Value(uint64_t r, uint64_t c) const {
