@@ -64,11 +64,12 @@ float ScaleOf(Encoding encoding, uint16_t bits) {
   return HasBf16Scales(encoding) ? Bf16ToFloat(bits) : F16ToFloat(bits);
 }
 
-// q8, q4 and q4_bf16: codes are consecutive integers. weights: of the group, or null.
-void EncodeLinear(const KernelTable& kernels, Encoding encoding, const float* x,
+// q8, q4 and q4_bf16: codes are consecutive integers. weights: of the group, or null. False for a value
+// that cannot be held.
+bool EncodeLinear(const KernelTable& kernels, Encoding encoding, const float* x,
                   const float* weights, const ScaleSearch& search, Group* group) {
   float scale = 0;
-  CHECK(kernels.search_group(x, weights, search, group->codes, &scale), "EncodeGroup has looked");
+  if (!kernels.search_group(x, weights, search, group->codes, &scale)) return false;
   group->scale = RoundScale(encoding, scale);
   // Below 2^-14 an f16 has few bits left, and rounding has moved the scale noticeably; a bf16 has
   // few bits always.
@@ -79,8 +80,9 @@ void EncodeLinear(const KernelTable& kernels, Encoding encoding, const float* x,
       group->codes[i] = static_cast<int8_t>(std::clamp(code, search.low, search.high));
     }
   }
-  if (encoding == Encoding::kQ8) return;
+  if (encoding == Encoding::kQ8) return true;
   for (int8_t& code : group->codes) code = static_cast<int8_t>(code + 8);
+  return true;
 }
 
 // The nibble whose code is nearest; of two, the first in the table.
@@ -174,15 +176,16 @@ Status EncodeGroup(const KernelTable& kernels, Encoding encoding, const float* r
   const uint32_t count = col < cols ? std::min(kGroupCols, cols - col) : 0;
   // An empty group has nothing to copy, and its source would be past the end of the row.
   if (count > 0) std::memcpy(x, row_data + col, count * sizeof(float));
+  const bool linear = encoding == Encoding::kQ8 || CodesOf(encoding) == LinearCodes::kCodes;
+  if (linear) {
+    return EncodeLinear(kernels, encoding, x, weights, search, group)
+               ? OkStatus()
+               : BadValue(x, count, search.limit, row, col);
+  }
   float extreme = 0;
   for (const float value : x) {
     if (!(std::fabs(value) <= search.limit)) return BadValue(x, count, search.limit, row, col);
     if (std::fabs(value) > std::fabs(extreme)) extreme = value;
-  }
-  const bool linear = encoding == Encoding::kQ8 || CodesOf(encoding) == LinearCodes::kCodes;
-  if (linear) {
-    EncodeLinear(kernels, encoding, x, weights, search, group);
-    return OkStatus();
   }
   // A scale under 2^-100 is nothing, and its inverse might not be a float.
   if (std::fabs(extreme) < 0x1p-100f) {
