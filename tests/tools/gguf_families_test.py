@@ -114,7 +114,10 @@ def with_value_heads(fixture, count, seed):
         else:
             axis = axes[-1] if name.endswith("out_proj.weight") else axes[0]
             shape[axis] = shape[axis] // before * count
-        values = [rng.gauss(0, 0.1) for _ in range(math.prod(shape))]
+        # Logarithms of decays from 2 on survive exponential and logarithm to the bit: an error of half an
+        # ulp of exp(x) is a quarter of one of x.
+        values = [rng.uniform(2, 2.75) if name.endswith("A_log") else rng.gauss(0, 0.1)
+                  for _ in range(math.prod(shape))]
         # bf16: the upper half of a float.
         fixture.tensors[name] = (shape, b"".join(struct.pack("<f", x)[2:] for x in values))
     return fixture
