@@ -41,7 +41,11 @@ Status EncodingNotes::AppendTo(const Checkpoint& checkpoint,
     }
     std::string losses;
     double largest = 0;
+    bool carried = true;
     for (const auto& [role, samples] : choice.samples_of_role) {
+      carried &= std::ranges::all_of(samples, [encoding = encoding](const Sample& sample) {
+        return CarriesBlocks(sample.matrix, encoding);
+      });
       const Result<double> loss = MeasureLoss(checkpoint, samples, encoding);
       // A synthetic model has nothing that could be lost.
       if (loss.status().code() == StatusCode::kUnsupported) continue;
@@ -50,7 +54,7 @@ Status EncodingNotes::AppendTo(const Checkpoint& checkpoint,
       losses += fmt::format("{}{} {:.2g} %", losses.empty() ? "" : ", ", role, 100 * *loss);
     }
     // Blocks that are carried, of a type that the encoding does not hold whatever is in it.
-    if (!losses.empty() && largest == 0) {
+    if (!losses.empty() && carried && largest == 0) {
       notes->push_back(fmt::format("{} are {}, the checkpoint's {}: exactly so in a sample", what_,
                                    name, source));
       continue;
