@@ -249,11 +249,12 @@ void BatchScheduler::Deliver(Place* place, const BatchSegment& segment) {
     return;
   }
   place->sequence->Publish(request.tokens());
-  if (!request.answering()) request.OnPrefilled(place->sequence->length());
+  if (!request.answering()) {
+    request.OnPrefilled(place->sequence->length());
+    if (disk_ != nullptr) disk_->Note(request.tokens().first(place->sequence->length()));
+  }
   if (place->missing() > 0) return;
-  const bool first = !request.answering();
   const std::optional<FinishReason> reason = request.OnLogits();
-  if (disk_ != nullptr && first) disk_->Note(request.tokens().first(place->sequence->length()));
   if (reason) End(place, *reason, OkStatus());
 }
 

@@ -2,8 +2,8 @@
 // the engine's back, and read again for prompts whose beginning the KV pool no longer has, or has not had in
 // this process.
 //
-// When a block is written: once its prompt has been computed, and when its request ends; not when the pool evicts
-// it. Eviction takes children before parents, happens when somebody waits for the memory, and does not happen
+// When a block is written: after the piece of a prompt that fills it, and those of an answer when it ends; not when
+// the pool evicts it. Eviction takes children before parents, happens when somebody waits for the memory, and does not happen
 // before a restart. So what memory has is mostly on disk, too, and a kill costs little.
 //
 //   engine thread                                     disk thread
