@@ -1,6 +1,6 @@
 """What a prompt costs before its answer: computed, from the prefix cache in memory, and from disk after a restart.
 
-    python3 bench/prefix_cache.py build/release/moraine STORE --tokens 1984 [--directory DIR] [-- serve options]
+    python3 bench/prefix_cache.py build/release/moraine STORE --tokens 1984 [--directory DIR] [options of serve]
 
 Prompts of random tokens, one at a time, each of one answered token; the time is a client's, HTTP included. One
 JSON line: medians in milliseconds, what of each prompt was found, and bytes of keys and values a token.
@@ -50,13 +50,12 @@ def main():
     parser.add_argument("--tokens", type=int, default=1984)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", help="on the drive to be measured (default: a temporary one)")
-    parser.add_argument("serve", nargs="*", help="further options of moraine serve")
-    args = parser.parse_args()
+    args, serve = parser.parse_known_args()
     rng = random.Random(1)
     prompts = [[rng.randrange(4000) for _ in range(args.tokens)] for _ in range(args.rounds + 1)]
     with tempfile.TemporaryDirectory(dir=args.directory) as directory:
         command = [args.moraine, "serve", args.store, "--port", "0", "--parallel", "1", "--max-context",
-                   str(args.tokens + 64), "--prefix-cache-dir", directory, *args.serve]
+                   str(args.tokens + 64), "--prefix-cache-dir", directory, *serve]
         times = {"computed": [], "memory": [], "disk": []}
         found = {}
         server = Server(command)
@@ -64,6 +63,7 @@ def main():
             for kind in ("computed", "memory"):
                 took, found[kind] = server.ask(prompt)
                 times[kind].append(took)
+            time.sleep(1)  # for what is still to be written
         server.stop()
         kept = args.tokens // 64 * 64 * len(prompts)
         size = sum(os.path.getsize(os.path.join(directory, name)) for name in os.listdir(directory))

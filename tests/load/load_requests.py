@@ -27,7 +27,7 @@ class Answer:
     def add(self, choice, is_chat):
         """A choice of a chunk, or of a whole answer."""
         if is_chat:
-            part = choice.get("delta") or choice.get("message")
+            part = choice["delta"] if "delta" in choice else choice["message"]
             self.text += part.get("content") or ""
             self.tokens += [(t["token"], t["logprob"])
                             for t in (choice.get("logprobs") or {}).get("content") or []]
