@@ -27,7 +27,7 @@ class ModelsTest(CommandTestCase):
         os.environ["MORAINE_CONFIG"] = "/dev/null"
         cls.hub = cls.path("home/.cache/huggingface/hub")
         cls.snapshot = cls.add_repository("moraine/demo", os.listdir(DEMO))
-        half = [name for name in os.listdir(DEMO) if "00002" not in name]
+        half = [name for name in os.listdir(DEMO) if not name.startswith("model-00002")]
         cls.add_repository("moraine/half", half)
         with open(os.path.join(cls.hub, "models--moraine--half/blobs/x.incomplete"), "w"):
             pass
@@ -138,7 +138,7 @@ class ModelsTest(CommandTestCase):
             self.assertEqual(json.loads(result.stdout)["text"], "247 + 6 = 253.", name)
         self.assertIn("source", self.expect(OK, [], "inspect", "by-name").stdout)
         rates = ["--memory-gbps", "50", "--drive-gbps", "5", "--tops", "1", "--json", "--max-context", "64"]
-        for name, source in (("hf:moraine/demo", "checkpoint"), ("by-name", "store"), ("olmoe", "checkpoint")):
+        for name, source in (("hf:moraine/demo", "checkpoint"), ("by-name", "store"), ("ollama:olmoe", "checkpoint")):
             plan = json.loads(self.expect(OK, [], "plan", name, *rates).stdout)
             self.assertEqual(plan["source"], source, name)
 
