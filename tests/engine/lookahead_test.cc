@@ -140,6 +140,30 @@ TEST(Lookahead, IsKeptWhereThereIsTimeToHideAndGivenUpWhereThereIsNone) {
   EXPECT_LT(in_the_way, hidden / 4);
 }
 
+// Eight experts of 0.4 ms each are in memory, and a layer wants them all: the drive is looked at after two.
+TEST(ExpertExecutor, TheDriveIsLookedAtEveryMillisecondOfALayer) {
+  EngineWorldOptions options;
+  options.layers = 1;
+  options.experts = options.top_k = 8;
+  options.slot_count = 12;
+  options.expert_ns = 400'000;
+  EngineWorld world(options);
+  const uint32_t experts[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+  const float weights[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+  RoutingDecision routing;
+  routing.token_count = 1;
+  routing.top_k = 8;
+  routing.experts = experts;
+  routing.weights = weights;
+  for (int step = 0; step < 3; ++step) {
+    world.BeginStep(1, AcquireMode::kCached);
+    world.regions().clear();
+    ASSERT_TRUE(world.RunLayer(LayerId(0), routing).ok());
+    EXPECT_TRUE(world.OutputIsRight(LayerId(0), routing));
+  }
+  EXPECT_EQ(world.regions(), std::vector<size_t>(4, 2));
+}
+
 struct Outcome {
   std::string digest;
   EngineStats stats;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -262,6 +263,45 @@ TEST(SamplerTest, MinPSeesTheTemperedDistribution) {
   // sqrt(0.15 / 0.4) = 0.61 passes 0.55 and sqrt(0.1 / 0.4) = 0.5 does not; untempered only 0 would.
   ExpectDistribution({.temperature = 2, .min_p = 0.55f},
                      {{3, std::sqrt(.4)}, {0, std::sqrt(.3)}, {4, std::sqrt(.15)}});
+}
+
+// The cuts select; a full sort says what they have to leave. Logits of few values, so that many are equal.
+TEST(SamplerTest, CutsOfRandomLogitsLeaveWhatSortingLeaves) {
+  Random random(11);
+  for (int round = 0; round < 60; ++round) {
+    std::vector<float> logits(1 + random.Below(400));
+    for (float& logit : logits) logit = static_cast<float>(random.Below(12)) / 4;
+    const SamplingOptions options = {.temperature = 1,
+                                     .top_k = std::array{0u, 3u, 40u, 1000u}[random.Below(4)],
+                                     .top_p = std::array{0.2f, 0.6f, 0.93f, 1.0f}[random.Below(4)],
+                                     .min_p = std::array{0.0f, 0.2f}[random.Below(2)]};
+    std::vector<int32_t> order(logits.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+    });
+    if (options.top_k > 0 && options.top_k < order.size()) order.resize(options.top_k);
+    const float best = logits[static_cast<size_t>(order[0])];
+    const auto weight = [&](int32_t token) { return std::exp(logits[static_cast<size_t>(token)] - best); };
+    double total = 0, mass = 0;
+    for (const int32_t token : order) total += weight(token);
+    std::vector<int32_t> kept;
+    for (const int32_t token : order) {
+      if (!kept.empty() && (mass >= options.top_p * total || weight(token) < options.min_p)) break;
+      mass += weight(token);
+      kept.push_back(token);
+    }
+    const int draws = 40 * static_cast<int>(kept.size());
+    const std::map<int32_t, int> counts = Draw(options, logits, draws);
+    for (const auto& [token, count] : counts) {
+      EXPECT_THAT(kept, testing::Contains(token)) << "round " << round;
+    }
+    for (const int32_t token : kept) {
+      const double expected = weight(token) / mass * draws;
+      if (expected < 20) continue;
+      EXPECT_TRUE(counts.contains(token)) << "round " << round << " token " << token;
+    }
+  }
 }
 
 TEST(SamplerTest, TopKOneAndColdTemperaturesAreGreedy) {

@@ -490,6 +490,18 @@ TEST(ResidencyManagerTest, AStreamFillsTheRingAndWaitsThereForItsLayer) {
   world.manager().CheckInvariants();
 }
 
+TEST(ResidencyManagerTest, AStreamGoesToTheDriveWholeAndALookaheadIsHeldBack) {
+  WorldOptions options{.slot_count = 8, .ring_slots = 4};
+  options.scheduler.speculative_depth = 0;
+  World world(options);
+  world.Use(0, {0, 1});
+  ASSERT_EQ(world.Stream(1, {0, 1, 2, 3}), 4u);
+  EXPECT_EQ(world.scheduler().speculative_pending(), 0u);
+  EXPECT_EQ(world.scheduler().demand_in_flight(), 4u);
+  world.Drain();
+  EXPECT_EQ(world.StateOf(1, 3), kReady);
+}
+
 TEST(ResidencyManagerTest, WhatWasStreamedForNothingLeavesWithItsLayersLookup) {
   World world({.slot_count = 8, .ring_slots = 4});
   world.Use(0, {0, 1});

@@ -122,6 +122,8 @@ class EngineWorld final : public RecordSource, public ExpertKernels {
   ResidencyManager& manager() { return *manager_; }
   ExpertExecutor& executor() { return *executor_; }
   uint64_t record_bytes() const { return layout_.record_bytes(); }
+  // Experts of each call of the kernels so far.
+  std::vector<size_t>& regions() { return regions_; }
 
   // RecordSource.
   Location Locate(ExpertKey key) const override {
@@ -141,6 +143,7 @@ class EngineWorld final : public RecordSource, public ExpertKernels {
   // ExpertKernels.
   void SetExpertInput(const float* x, size_t, uint32_t, uint32_t, Encoding) override { input_ = x; }
   void RunExperts(std::span<const ExpertTask> tasks) override {
+    regions_.push_back(tasks.size());
     for (const ExpertTask& task : tasks) {
       clock_.AdvanceNs(options_.expert_ns + options_.expert_token_ns * task.token_count);
       const uint64_t fingerprint = WordAt(task.weights.gate.data, 0);
@@ -187,6 +190,7 @@ class EngineWorld final : public RecordSource, public ExpertKernels {
   std::unique_ptr<ResidencyManager> manager_;
   std::unique_ptr<ExpertExecutor> executor_;
   std::vector<float> x_, out_;
+  std::vector<size_t> regions_;
   const float* input_ = nullptr;
 };
 
