@@ -146,11 +146,10 @@ Status GpuPass::Route(uint32_t index, const GpuLayer& layer) {
   return handover_->OnRouted(index, s.experts, token_count_ * config_.top_k, stream_);
 }
 
-Status GpuPass::EnqueueFew() {
+Status GpuPass::BringTokens(uint32_t tables) {
   const PassScratch& s = *scratch_;
-  RETURN_IF_ERROR(gpu::Copy(s.positions, inputs_.data(), kFewTokens * sizeof(uint32_t), stream_));
   RETURN_IF_ERROR(gpu::Copy(s.tables, host_tables(),
-                            uint64_t{token_count_} * table_blocks_ * sizeof(uint32_t), stream_));
+                            uint64_t{tables} * table_blocks_ * sizeof(uint32_t), stream_));
   RETURN_IF_ERROR(
       gpu::Copy(s.tokens, host_tokens(), token_count_ * sizeof(int32_t), stream_));
   RETURN_IF_ERROR(gpu::RunEmbedding({.matrix = network_.embedding(),
@@ -160,6 +159,13 @@ Status GpuPass::EnqueueFew() {
                                      .x_stride = config_.hidden},
                                     stream_));
   pending_delta_ = false;
+  return OkStatus();
+}
+
+Status GpuPass::EnqueueFew() {
+  const PassScratch& s = *scratch_;
+  RETURN_IF_ERROR(gpu::Copy(s.positions, inputs_.data(), kFewTokens * sizeof(uint32_t), stream_));
+  RETURN_IF_ERROR(BringTokens(token_count_));
   for (uint32_t i = 0; i < network_.layers().size(); ++i) {
     const GpuLayer& layer = network_.layers()[i];
     RETURN_IF_ERROR(FewAttention(layer));
@@ -242,17 +248,7 @@ Status GpuPass::FewDense(const GpuLayer& layer) {
 }
 
 Status GpuPass::EnqueueMany(const std::atomic<bool>* cancelled) {
-  const PassScratch& s = *scratch_;
-  RETURN_IF_ERROR(gpu::Copy(s.tables, host_tables(), table_blocks_ * sizeof(uint32_t), stream_));
-  RETURN_IF_ERROR(
-      gpu::Copy(s.tokens, host_tokens(), token_count_ * sizeof(int32_t), stream_));
-  RETURN_IF_ERROR(gpu::RunEmbedding({.matrix = network_.embedding(),
-                                     .tokens = s.tokens,
-                                     .token_count = token_count_,
-                                     .x = s.hidden,
-                                     .x_stride = config_.hidden},
-                                    stream_));
-  pending_delta_ = false;
+  RETURN_IF_ERROR(BringTokens(1));
   for (uint32_t i = 0; i < network_.layers().size(); ++i) {
     if (cancelled != nullptr && cancelled->load(std::memory_order_relaxed)) {
       return Cancelled("request cancelled");

@@ -65,6 +65,8 @@ class GpuPass {
   void WriteTable(uint32_t row, const uint32_t* blocks, uint32_t last_position);
   uint32_t* host_tables() const { return inputs_.as<uint32_t>() + kFewTokens; }
   int32_t* host_tokens() const;
+  // Block tables and tokens of the prepared pass to the device, embedded into the residual stream.
+  Status BringTokens(uint32_t tables);
   Status Normalize(const float* weight, uint16_t* operand, uint16_t* natural);
   Status Route(uint32_t index, const GpuLayer& layer);
   Status HandOverKeysAndValues(uint32_t index);
