@@ -203,7 +203,7 @@ Json ToJson(const ServingEstimate& e) {
 
 // Of a VRAM budget: what lies there, and what it is worth with so much of the experts in DRAM.
 struct VramRow {
-  VramPlan plan;
+  VramPlan plan, with_cpu;  // of --gpu, and of --gpu-prefill
   double dram_share = 0;
   GpuEstimate estimate{};
 };
@@ -228,6 +228,8 @@ Result<std::vector<VramRow>> PlanVramBudgets(const PlanArguments& a, const Servi
                                          {.max_context = context,
                                           .prefill_chunk = a.chunk_given ? a.prefill_chunk : 0,
                                           .kv_format = kv_format});
+  VramNeeds with_cpu = needs;
+  with_cpu.hot_experts = true;
   const GpuRates rates = {.link_bytes_per_s = a.link_gbps * kBillion,
                           .memory_bytes_per_s = a.vram_gbps * kBillion,
                           .operations_per_s = a.gpu_tflops * 1e12};
@@ -238,8 +240,9 @@ Result<std::vector<VramRow>> PlanVramBudgets(const PlanArguments& a, const Servi
   for (const std::string& text : a.vram_budgets) {
     ASSIGN_OR_RETURN(const uint64_t budget, ParseByteSize(text));
     for (const double share : shares) {
-      VramRow row{.plan = {}, .dram_share = share};
+      VramRow row{.plan = {}, .with_cpu = {}, .dram_share = share};
       ASSIGN_OR_RETURN(row.plan, PlanVram(needs, budget));
+      ASSIGN_OR_RETURN(row.with_cpu, PlanVram(with_cpu, budget));
       row.estimate = EstimateOnGpu(demand, row.plan, rates, input.rates.drive_bytes_per_s, share);
       rows.push_back(std::move(row));
     }
@@ -260,6 +263,8 @@ Json ToJson(const VramRow& row) {
           {"resident_layers", p.anchored_layers},
           {"streamed_layers", p.streamed_layers},
           {"chunk", p.chunk},
+          {"hot_slots", row.with_cpu.hot_slots},
+          {"hot_bytes", row.with_cpu.hot_bytes},
           {"dram_share", row.dram_share},
           {"prefill_tok_per_s", known(row.estimate.prefill_tok_per_s)},
           {"prefill_bound_by", row.estimate.prefill_bound_by},
@@ -279,6 +284,8 @@ void PrintVram(const PlanArguments& a, const std::vector<VramRow>& rows) {
                OrNa(row.estimate.prefill_tok_per_s, "{:.0f}"), row.estimate.prefill_bound_by,
                OrNa(row.estimate.decode_tok_per_s, "{:.1f}"), row.estimate.decode_bound_by,
                row.plan.ToText());
+    if (row.with_cpu.streamed_layers == 0) continue;
+    fmt::print("  with --gpu-prefill: {}\n", row.with_cpu.ToText());
   }
 }
 

@@ -93,6 +93,8 @@ class FakeGpu final : public GpuModel {
   uint32_t max_chunk() const override { return plan_.chunk; }
   uint32_t page_count() const override { return host_.block_count(); }
   const uint32_t* routed(uint32_t layer) const override { return routed_[layer].data(); }
+  VramSlots vram_slots() const override { return {}; }
+  DeviceCopier& slot_copier() override { return copier_; }
   const VramPlan& plan() const override { return plan_; }
   const std::string& gpu_name() const override { return name_; }
   Result<double> MeasureLink() override { return 50.0; }

@@ -2,12 +2,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <numeric>
 #include <sstream>
 
 #include "engine/gpu/gpu_model.h"
 #include "engine/gpu/gpu_support.h"
+#include "engine/gpu/vram_needs.h"
 #include "engine/gpu/vram_plan.h"
 #include "engine/runner.h"
 #include "test_store.h"
@@ -69,6 +71,60 @@ TEST(VramPlan, ChunkTakesAnEighthAtMost) {
   EXPECT_EQ(PlanVram(needs, 1'000'000)->chunk, 4096u) << "the context's length";
   EXPECT_EQ(PlanVram(needs, 8 * 4096)->chunk, 4096u);
   EXPECT_EQ(PlanVram(needs, 8 * 4095)->chunk, 2048u);
+}
+
+VramNeeds WithHotExperts() {
+  VramNeeds needs = TenLayers();
+  needs.hot_experts = true;
+  needs.largest_record_bytes = 1000;  // 1024 in a slot
+  return needs;
+}
+
+TEST(VramPlan, HotSlotsTakeTheRoomThatIsLeft) {
+  const VramPlan plan = *PlanVram(WithHotExperts(), 1756 + 20'000 + 31 * 1024 + 1023);
+  EXPECT_EQ(plan.hot_slot_bytes, 1024u);
+  EXPECT_EQ(plan.hot_slots, 31u);
+  EXPECT_EQ(plan.hot_bytes, 31u * 1024);
+  EXPECT_EQ(plan.ring_bytes, 20'000u) << "prompts stream";
+  EXPECT_EQ(plan.anchored_layers, 0u);
+  EXPECT_EQ(plan.anchored_bytes, 0u);
+  EXPECT_EQ(plan.streamed_layers, 10u);
+  EXPECT_EQ(plan.streamed_bytes, 100'000u);
+  EXPECT_EQ(plan.total_bytes(), 1756u + 20'000 + 31 * 1024);
+  EXPECT_TRUE(plan.anchored[0]) << "a layer without experts";
+  EXPECT_EQ(std::count(plan.anchored.begin(), plan.anchored.end(), true), 1);
+  EXPECT_THAT(plan.ToText(), HasSubstr("31.0 KiB for 31 single experts (1.00 KiB each)"));
+}
+
+TEST(VramPlan, HotSlotsAreForWhatDoesNotFit) {
+  const VramPlan plan = *PlanVram(WithHotExperts(), 101'756);
+  EXPECT_EQ(plan.anchored_layers, 10u);
+  EXPECT_EQ(plan.hot_slots, 0u);
+  EXPECT_EQ(plan.hot_slot_bytes, 0u);
+  EXPECT_THAT(plan.ToText(), testing::Not(HasSubstr("single")));
+}
+
+TEST(VramPlan, NoRoomForASlotIsNoError) {
+  const VramPlan plan = *PlanVram(WithHotExperts(), 21'756 + 1023);
+  EXPECT_EQ(plan.hot_slots, 0u);
+  EXPECT_EQ(plan.hot_bytes, 0u);
+  EXPECT_EQ(plan.hot_slot_bytes, 1024u);
+  EXPECT_FALSE(PlanVram(WithHotExperts(), 21'755).ok());
+}
+
+TEST(VramPlan, NeedsNameTheLargestRecord) {
+  const TestStore store(GoldenPath("fixtures/qwen3_moe"), Encoding::kBf16);
+  const auto opened = Store::Open(store.directory(), StoreMode::kReadOnly);
+  ASSERT_TRUE(opened.ok()) << opened.status().message();
+  const Manifest& manifest = (*opened)->manifest();
+  const ModelConfig config = *ParseModelConfig(manifest.model_config, "config.json");
+  const VramNeeds plain = CountVramNeeds(manifest, config, {.max_context = 64});
+  EXPECT_FALSE(plain.hot_experts);
+  const VramNeeds needs =
+      CountVramNeeds(manifest, config, {.max_context = 64, .hot_experts = true});
+  EXPECT_TRUE(needs.hot_experts);
+  EXPECT_EQ(needs.largest_record_bytes, manifest.max_record_bytes());
+  EXPECT_GT(needs.largest_record_bytes, 0u);
 }
 
 TEST(VramPlan, Budgets) {

@@ -73,6 +73,10 @@ class CommandsTest(CommandTestCase):
         self.assertEqual(streamed["prefill_bound_by"], "link")
         self.assertAlmostEqual(streamed["prefill_tok_per_s"],
                                streamed["chunk"] * 25e9 / streamed["streamed_bytes"], places=3)
+        self.assertGreater(streamed["hot_slots"], 100)
+        self.assertLessEqual(streamed["dense_bytes"] + streamed["kv_bytes"] + streamed["scratch_bytes"] +
+                             streamed["ring_bytes"] + streamed["hot_bytes"], 24 << 30)
+        self.assertEqual(resident["hot_slots"], 0)
         self.assertEqual(resident["streamed_layers"], 0)
         self.assertEqual(resident["decode_bound_by"], "VRAM")
         half = self.expect(OK, [], "plan", "qwen3-235b", *rates, "--vram-budget", "24GiB",

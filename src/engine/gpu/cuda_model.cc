@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <utility>
 
 #include "base/bytes.h"
@@ -28,7 +29,9 @@ class CudaModel final : public GpuModel {
   Status Load(const Store& store, const ModelConfig& config, std::span<const ExpertLayout> layouts,
               const GpuModelOptions& options);
   ~CudaModel() override {
-    if (stream_.get() != nullptr) static_cast<void>(stream_.Synchronize());
+    for (const gpu::OwnedStream* stream : {&stream_, &slot_stream_}) {
+      if (stream->get() != nullptr) static_cast<void>(stream->Synchronize());
+    }
   }
 
   void Step(std::span<GpuSegment> batch) override;
@@ -37,12 +40,15 @@ class CudaModel final : public GpuModel {
   const VramPlan& plan() const override { return plan_; }
   const std::string& gpu_name() const override { return info_.name; }
   const uint32_t* routed(uint32_t layer) const override { return handover_->routed(layer); }
+  VramSlots vram_slots() const override { return experts_->hot_slots(); }
+  DeviceCopier& slot_copier() override { return *slot_copier_; }
   Result<double> MeasureLink() override;
 
  private:
   Status Plan(const Store& store, const GpuModelOptions& options);
   void StepHandingOver(GpuSegment& segment);
   Status Begin(const GpuSegment& segment);
+  Status AwaitSlotCopies();
   void StepFew(std::span<GpuSegment* const> segments);
   Status RunFew(uint32_t count, bool logits);
   Status RunMany(const GpuSegment& segment);
@@ -58,11 +64,13 @@ class CudaModel final : public GpuModel {
   gpu::GpuInfo info_;
   VramPlan plan_;
   uint32_t page_count_ = 0;
-  gpu::OwnedStream stream_;
+  gpu::OwnedStream stream_, slot_stream_;
   std::unique_ptr<GpuNetwork> network_;
   std::unique_ptr<GpuExperts> experts_;
   std::unique_ptr<GpuHandover> handover_;  // of a model for prompts only
   std::unique_ptr<GpuPass> pass_;
+  std::optional<StreamCopier> slot_copier_;
+  gpu::Event slots_copied_;
   std::array<FewGraph, (kFewTokens + 1) * 2> graphs_;  // by number of tokens, with logits or without
   std::vector<GpuPass::Row> rows_;
   std::vector<GpuSegment*> few_;
@@ -74,7 +82,8 @@ Status CudaModel::Plan(const Store& store, const GpuModelOptions& options) {
   const VramNeeds needs = CountVramNeeds(store.manifest(), config_,
                                          {.max_context = options.max_context,
                                           .prefill_chunk = options.prefill_chunk,
-                                          .kv_format = options.kv_format});
+                                          .kv_format = options.kv_format,
+                                          .hot_experts = options.host_experts != nullptr});
   uint64_t budget = options.vram_budget_bytes;
   if (budget == 0) budget = info_.free_bytes - std::min(info_.free_bytes, kReserveBytes);
   if (budget > info_.free_bytes) {
@@ -96,6 +105,9 @@ Status CudaModel::Load(const Store& store, const ModelConfig& config,
   RETURN_IF_ERROR(CheckGpuSupport(config, layouts, store.manifest(), options.kv_format));
   RETURN_IF_ERROR(Plan(store, options));
   ASSIGN_OR_RETURN(stream_, gpu::OwnedStream::Create());
+  ASSIGN_OR_RETURN(slot_stream_, gpu::OwnedStream::Create());
+  ASSIGN_OR_RETURN(slots_copied_, gpu::Event::Create());
+  ASSIGN_OR_RETURN(slot_copier_, StreamCopier::Create(slot_stream_.get()));
   ASSIGN_OR_RETURN(network_, GpuNetwork::Load(store, config_, layouts, options.max_context,
                                               page_count_, options.kv_format));
   ASSIGN_OR_RETURN(experts_, GpuExperts::Load(store, plan_,
@@ -134,7 +146,15 @@ void CudaModel::StepHandingOver(GpuSegment& segment) {
   if (segment.status.ok()) segment.status = computed.ok() ? finished : computed;
 }
 
+// Whatever was copied to slots before this step is there for what it enqueues.
+Status CudaModel::AwaitSlotCopies() {
+  if (plan_.hot_slots == 0) return OkStatus();
+  RETURN_IF_ERROR(slots_copied_.Record(slot_stream_.get()));
+  return slots_copied_.Before(stream_.get());
+}
+
 Status CudaModel::Begin(const GpuSegment& segment) {
+  RETURN_IF_ERROR(AwaitSlotCopies());
   const auto count = static_cast<uint32_t>(segment.tokens.size());
   written_.clear();
   for (uint32_t page = segment.first / kGpuPagePositions;

@@ -51,6 +51,10 @@ GpuExperts::~GpuExperts() {
 
 Status GpuExperts::Place(const Manifest& manifest, const VramPlan& plan) {
   ASSIGN_OR_RETURN(anchored_, gpu::DeviceMemory::Allocate(plan.anchored_bytes, "experts"));
+  if (plan.hot_slots > 0) {
+    ASSIGN_OR_RETURN(hot_, gpu::DeviceMemory::Allocate(plan.hot_bytes, "single experts"));
+    hot_slots_ = {.memory = hot_.data(), .slot_bytes = plan.hot_slot_bytes, .count = plan.hot_slots};
+  }
   if (plan.streamed_bytes > 0 && source_ == nullptr) {
     auto host = HostArena::Allocate(plan.streamed_bytes, {});
     if (!host.ok()) return host.status().WithContext("experts that are streamed to the GPU");

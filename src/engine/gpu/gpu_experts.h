@@ -4,6 +4,7 @@
 //   streamed layers   in page-locked DRAM. Prefill reads them from a ring of slots in VRAM, a layer each,
 //                     which a second stream fills while the first computes. Decode reads the few records
 //                     that a token wants in place, over the link.
+//   hot slots         in VRAM, for single experts; whose is which, others know (host_experts.h)
 //   fed layers        streamed ones whose records somebody else has (streamed_experts.h), who copies each layer
 //                     into the ring when it is asked for; the host waits for the drive with him.
 //
@@ -25,6 +26,7 @@
 
 #include "base/status.h"
 #include "compute/encoding.h"
+#include "engine/gpu/host_experts.h"
 #include "engine/gpu/stream_copier.h"
 #include "engine/gpu/vram_plan.h"
 #include "io/block_reader.h"
@@ -57,6 +59,7 @@ class GpuExperts {
   Result<const std::byte* const*> Acquire(uint32_t layer, gpu::Stream compute);
   Status Release(uint32_t layer, gpu::Stream compute);
   bool fed() const { return source_ != nullptr && !streamed_.empty(); }
+  VramSlots hot_slots() const { return hot_slots_; }
   // A chunk has ended: whoever feeds gets his records back.
   void FinishFeeding();
 
@@ -90,7 +93,8 @@ class GpuExperts {
   std::vector<uint32_t> streamed_;  // layers
   HostArena host_;
   gpu::PageLock lock_;
-  gpu::DeviceMemory anchored_, ring_, tables_;
+  gpu::DeviceMemory anchored_, ring_, tables_, hot_;
+  VramSlots hot_slots_;
   gpu::OwnedStream copy_stream_;
   StreamedExperts* source_ = nullptr;
   std::optional<StreamCopier> copier_;  // for the source

@@ -18,6 +18,10 @@
 // comes over when a segment names it `stale`. With `source` the records of streamed layers are somebody
 // else's, too (streamed_experts.h).
 //
+// Answers with the CPU: with `host_experts`, too, segments of few tokens are computed layer by layer, each expert
+// where its owner says: in a slot of vram_slots(), in page-locked memory, or by him on the CPU meanwhile
+// (host_experts.h). If all experts fit into VRAM, he is never asked, and there are no slots.
+//
 // The KV cache is a pool of pages of 64 positions; whose they are is the caller's business, who names a
 // sequence's pages with every step. So sequences can share pages, and a page number means the same in
 // all layers.
@@ -35,6 +39,7 @@
 #include "base/status.h"
 #include "compute/encoding.h"
 #include "compute/kv_format.h"
+#include "engine/gpu/host_experts.h"
 #include "engine/gpu/streamed_experts.h"
 #include "engine/gpu/vram_plan.h"
 #include "io/block_reader.h"
@@ -57,6 +62,7 @@ struct GpuModelOptions {
   // Both or neither; they outlive the model.
   const KvPool* host_kv = nullptr;
   StreamedExperts* source = nullptr;
+  HostExperts* host_experts = nullptr;  // only with both; outlives the model
 };
 
 // Some tokens that follow on what a sequence has.
@@ -87,6 +93,12 @@ class GpuModel {
   virtual uint32_t page_count() const = 0;
   // Experts that the last segment's tokens took, tokens x top_k; host_kv only, layers with experts only.
   virtual const uint32_t* routed(uint32_t layer) const = 0;
+
+  // With host_experts: places for single experts, plan().hot_slots of them. What slot_copier() has copied is there
+  // for every Step that is called after the copy was asked for; a slot that a Step may read is not to be
+  // overwritten before the Step has returned.
+  virtual VramSlots vram_slots() const = 0;
+  virtual DeviceCopier& slot_copier() = 0;
 
   virtual const VramPlan& plan() const = 0;
   virtual const std::string& gpu_name() const = 0;

@@ -34,12 +34,17 @@ struct LayerCopy {
   uint32_t next = kNoLayer;  // will be asked for after this one: may be read from the drive meanwhile
   uint64_t record_bytes = 0;
   std::byte* to = nullptr;   // expert e's record goes to `to + e * record_bytes`
+  // An entry an expert, or null: all are copied. The source sets addresses[e] to where the device can read
+  // the record already, which stays there until Finish, and copies the others, whose entries it sets to
+  // null.
+  const std::byte** addresses = nullptr;
 };
 
 class StreamedExperts {
  public:
   virtual ~StreamedExperts() = default;
-  // Asks `copier` for copies of all records of a layer; waits for the drive, and, where memory is short,
+  // Asks `copier` for copies of all records of a layer but those that are on the device already (LayerCopy's
+  // addresses); waits for the drive, and, where memory is short,
   // for copies. Errors name the expert.
   virtual Status CopyLayer(const LayerCopy& layer, DeviceCopier& copier) = 0;
   // Waits for all copies and lets go of what they read. To be called when a chunk has ended, however.

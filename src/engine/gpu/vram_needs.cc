@@ -61,6 +61,8 @@ VramNeeds CountVramNeeds(const Manifest& manifest, const ModelConfig& config,
     needs.layer_bytes.push_back(layer.expert_count * layer.record_bytes);
   }
   needs.max_context = options.max_context;
+  needs.hot_experts = options.hot_experts;
+  needs.largest_record_bytes = manifest.max_record_bytes();
   // A float32 cache means float32 throughout, which only the way of few tokens has.
   needs.chunk = options.kv_format == KvFormat::kF32 ? kFewTokens : options.prefill_chunk;
   return needs;

@@ -20,6 +20,7 @@ struct VramNeedsOptions {
   uint32_t max_context = 0;    // positions of the whole cache
   uint32_t prefill_chunk = 0;  // 0: chosen by the budget
   KvFormat kv_format = KvFormat::kBf16;
+  bool hot_experts = false;  // answers on GPU and CPU together: VramNeeds::hot_experts
 };
 
 VramNeeds CountVramNeeds(const Manifest& manifest, const ModelConfig& config,

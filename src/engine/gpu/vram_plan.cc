@@ -70,8 +70,18 @@ Result<VramPlan> PlanVram(const VramNeeds& needs, uint64_t budget_bytes) {
         FormatByteSize(plan.dense_bytes), FormatByteSize(plan.kv_bytes),
         FormatByteSize(plan.scratch_bytes), plan.chunk, FormatByteSize(plan.ring_bytes)));
   }
+  const uint64_t room_bytes = budget_bytes - fixed - plan.ring_bytes;
+  if (needs.hot_experts) {
+    for (const uint32_t layer : moe_layers) plan.anchored[layer] = false;
+    plan.streamed_layers = count;
+    plan.streamed_bytes = all;
+    plan.hot_slot_bytes = AlignUp(needs.largest_record_bytes, kHotSlotAlignment);
+    plan.hot_slots = static_cast<uint32_t>(room_bytes / plan.hot_slot_bytes);
+    plan.hot_bytes = plan.hot_slots * plan.hot_slot_bytes;
+    return plan;
+  }
   // Layers of one model are alike or nearly so: as many as fit if all were the largest.
-  const auto room = static_cast<uint32_t>((budget_bytes - fixed - plan.ring_bytes) / largest);
+  const auto room = static_cast<uint32_t>(room_bytes / largest);
   const std::vector<bool> stays = Spread(std::min(room, count), count);
   for (uint32_t i = 0; i < count; ++i) {
     const uint64_t bytes = needs.layer_bytes[moe_layers[i]];
@@ -89,6 +99,11 @@ std::string VramPlan::ToText() const {
                           FormatByteSize(anchored_bytes), anchored_layers,
                           anchored_layers + streamed_layers, FormatByteSize(ring_bytes),
                           FormatByteSize(streamed_bytes));
+  }
+  if (hot_slot_bytes > 0) {
+    experts = fmt::format("{} for {} single experts ({} each), {} ring; {} streamed from DRAM",
+                          FormatByteSize(hot_bytes), hot_slots, FormatByteSize(hot_slot_bytes),
+                          FormatByteSize(ring_bytes), FormatByteSize(streamed_bytes));
   }
   return fmt::format("{} of VRAM: {} dense weights, {} KV cache, {} scratch for {} tokens, {}",
                      FormatByteSize(total_bytes()), FormatByteSize(dense_bytes),
