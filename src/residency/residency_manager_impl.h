@@ -50,6 +50,8 @@ class ResidencyManager::Impl final : private ReadProgress {
   size_t Prefetch(LayerId layer, std::span<const ExpertId> ids, PrefetchReason reason);
   size_t Stream(LayerId layer, std::span<const ExpertId> ids);
   void CancelPrefetches();
+
+  // read_outcomes.cc.
   size_t Poll(int64_t wait_ns);
   void Collect();
 
@@ -120,7 +122,7 @@ class ResidencyManager::Impl final : private ReadProgress {
   void ReadInto(const Expert& expert, ReadPriority priority);
   int64_t DemandDeadline() const;
   void FlushReads();
-  // Poll.
+  // Poll (read_outcomes.cc).
   size_t Decide(const ReadOutcome& outcome);
   void OnPart(ReadId id, uint64_t offset, uint64_t length) override;
   size_t DecideRead(SlotIndex slot, Expert* expert);
