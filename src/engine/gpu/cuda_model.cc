@@ -2,17 +2,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <optional>
 #include <utility>
 
 #include "base/bytes.h"
 #include "base/clock.h"
-#include "engine/gpu/gpu_experts.h"
 #include "engine/gpu/gpu_handover.h"
 #include "engine/gpu/gpu_model.h"
-#include "engine/gpu/gpu_network.h"
-#include "engine/gpu/gpu_pass.h"
+#include "engine/gpu/gpu_stage.h"
 #include "engine/gpu/gpu_support.h"
 #include "engine/gpu/vram_needs.h"
 #include "memory/cuda/gpu_runtime.h"
@@ -29,18 +26,16 @@ class CudaModel final : public GpuModel {
   Status Load(const Store& store, const ModelConfig& config, std::span<const ExpertLayout> layouts,
               const GpuModelOptions& options);
   ~CudaModel() override {
-    for (const gpu::OwnedStream* stream : {&stream_, &slot_stream_}) {
-      if (stream->get() != nullptr) static_cast<void>(stream->Synchronize());
-    }
+    if (stage_ != nullptr) static_cast<void>(stage_->Synchronize());
+    if (slot_stream_.get() != nullptr) static_cast<void>(slot_stream_.Synchronize());
   }
-
   void Step(std::span<GpuSegment> batch) override;
   uint32_t max_chunk() const override { return plan_.chunk; }
   uint32_t page_count() const override { return page_count_; }
   const VramPlan& plan() const override { return plan_; }
   const std::string& gpu_name() const override { return info_.name; }
   const uint32_t* routed(uint32_t layer) const override { return handover_->routed(layer); }
-  VramSlots vram_slots() const override { return experts_->hot_slots(); }
+  VramSlots vram_slots() const override { return stage_->experts().hot_slots(); }
   DeviceCopier& slot_copier() override { return *slot_copier_; }
   Result<double> MeasureLink() override;
 
@@ -50,28 +45,17 @@ class CudaModel final : public GpuModel {
   Status Begin(const GpuSegment& segment);
   Status AwaitSlotCopies();
   void StepFew(std::span<GpuSegment* const> segments);
-  Status RunFew(uint32_t count, bool logits);
   Status RunMany(const GpuSegment& segment);
-  Status EnqueueFew(uint32_t count, bool logits);
-
-  // Recorded on its second use: the first loads the kernels' code, which may not happen in a recording.
-  struct FewGraph {
-    bool warm = false;
-    gpu::Graph graph;
-  };
 
   ModelConfig config_;
   gpu::GpuInfo info_;
   VramPlan plan_;
   uint32_t page_count_ = 0;
-  gpu::OwnedStream stream_, slot_stream_;
-  std::unique_ptr<GpuNetwork> network_;
-  std::unique_ptr<GpuExperts> experts_;
-  std::unique_ptr<GpuHandover> handover_;  // of a model for prompts only
-  std::unique_ptr<GpuPass> pass_;
+  gpu::OwnedStream slot_stream_;
+  std::unique_ptr<GpuStage> stage_;
+  std::unique_ptr<GpuHandover> handover_;  // of a model for prompts only; copies from the stage's cache
   std::optional<StreamCopier> slot_copier_;
   gpu::Event slots_copied_;
-  std::array<FewGraph, (kFewTokens + 1) * 2> graphs_;  // by number of tokens, with logits or without
   std::vector<GpuPass::Row> rows_;
   std::vector<GpuSegment*> few_;
   std::vector<uint32_t> written_;  // pages
@@ -104,29 +88,29 @@ Status CudaModel::Load(const Store& store, const ModelConfig& config,
   ASSIGN_OR_RETURN(info_, gpu::QueryGpu());
   RETURN_IF_ERROR(CheckGpuSupport(config, layouts, store.manifest(), options.kv_format));
   RETURN_IF_ERROR(Plan(store, options));
-  ASSIGN_OR_RETURN(stream_, gpu::OwnedStream::Create());
   ASSIGN_OR_RETURN(slot_stream_, gpu::OwnedStream::Create());
   ASSIGN_OR_RETURN(slots_copied_, gpu::Event::Create());
   ASSIGN_OR_RETURN(slot_copier_, StreamCopier::Create(slot_stream_.get()));
-  ASSIGN_OR_RETURN(network_, GpuNetwork::Load(store, config_, layouts, options.max_context,
-                                              page_count_, options.kv_format));
-  ASSIGN_OR_RETURN(experts_, GpuExperts::Load(store, plan_,
-                                              {.io = options.io,
-                                               .threads = options.threads,
-                                               .source = options.source,
-                                               .progress = options.progress}));
-  ASSIGN_OR_RETURN(pass_, GpuPass::Create(config_, *network_, *experts_, plan_.chunk,
-                                          page_count_, stream_.get()));
+  ASSIGN_OR_RETURN(stage_, GpuStage::Load(store, config_, layouts, plan_,
+                                          {.layers = LayerRange::All(config_),
+                                           .max_context = options.max_context,
+                                           .page_count = page_count_,
+                                           .prompt_tokens = plan_.chunk,
+                                           .kv_format = options.kv_format,
+                                           .experts = {.io = options.io,
+                                                       .threads = options.threads,
+                                                       .source = options.source,
+                                                       .progress = options.progress}}));
   rows_.reserve(kFewTokens);
   if (options.host_kv != nullptr) {
     CHECK(options.host_kv->block_count() <= page_count_, "fewer pages than blocks");
     CHECK(options.host_kv->format() == options.kv_format, "pages and blocks of two formats");
-    ASSIGN_OR_RETURN(handover_, GpuHandover::Create(config_, *network_, *options.host_kv,
+    ASSIGN_OR_RETURN(handover_, GpuHandover::Create(config_, stage_->network(), *options.host_kv,
                                                     std::max(plan_.chunk, kFewTokens)));
-    pass_->set_handover(handover_.get());
+    stage_->pass().set_handover(handover_.get());
     written_.reserve(page_count_);
   }
-  return stream_.Synchronize();
+  return stage_->Synchronize();
 }
 
 // One at a time: prompts, of which each has its own pages to bring and to take.
@@ -141,8 +125,8 @@ void CudaModel::StepHandingOver(GpuSegment& segment) {
     }
   }
   // Also after an error: what was enqueued reads slots and writes blocks.
-  const Status computed = stream_.Synchronize(), finished = handover_->Finish();
-  experts_->FinishFeeding();
+  const Status computed = stage_->Synchronize(), finished = handover_->Finish();
+  stage_->experts().FinishFeeding();
   if (segment.status.ok()) segment.status = computed.ok() ? finished : computed;
 }
 
@@ -150,7 +134,7 @@ void CudaModel::StepHandingOver(GpuSegment& segment) {
 Status CudaModel::AwaitSlotCopies() {
   if (plan_.hot_slots == 0) return OkStatus();
   RETURN_IF_ERROR(slots_copied_.Record(slot_stream_.get()));
-  return slots_copied_.Before(stream_.get());
+  return slots_copied_.Before(stage_->stream());
 }
 
 Status CudaModel::Begin(const GpuSegment& segment) {
@@ -161,7 +145,7 @@ Status CudaModel::Begin(const GpuSegment& segment) {
        page <= (segment.first + count - 1) / kGpuPagePositions; ++page) {
     written_.push_back(segment.pages[page]);
   }
-  return handover_->Begin(segment.stale, written_, stream_.get());
+  return handover_->Begin(segment.stale, written_, stage_->stream());
 }
 
 void CudaModel::Step(std::span<GpuSegment> batch) {
@@ -198,10 +182,13 @@ void CudaModel::StepFew(std::span<GpuSegment* const> segments) {
     }
     logits |= segment->logits > 0;
   }
-  pass_->PrepareFew(rows_);
-  Status status = RunFew(static_cast<uint32_t>(rows_.size()), logits);
+  stage_->pass().PrepareFew(rows_);
+  const auto tokens = static_cast<uint32_t>(rows_.size());
+  // Pages that are handed over differ from step to step, and are no part of a graph.
+  Status status = handover_ != nullptr ? stage_->EnqueueFew(tokens, logits)
+                                       : stage_->RunFew(tokens, logits);
   // Also after an error: what was enqueued reads the inputs.
-  const Status done = stream_.Synchronize();
+  const Status done = stage_->Synchronize();
   if (status.ok()) status = done;
   uint32_t row = 0;
   for (GpuSegment* segment : segments) {
@@ -209,47 +196,30 @@ void CudaModel::StepFew(std::span<GpuSegment* const> segments) {
     const auto count = static_cast<uint32_t>(segment->tokens.size());
     for (uint32_t t = 0; t < count; ++t, ++row) {
       if (status.ok() && t + segment->logits >= count) {
-        (*segment->sink)(segment->first + t, pass_->logits(row));
+        (*segment->sink)(segment->first + t, stage_->pass().logits(row));
       }
     }
   }
 }
 
-Status CudaModel::EnqueueFew(uint32_t count, bool logits) {
-  RETURN_IF_ERROR(pass_->EnqueueFew());
-  return logits ? pass_->EnqueueLogits(0, count) : OkStatus();
-}
-
-Status CudaModel::RunFew(uint32_t count, bool logits) {
-  if (handover_ != nullptr) return EnqueueFew(count, logits);  // with pages of its own
-  FewGraph& entry = graphs_[count * 2 + (logits ? 1 : 0)];
-  if (!entry.warm) {
-    entry.warm = true;
-    return EnqueueFew(count, logits);
-  }
-  if (entry.graph.empty()) {
-    ASSIGN_OR_RETURN(entry.graph, gpu::Graph::Capture(stream_.get(),
-                                                      [&] { return EnqueueFew(count, logits); }));
-  }
-  return entry.graph.Launch(stream_.get());
-}
-
 Status CudaModel::RunMany(const GpuSegment& segment) {
   const auto count = static_cast<uint32_t>(segment.tokens.size());
   CHECK(count <= plan_.chunk, "more tokens than max_chunk");
-  pass_->PrepareMany(segment.tokens, segment.first, segment.pages);
-  const Status enqueued = pass_->EnqueueMany(segment.cancelled);
+  RETURN_IF_ERROR(stage_->Use());
+  GpuPass& pass = stage_->pass();
+  pass.PrepareMany(segment.tokens, segment.first, segment.pages);
+  const Status enqueued = pass.EnqueueMany(0, count, segment.cancelled);
   if (!enqueued.ok() || segment.logits == 0) {
-    const Status done = stream_.Synchronize();
+    const Status done = stage_->Synchronize();
     return enqueued.ok() ? done : enqueued;
   }
-  for (uint32_t row = count - segment.logits; row < count; row += pass_->logit_rows()) {
-    const uint32_t rows = std::min(pass_->logit_rows(), count - row);
-    const Status logits = pass_->EnqueueLogits(row, rows);
-    RETURN_IF_ERROR(stream_.Synchronize());
+  for (uint32_t row = count - segment.logits; row < count; row += pass.logit_rows()) {
+    const uint32_t rows = std::min(pass.logit_rows(), count - row);
+    const Status logits = pass.EnqueueLogits(row, rows);
+    RETURN_IF_ERROR(stage_->Synchronize());
     RETURN_IF_ERROR(logits);
     for (uint32_t i = 0; i < rows; ++i) {
-      (*segment.sink)(segment.first + row + i, pass_->logits(i));
+      (*segment.sink)(segment.first + row + i, pass.logits(i));
     }
   }
   return OkStatus();
@@ -264,9 +234,9 @@ Result<double> CudaModel::MeasureLink() {
   ASSIGN_OR_RETURN(const gpu::Event after, gpu::Event::Create());
   std::vector<float> ms;
   for (int i = 0; i < kRounds; ++i) {
-    RETURN_IF_ERROR(before.Record(stream_.get()));
-    RETURN_IF_ERROR(gpu::Copy(to.data(), from.data(), kBytes, stream_.get()));
-    RETURN_IF_ERROR(after.Record(stream_.get()));
+    RETURN_IF_ERROR(before.Record(stage_->stream()));
+    RETURN_IF_ERROR(gpu::Copy(to.data(), from.data(), kBytes, stage_->stream()));
+    RETURN_IF_ERROR(after.Record(stage_->stream()));
     RETURN_IF_ERROR(after.Synchronize());
     ASSIGN_OR_RETURN(const float elapsed, gpu::Event::Elapsed(before, after));
     ms.push_back(elapsed);

@@ -21,18 +21,19 @@ bool Joins(const gpu::DeviceMatrix& above, const gpu::DeviceMatrix& below) {
 }  // namespace
 
 Result<GpuDense> GpuDense::Load(const Store& store,
+                                const std::vector<const DenseTensor*>& tensors,
                                 const std::vector<std::vector<std::string>>& groups) {
-  const Manifest& manifest = store.manifest();
   GpuDense dense;
-  ASSIGN_OR_RETURN(dense.memory_, gpu::DeviceMemory::Allocate(GpuDenseWeightBytes(manifest), "dense weights"));
+  ASSIGN_OR_RETURN(dense.memory_,
+                   gpu::DeviceMemory::Allocate(GpuDenseWeightBytes(tensors), "dense weights"));
   std::unordered_set<std::string> grouped;
   for (const auto& group : groups) grouped.insert(group.begin(), group.end());
   std::vector<std::vector<std::string>> order = groups;
-  for (const DenseTensor& tensor : manifest.dense) {
-    if (!grouped.contains(tensor.name)) order.push_back({tensor.name});
-  }
   std::unordered_map<std::string, const DenseTensor*> by_name;
-  for (const DenseTensor& tensor : manifest.dense) by_name.emplace(tensor.name, &tensor);
+  for (const DenseTensor* tensor : tensors) {
+    if (!grouped.contains(tensor->name)) order.push_back({tensor->name});
+    by_name.emplace(tensor->name, tensor);
+  }
 
   ASSIGN_OR_RETURN(const gpu::OwnedStream stream, gpu::OwnedStream::Create());
   std::vector<std::byte> staging;

@@ -26,8 +26,9 @@ struct GpuProjection {
 
 class GpuDense {
  public:
-  // groups: roles that shall lie one behind the other. Reads all dense tensors and checks them.
+  // tensors: of the manifest, that are read and checked. groups: roles of them that shall lie one behind the other.
   static Result<GpuDense> Load(const Store& store,
+                               const std::vector<const DenseTensor*>& tensors,
                                const std::vector<std::vector<std::string>>& groups);
 
   // CHECKs that the roles exist.

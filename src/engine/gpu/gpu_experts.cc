@@ -17,7 +17,7 @@ Result<std::unique_ptr<GpuExperts>> GpuExperts::Load(const Store& store, const V
   if (options.source != nullptr) {
     ASSIGN_OR_RETURN(experts->copier_, StreamCopier::Create(experts->copy_stream_.get()));
   }
-  RETURN_IF_ERROR(experts->Place(store.manifest(), plan));
+  RETURN_IF_ERROR(experts->Place(store.manifest(), options.layers, plan));
   RETURN_IF_ERROR(experts->MakeRing(plan));
   RETURN_IF_ERROR(experts->WriteTables());
 
@@ -49,7 +49,7 @@ GpuExperts::~GpuExperts() {
   static_cast<void>(idle);  // whoever used the layers has been told
 }
 
-Status GpuExperts::Place(const Manifest& manifest, const VramPlan& plan) {
+Status GpuExperts::Place(const Manifest& manifest, LayerRange range, const VramPlan& plan) {
   ASSIGN_OR_RETURN(anchored_, gpu::DeviceMemory::Allocate(plan.anchored_bytes, "experts"));
   if (plan.hot_slots > 0) {
     ASSIGN_OR_RETURN(hot_, gpu::DeviceMemory::Allocate(plan.hot_bytes, "single experts"));
@@ -64,7 +64,7 @@ Status GpuExperts::Place(const Manifest& manifest, const VramPlan& plan) {
   uint64_t anchored = 0, streamed = 0;
   for (uint32_t i = 0; i < manifest.layers.size(); ++i) {
     Layer layer;
-    layer.expert_count = manifest.layers[i].expert_count;
+    layer.expert_count = range.contains(i) ? manifest.layers[i].expert_count : 0;
     layer.record_bytes = manifest.layers[i].record_bytes;
     layer.streamed = !plan.anchored[i];
     if (layer.streamed) {

@@ -1,4 +1,4 @@
-// GpuExperts: the routed experts' records of all layers, where the VRAM plan put them.
+// GpuExperts: the routed experts' records of all layers, or of a range of them, where the VRAM plan put them.
 //
 //   anchored layers   in VRAM
 //   streamed layers   in page-locked DRAM. Prefill reads them from a ring of slots in VRAM, a layer each,
@@ -28,6 +28,7 @@
 #include "compute/encoding.h"
 #include "engine/gpu/host_experts.h"
 #include "engine/gpu/stream_copier.h"
+#include "engine/gpu/vram_needs.h"
 #include "engine/gpu/vram_plan.h"
 #include "io/block_reader.h"
 #include "memory/cuda/gpu_runtime.h"
@@ -39,6 +40,7 @@ namespace moraine {
 class GpuExperts {
  public:
   struct Options {
+    LayerRange layers = {};
     BlockReaderOptions io;
     int threads = 0;
     StreamedExperts* source = nullptr;  // of streamed layers; null: page-locked memory of its own
@@ -82,7 +84,7 @@ class GpuExperts {
   };
 
   GpuExperts() = default;
-  Status Place(const Manifest& manifest, const VramPlan& plan);
+  Status Place(const Manifest& manifest, LayerRange range, const VramPlan& plan);
   Status MakeRing(const VramPlan& plan);
   Status WriteTables();
   Status Fill(Slot& slot);

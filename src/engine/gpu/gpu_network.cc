@@ -6,7 +6,6 @@
 #include <cmath>
 #include <variant>
 
-#include "engine/gpu/vram_needs.h"
 #include "model/blocks/rope_table.h"
 
 namespace moraine {
@@ -24,9 +23,9 @@ std::vector<std::string> GateUpRoles(uint32_t layer) {
   return {Prefix(layer) + "mlp.gate", Prefix(layer) + "mlp.up"};
 }
 
-std::vector<std::vector<std::string>> Groups(const ModelConfig& config) {
+std::vector<std::vector<std::string>> Groups(const ModelConfig& config, LayerRange range) {
   std::vector<std::vector<std::string>> groups;
-  for (uint32_t i = 0; i < config.layers.size(); ++i) {
+  for (uint32_t i = range.begin; i < range.end; ++i) {
     groups.push_back(QkvRoles(i));
     if (config.layers[i].feed_forward == FeedForwardKind::kDense) groups.push_back(GateUpRoles(i));
   }
@@ -46,16 +45,22 @@ gpu::ExpertScoring ScoringOf(Scoring scoring) {
 
 Result<std::unique_ptr<GpuNetwork>> GpuNetwork::Load(const Store& store, const ModelConfig& config,
                                                      std::span<const ExpertLayout> layouts,
-                                                     uint32_t max_context, uint32_t pages,
-                                                     KvFormat kv_format) {
+                                                     LayerRange range, uint32_t max_context,
+                                                     uint32_t pages, KvFormat kv_format) {
   std::unique_ptr<GpuNetwork> network(new GpuNetwork());
-  ASSIGN_OR_RETURN(network->dense_, GpuDense::Load(store, Groups(config)));
+  network->range_ = range;
+  network->layers_.resize(config.layers.size());
+  ASSIGN_OR_RETURN(network->dense_,
+                   GpuDense::Load(store, DenseTensorsOf(store.manifest(), config, range),
+                                  Groups(config, range)));
   const GpuDense& dense = network->dense_;
-  network->embedding_ = dense.Matrix("embedding");
-  network->output_ = config.tied_embeddings ? network->embedding_ : dense.Matrix("output");
-  network->final_norm_ = dense.Vector("norm");
-  for (uint32_t i = 0; i < config.layers.size(); ++i) {
-    network->layers_.push_back(network->MakeLayer(config, layouts[i], i));
+  if (network->embeds()) network->embedding_ = dense.Matrix("embedding");
+  if (network->has_output()) {
+    network->output_ = dense.Matrix(config.tied_embeddings ? "embedding" : "output");
+    network->final_norm_ = dense.Vector("norm");
+  }
+  for (uint32_t i = range.begin; i < range.end; ++i) {
+    network->layers_[i] = network->MakeLayer(config, layouts[i], i);
   }
   RETURN_IF_ERROR(network->AllocateCache(config, pages, kv_format));
   RETURN_IF_ERROR(network->WriteRopeTables(config, max_context));
@@ -97,14 +102,14 @@ GpuLayer GpuNetwork::MakeLayer(const ModelConfig& config, const ExpertLayout& ex
 }
 
 Status GpuNetwork::AllocateCache(const ModelConfig& config, uint32_t pages, KvFormat format) {
-  const uint64_t bytes = GpuKvBytes(config, pages, format);
+  const uint64_t bytes = GpuKvBytes(config, range_, pages, format);
   ASSIGN_OR_RETURN(cache_, gpu::DeviceMemory::Allocate(bytes, "KV cache"));
   ASSIGN_OR_RETURN(const gpu::OwnedStream stream, gpu::OwnedStream::Create());
   // Positions of a page that nobody has written meet weights of zero, and 0 x NaN is NaN.
   RETURN_IF_ERROR(gpu::FillBytes(cache_.data(), 0, bytes, stream.get()));
   RETURN_IF_ERROR(stream.Synchronize());
   std::byte* next = cache_.data();
-  for (GpuLayer& layer : layers_) {
+  for (GpuLayer& layer : present()) {
     const uint64_t pool = GpuKvPoolBytes(layer.attention, pages, format);
     if (format == KvFormat::kF32) {
       layer.kv.keys_f32 = reinterpret_cast<float*>(next);
@@ -122,7 +127,7 @@ Status GpuNetwork::AllocateCache(const ModelConfig& config, uint32_t pages, KvFo
 
 // The CPU's own cosines and sines, so that both paths turn by the same angles.
 Status GpuNetwork::WriteRopeTables(const ModelConfig& config, uint32_t max_context) {
-  const std::vector<RopeConfig> configs = GpuRopeConfigs(config);
+  const std::vector<RopeConfig> configs = GpuRopeConfigs(config, range_);
   uint64_t floats = 0;
   for (const RopeConfig& rope : configs) floats += uint64_t{max_context} * rope.rotary_dim;
   ASSIGN_OR_RETURN(rope_, gpu::DeviceMemory::Allocate(floats * sizeof(float), "tables for RoPE"));
@@ -138,7 +143,7 @@ Status GpuNetwork::WriteRopeTables(const ModelConfig& config, uint32_t max_conte
       next[at] = std::cos(angle) * factor;
       next[count + at] = std::sin(angle) * factor;
     }
-    for (GpuLayer& layer : layers_) {
+    for (GpuLayer& layer : present()) {
       if (layer.attention.rope != rope) continue;
       layer.cos = device + (next - host.data());
       layer.sin = layer.cos + count;

@@ -1,5 +1,5 @@
-// GpuNetwork: everything of a model in VRAM that is there from start to end but for experts and scratch:
-// dense weights, tables of cosines and sines, the pages of the KV cache.
+// GpuNetwork: everything of a model, or of a range of its layers, in VRAM that is there from start to end but
+// for experts and scratch: dense weights, tables of cosines and sines, the pages of the KV cache.
 //
 // Each layer has a pool of the same number of pages (compute/cuda/gpu_attention.h). Which pages a sequence
 // has is the caller's business: a page number means the same in all layers.
@@ -19,6 +19,7 @@
 #include "compute/encoding.h"
 #include "compute/kv_format.h"
 #include "engine/gpu/gpu_dense.h"
+#include "engine/gpu/vram_needs.h"
 #include "memory/cuda/gpu_runtime.h"
 #include "model/config.h"
 #include "store/store.h"
@@ -50,22 +51,28 @@ class GpuNetwork {
  public:
   static Result<std::unique_ptr<GpuNetwork>> Load(const Store& store, const ModelConfig& config,
                                                   std::span<const ExpertLayout> layouts,
-                                                  uint32_t max_context, uint32_t pages,
-                                                  KvFormat kv_format);
+                                                  LayerRange range, uint32_t max_context,
+                                                  uint32_t pages, KvFormat kv_format);
 
+  LayerRange range() const { return range_; }
+  bool embeds() const { return range_.begin == 0; }
+  bool has_output() const { return range_.end == layers_.size(); }
+  // By the model's index; empty outside range().
   const std::vector<GpuLayer>& layers() const { return layers_; }
-  const gpu::DeviceMatrix& embedding() const { return embedding_; }
-  const gpu::DeviceMatrix& output() const { return output_; }
+  const gpu::DeviceMatrix& embedding() const { return embedding_; }  // if it embeds()
+  const gpu::DeviceMatrix& output() const { return output_; }        // if it has_output()
   const float* final_norm() const { return final_norm_; }
 
  private:
   GpuNetwork() = default;
+  std::span<GpuLayer> present() { return std::span(layers_).subspan(range_.begin, range_.count()); }
   GpuLayer MakeLayer(const ModelConfig& config, const ExpertLayout& experts, uint32_t index) const;
   Status AllocateCache(const ModelConfig& config, uint32_t pages, KvFormat format);
   Status WriteRopeTables(const ModelConfig& config, uint32_t max_context);
 
   GpuDense dense_;
   gpu::DeviceMemory cache_, rope_;
+  LayerRange range_;
   std::vector<GpuLayer> layers_;
   gpu::DeviceMatrix embedding_, output_;
   const float* final_norm_ = nullptr;

@@ -21,8 +21,8 @@ GpuPass::GpuPass(const ModelConfig& config, const GpuNetwork& network, GpuExpert
 
 Result<std::unique_ptr<GpuPass>> GpuPass::Create(const ModelConfig& config,
                                                  const GpuNetwork& network, GpuExperts& experts,
-                                                 uint32_t max_tokens, uint32_t table_blocks,
-                                                 gpu::Stream stream) {
+                                                 const Limits& limits, gpu::Stream stream) {
+  const uint32_t max_tokens = limits.max_tokens, table_blocks = limits.table_blocks;
   ASSIGN_OR_RETURN(gpu::GroupedGemm gemm, gpu::GroupedGemm::Create());
   std::unique_ptr<GpuPass> pass(
       new GpuPass(config, network, experts, std::move(gemm), stream));
@@ -34,11 +34,14 @@ Result<std::unique_ptr<GpuPass>> GpuPass::Create(const ModelConfig& config,
   RETURN_IF_ERROR(gpu::FillBytes(s.counter, 0, sizeof(uint32_t), stream));
   RETURN_IF_ERROR(gpu::FillBytes(s.attention, 0, s.attention_bytes, stream));
   pass->logit_rows_ = LogitRowsOfPass(config, max_tokens);
-  const uint64_t words = kFewTokens * (1 + uint64_t{table_blocks}) + std::max(max_tokens, kFewTokens);
+  const uint64_t words =
+      kFewTokens * (1 + uint64_t{table_blocks}) + std::max(limits.prompt_tokens, kFewTokens);
   ASSIGN_OR_RETURN(pass->inputs_, gpu::PinnedMemory::Allocate(words * sizeof(uint32_t)));
   std::memset(pass->inputs_.data(), 0, pass->inputs_.size_bytes());
-  ASSIGN_OR_RETURN(pass->logits_, gpu::PinnedMemory::Allocate(sizeof(float) * config.vocab_size *
-                                                              pass->logit_rows_));
+  if (network.has_output()) {
+    ASSIGN_OR_RETURN(pass->logits_, gpu::PinnedMemory::Allocate(sizeof(float) * config.vocab_size *
+                                                                pass->logit_rows_));
+  }
   return pass;
 }
 
@@ -64,9 +67,8 @@ void GpuPass::PrepareFew(std::span<const Row> rows) {
 }
 
 void GpuPass::PrepareMany(std::span<const int32_t> tokens, uint32_t first, const uint32_t* blocks) {
-  token_count_ = static_cast<uint32_t>(tokens.size());
-  first_ = first;
-  WriteTable(0, blocks, first + token_count_ - 1);
+  prompt_first_ = first;
+  WriteTable(0, blocks, first + static_cast<uint32_t>(tokens.size()) - 1);
   std::memcpy(host_tokens(), tokens.data(), tokens.size_bytes());
 }
 
@@ -146,27 +148,27 @@ Status GpuPass::Route(uint32_t index, const GpuLayer& layer) {
   return handover_->OnRouted(index, s.experts, token_count_ * config_.top_k, stream_);
 }
 
-Status GpuPass::BringTokens(uint32_t tables) {
+Status GpuPass::BringTokens(uint32_t tables, uint32_t begin) {
   const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(gpu::Copy(s.tables, host_tables(),
                             uint64_t{tables} * table_blocks_ * sizeof(uint32_t), stream_));
-  RETURN_IF_ERROR(
-      gpu::Copy(s.tokens, host_tokens(), token_count_ * sizeof(int32_t), stream_));
-  RETURN_IF_ERROR(gpu::RunEmbedding({.matrix = network_.embedding(),
-                                     .tokens = s.tokens,
-                                     .token_count = token_count_,
-                                     .x = s.hidden,
-                                     .x_stride = config_.hidden},
-                                    stream_));
   pending_delta_ = false;
-  return OkStatus();
+  if (!network_.embeds()) return OkStatus();
+  RETURN_IF_ERROR(
+      gpu::Copy(s.tokens, host_tokens() + begin, token_count_ * sizeof(int32_t), stream_));
+  return gpu::RunEmbedding({.matrix = network_.embedding(),
+                            .tokens = s.tokens,
+                            .token_count = token_count_,
+                            .x = s.hidden,
+                            .x_stride = config_.hidden},
+                           stream_);
 }
 
 Status GpuPass::EnqueueFew() {
   const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(gpu::Copy(s.positions, inputs_.data(), kFewTokens * sizeof(uint32_t), stream_));
-  RETURN_IF_ERROR(BringTokens(token_count_));
-  for (uint32_t i = 0; i < network_.layers().size(); ++i) {
+  RETURN_IF_ERROR(BringTokens(token_count_, 0));
+  for (uint32_t i = network_.range().begin; i < network_.range().end; ++i) {
     const GpuLayer& layer = network_.layers()[i];
     RETURN_IF_ERROR(FewAttention(layer));
     RETURN_IF_ERROR(HandOverKeysAndValues(i));
@@ -247,9 +249,11 @@ Status GpuPass::FewDense(const GpuLayer& layer) {
                       stream_);
 }
 
-Status GpuPass::EnqueueMany(const std::atomic<bool>* cancelled) {
-  RETURN_IF_ERROR(BringTokens(1));
-  for (uint32_t i = 0; i < network_.layers().size(); ++i) {
+Status GpuPass::EnqueueMany(uint32_t begin, uint32_t count, const std::atomic<bool>* cancelled) {
+  token_count_ = count;
+  first_ = prompt_first_ + begin;
+  RETURN_IF_ERROR(BringTokens(1, begin));
+  for (uint32_t i = network_.range().begin; i < network_.range().end; ++i) {
     if (cancelled != nullptr && cancelled->load(std::memory_order_relaxed)) {
       return Cancelled("request cancelled");
     }
@@ -334,7 +338,8 @@ Status GpuPass::ManyExperts(uint32_t index, const GpuLayer& layer) {
   RETURN_IF_ERROR(gemm_.GateUp(experts, s.expert_rows, s.expert_activated, stream_));
   RETURN_IF_ERROR(gemm_.Down(experts, s.expert_activated, s.expert_rows, stream_));
   RETURN_IF_ERROR(experts_.Release(index, stream_));
-  pending_delta_ = true;
+  // Added by the next norm, unless another pass has it.
+  pending_delta_ = network_.has_output() || index + 1 < network_.range().end;
   return gemm_.Combine({.rows = s.expert_rows,
                         .row_stride = gpu::RowStride(config_.hidden),
                         .positions = s.rows_of_ranks,
@@ -342,7 +347,8 @@ Status GpuPass::ManyExperts(uint32_t index, const GpuLayer& layer) {
                         .token_count = token_count_,
                         .top_k = config_.top_k,
                         .hidden = config_.hidden,
-                        .out = s.delta},
+                        .out = pending_delta_ ? s.delta : s.hidden,
+                        .add = !pending_delta_},
                        stream_);
 }
 

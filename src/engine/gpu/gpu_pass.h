@@ -1,5 +1,6 @@
 // GpuPass: enqueues the kernels of one forward pass, in the two ways of gpu_model.h, over scratch that is
-// laid out once.
+// laid out once. The pass of a range of layers goes from residual stream to residual stream: the first
+// range begins with tokens, the last ends with logits, and whoever has several brings hidden() over.
 //
 // The residual stream is float32 in both. Few tokens: seven launches a layer, each product computing the
 // norm before it for itself (compute/cuda/gemv.h). Many: an expert's tokens are gathered, multiplied and
@@ -27,11 +28,14 @@ namespace moraine {
 
 class GpuPass {
  public:
-  // max_tokens: of one pass; table_blocks: the most pages of a sequence.
+  struct Limits {
+    uint32_t max_tokens = 0;     // of one pass
+    uint32_t prompt_tokens = 0;  // that are prepared together, for one pass behind the other
+    uint32_t table_blocks = 0;   // pages of a sequence
+  };
   static Result<std::unique_ptr<GpuPass>> Create(const ModelConfig& config,
                                                  const GpuNetwork& network, GpuExperts& experts,
-                                                 uint32_t max_tokens, uint32_t table_blocks,
-                                                 gpu::Stream stream);
+                                                 const Limits& limits, gpu::Stream stream);
   ~GpuPass();
 
   // Tokens of one sequence behind each other, or each of its own. What a pass reads is kept in one place:
@@ -46,8 +50,13 @@ class GpuPass {
   void PrepareFew(std::span<const Row> rows);
   void PrepareMany(std::span<const int32_t> tokens, uint32_t first, const uint32_t* blocks);
   Status EnqueueFew();
-  // kCancelled at the first layer that is not wanted any more.
-  Status EnqueueMany(const std::atomic<bool>* cancelled);
+  // Of the prepared tokens those from `begin` on, at most max_tokens. kCancelled at the first layer that is
+  // not wanted any more.
+  Status EnqueueMany(uint32_t begin, uint32_t count, const std::atomic<bool>* cancelled);
+  // The residual stream on the device, tokens x hidden. To be written before a pass is enqueued where the
+  // range does not begin with the embedding; complete when it has run where the range does not end with
+  // the output.
+  float* hidden() const { return scratch_->hidden; }
   // Of rows begin .. begin + count - 1 of the pass, at most logit_rows(), to the host.
   Status EnqueueLogits(uint32_t begin, uint32_t count);
   // What EnqueueLogits copied, once the stream has been synchronised.
@@ -65,8 +74,9 @@ class GpuPass {
   void WriteTable(uint32_t row, const uint32_t* blocks, uint32_t last_position);
   uint32_t* host_tables() const { return inputs_.as<uint32_t>() + kFewTokens; }
   int32_t* host_tokens() const;
-  // Block tables and tokens of the prepared pass to the device, embedded into the residual stream.
-  Status BringTokens(uint32_t tables);
+  // Block tables of the prepared pass to the device, and its tokens from `begin` on, embedded into the residual
+  // stream.
+  Status BringTokens(uint32_t tables, uint32_t begin);
   Status Normalize(const float* weight, uint16_t* operand, uint16_t* natural);
   Status Route(uint32_t index, const GpuLayer& layer);
   Status HandOverKeysAndValues(uint32_t index);
@@ -85,6 +95,7 @@ class GpuPass {
   GpuHandover* handover_ = nullptr;
   uint32_t table_blocks_ = 0;
   uint32_t token_count_ = 0, first_ = 0;
+  uint32_t prompt_first_ = 0;  // position of the first prepared token
   bool pending_delta_ = false;  // the experts' sum is not in the residual stream yet
   uint32_t logit_rows_ = 0;
   gpu::DeviceMemory memory_;

@@ -1,6 +1,8 @@
 #include "engine/gpu/vram_needs.h"
 
 #include <algorithm>
+#include <charconv>
+#include <string_view>
 #include <variant>
 
 #include "base/bytes.h"
@@ -12,13 +14,34 @@ namespace {
 
 const GqaConfig& AttentionOf(const LayerConfig& layer) { return std::get<GqaConfig>(layer.mixer); }
 
+// "layers.3.attention.q" is of layer 3; what is of none is of the model's beginning or end.
+std::optional<uint32_t> LayerOf(std::string_view role) {
+  constexpr std::string_view kPrefix = "layers.";
+  if (!role.starts_with(kPrefix)) return std::nullopt;
+  role.remove_prefix(kPrefix.size());
+  uint32_t layer = 0;
+  const auto parsed = std::from_chars(role.data(), role.data() + role.size(), layer);
+  return parsed.ec == std::errc() ? std::optional(layer) : std::nullopt;
+}
+
 }  // namespace
 
-uint64_t GpuDenseWeightBytes(const Manifest& manifest) {
-  uint64_t bytes = 0;
+std::vector<const DenseTensor*> DenseTensorsOf(const Manifest& manifest, const ModelConfig& config,
+                                               LayerRange layers) {
+  const bool first = layers.begin == 0, last = layers.end == config.layers.size();
+  std::vector<const DenseTensor*> tensors;
   for (const DenseTensor& tensor : manifest.dense) {
-    bytes += AlignUp(tensor.bytes, kGpuTensorAlignment);
+    const std::optional<uint32_t> layer = LayerOf(tensor.name);
+    const bool embeds = tensor.name == "embedding" && (first || (last && config.tied_embeddings));
+    const bool ends = tensor.name != "embedding" && last;
+    if (layer ? layers.contains(*layer) : embeds || ends) tensors.push_back(&tensor);
   }
+  return tensors;
+}
+
+uint64_t GpuDenseWeightBytes(const std::vector<const DenseTensor*>& tensors) {
+  uint64_t bytes = 0;
+  for (const DenseTensor* tensor : tensors) bytes += AlignUp(tensor->bytes, kGpuTensorAlignment);
   return bytes;
 }
 
@@ -27,18 +50,18 @@ uint64_t GpuKvPoolBytes(const GqaConfig& attention, uint32_t pages, KvFormat for
          (format == KvFormat::kF32 ? 4 : 2);
 }
 
-uint64_t GpuKvBytes(const ModelConfig& config, uint32_t pages, KvFormat format) {
+uint64_t GpuKvBytes(const ModelConfig& config, LayerRange layers, uint32_t pages, KvFormat format) {
   uint64_t bytes = 0;
-  for (const LayerConfig& layer : config.layers) {
-    bytes += 2 * GpuKvPoolBytes(AttentionOf(layer), pages, format);
+  for (uint32_t i = layers.begin; i < layers.end; ++i) {
+    bytes += 2 * GpuKvPoolBytes(AttentionOf(config.layers[i]), pages, format);
   }
   return bytes;
 }
 
-std::vector<RopeConfig> GpuRopeConfigs(const ModelConfig& config) {
+std::vector<RopeConfig> GpuRopeConfigs(const ModelConfig& config, LayerRange layers) {
   std::vector<RopeConfig> found;
-  for (const LayerConfig& layer : config.layers) {
-    const RopeConfig& rope = AttentionOf(layer).rope;
+  for (uint32_t i = layers.begin; i < layers.end; ++i) {
+    const RopeConfig& rope = AttentionOf(config.layers[i]).rope;
     if (std::ranges::find(found, rope) == found.end()) found.push_back(rope);
   }
   return found;
@@ -46,19 +69,21 @@ std::vector<RopeConfig> GpuRopeConfigs(const ModelConfig& config) {
 
 VramNeeds CountVramNeeds(const Manifest& manifest, const ModelConfig& config,
                          const VramNeedsOptions& options) {
+  const LayerRange layers = options.layers.value_or(LayerRange::All(config));
   VramNeeds needs;
-  needs.dense_bytes = GpuDenseWeightBytes(manifest);
-  for (const RopeConfig& rope : GpuRopeConfigs(config)) {
+  needs.dense_bytes = GpuDenseWeightBytes(DenseTensorsOf(manifest, config, layers));
+  for (const RopeConfig& rope : GpuRopeConfigs(config, layers)) {
     needs.dense_bytes += uint64_t{options.max_context} * rope.rotary_dim * sizeof(float);
   }
   const uint32_t pages =
       (options.max_context + gpu::kKvPagePositions - 1) / gpu::kKvPagePositions;
-  needs.kv_bytes = GpuKvBytes(config, pages, options.kv_format);
+  needs.kv_bytes = GpuKvBytes(config, layers, pages, options.kv_format);
   needs.scratch_bytes = [config, pages](uint32_t chunk) {
     return PassScratchBytes(config, chunk, pages);
   };
-  for (const LayerManifest& layer : manifest.layers) {
-    needs.layer_bytes.push_back(layer.expert_count * layer.record_bytes);
+  for (uint32_t i = 0; i < manifest.layers.size(); ++i) {
+    const LayerManifest& layer = manifest.layers[i];
+    needs.layer_bytes.push_back(layers.contains(i) ? layer.expert_count * layer.record_bytes : 0);
   }
   needs.max_context = options.max_context;
   needs.hot_experts = options.hot_experts;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "compute/kv_format.h"
@@ -16,21 +17,37 @@ namespace moraine {
 
 inline constexpr uint64_t kGpuTensorAlignment = 256;
 
+// Layers begin .. end - 1 of a model: what one GPU of several has.
+struct LayerRange {
+  uint32_t begin = 0, end = 0;
+
+  static LayerRange All(const ModelConfig& config) {
+    return {0, static_cast<uint32_t>(config.layers.size())};
+  }
+  bool contains(uint32_t layer) const { return begin <= layer && layer < end; }
+  uint32_t count() const { return end - begin; }
+};
+
 struct VramNeedsOptions {
   uint32_t max_context = 0;    // positions of the whole cache
   uint32_t prefill_chunk = 0;  // 0: chosen by the budget
   KvFormat kv_format = KvFormat::kBf16;
   bool hot_experts = false;  // answers on GPU and CPU together: VramNeeds::hot_experts
+  std::optional<LayerRange> layers = std::nullopt;  // that are computed there; none: all
 };
 
 VramNeeds CountVramNeeds(const Manifest& manifest, const ModelConfig& config,
                          const VramNeedsOptions& options);
 
-uint64_t GpuDenseWeightBytes(const Manifest& manifest);
-uint64_t GpuKvBytes(const ModelConfig& config, uint32_t pages, KvFormat format);
+// Dense tensors that computing these layers takes: with the first one the embedding, with the last one the final
+// norm and the output matrix (which is the embedding where they are tied).
+std::vector<const DenseTensor*> DenseTensorsOf(const Manifest& manifest, const ModelConfig& config,
+                                               LayerRange layers);
+uint64_t GpuDenseWeightBytes(const std::vector<const DenseTensor*>& tensors);
+uint64_t GpuKvBytes(const ModelConfig& config, LayerRange layers, uint32_t pages, KvFormat format);
 // Of a layer's keys, or of its values.
 uint64_t GpuKvPoolBytes(const GqaConfig& attention, uint32_t pages, KvFormat format);
 // The different ones: each has tables of cosines and sines.
-std::vector<RopeConfig> GpuRopeConfigs(const ModelConfig& config);
+std::vector<RopeConfig> GpuRopeConfigs(const ModelConfig& config, LayerRange layers);
 
 }  // namespace moraine
