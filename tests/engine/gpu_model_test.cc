@@ -38,7 +38,7 @@ class GpuModelTest : public testing::Test {
 };
 
 TEST_F(GpuModelTest, FixturesInFloat32) {
-  for (const char* name : {"qwen3_moe", "qwen3_moe_mixed"}) {
+  for (const char* name : {"qwen3_moe", "qwen3_moe_mixed", "glm4_moe", "minimax_m2", "olmoe"}) {
     const std::string fixture = GoldenPath(std::string("fixtures/") + name);
     const TestStore store(fixture, Encoding::kBf16);
     const EvaluationReport report =

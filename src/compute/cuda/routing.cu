@@ -22,6 +22,9 @@ __device__ uint32_t OrderedKey(float score) {
   const uint32_t bits = __float_as_uint(score + 0.0f);
   return bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
 }
+__device__ float ScoreOfKey(uint32_t key) {
+  return __uint_as_float(key >> 31 != 0 ? key & 0x7FFFFFFFu : ~key);
+}
 __device__ float Sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 __device__ float WarpMax(float value) {
   for (int step = 16; step > 0; step /= 2) {
@@ -30,8 +33,45 @@ __device__ float WarpMax(float value) {
   return value;
 }
 
-// One warp chooses for one token; a lane has experts lane, lane + 32, .., kPerLane of them at most.
+// Takes the experts out whose groups are not among the best. Lane g has group g's score.
 template <int kPerLane>
+__device__ void ExcludeGroups(const ExpertSelection& how, uint32_t expert_count,
+                              uint32_t (&keys)[kPerLane]) {
+  const uint32_t lane = threadIdx.x % 32, size = expert_count / how.group_count;
+  float group_score = -INFINITY;
+  for (uint32_t g = 0; g < how.group_count; ++g) {
+    float best = -INFINITY, second = -INFINITY;
+    const auto take = [&](float score) {
+      second = fmaxf(second, fminf(best, score));
+      best = fmaxf(best, score);
+    };
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const uint32_t e = lane + 32 * i;
+      if (e >= g * size && e < (g + 1) * size) take(ScoreOfKey(keys[i]));
+    }
+    for (int step = 16; step > 0; step /= 2) {
+      const float other_second = __shfl_xor_sync(~0u, second, step);
+      take(__shfl_xor_sync(~0u, best, step));
+      second = fmaxf(second, other_second);
+    }
+    if (lane == g) group_score = how.two_best_of_group && size > 1 ? best + second : best;
+  }
+  uint32_t better = 0;
+  for (uint32_t g = 0; g < how.group_count; ++g) {
+    const float other = __shfl_sync(~0u, group_score, g);
+    better += other > group_score || (other == group_score && g < lane);
+  }
+  const uint32_t chosen = __ballot_sync(~0u, better < how.chosen_groups);
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const uint32_t e = lane + 32 * i;
+    if (e < expert_count && (chosen >> (e / size) & 1) == 0) keys[i] = 0;
+  }
+}
+
+// One warp chooses for one token; a lane has experts lane, lane + 32, .., kPerLane of them at most.
+template <int kPerLane, bool kGroups>
 __device__ void ChooseFrom(const Router& router, uint32_t token) {
   const uint32_t lane = threadIdx.x % 32, expert_count = router.matrix.rows;
   const ExpertSelection& how = router.selection;
@@ -46,6 +86,7 @@ __device__ void ChooseFrom(const Router& router, uint32_t token) {
     if (how.correction != nullptr && e < expert_count) score += how.correction[e];
     keys[i] = e < expert_count ? OrderedKey(score) : 0;
   }
+  if constexpr (kGroups) ExcludeGroups(how, expert_count, keys);
   uint32_t expert = 0;  // the lane-th chosen one
   for (uint32_t k = 0; k < router.top_k; ++k) {
     uint32_t best = 0;
@@ -89,9 +130,12 @@ __device__ void ChooseFrom(const Router& router, uint32_t token) {
 }
 
 __device__ void Choose(const Router& router, uint32_t token) {
-  if (router.matrix.rows <= 128) return ChooseFrom<4>(router, token);
-  if (router.matrix.rows <= 512) return ChooseFrom<16>(router, token);
-  ChooseFrom<kMaxRoutedExperts / 32>(router, token);
+  if (router.selection.group_count > 1) {
+    return ChooseFrom<kMaxGroupedRouting / 32, true>(router, token);
+  }
+  if (router.matrix.rows <= 128) return ChooseFrom<4, false>(router, token);
+  if (router.matrix.rows <= 512) return ChooseFrom<16, false>(router, token);
+  ChooseFrom<kMaxRoutedExperts / 32, false>(router, token);
 }
 
 // ---- Few tokens ----
@@ -352,6 +396,21 @@ Status CheckRouter(const Router& router) {
     return InvalidArgument("top_k " + std::to_string(router.top_k) + " of " +
                            std::to_string(router.matrix.rows) + " experts: expected 1 to " +
                            std::to_string(std::min(kMaxTopK, router.matrix.rows)));
+  }
+  const ExpertSelection& how = router.selection;
+  if (how.group_count > 1 && router.matrix.rows > kMaxGroupedRouting) {
+    return InvalidArgument("router of " + std::to_string(router.matrix.rows) +
+                           " experts in groups: at most " + std::to_string(kMaxGroupedRouting));
+  }
+  if (how.group_count == 0 || how.group_count > kMaxExpertGroups ||
+      router.matrix.rows % how.group_count != 0 ||
+      router.top_k > router.matrix.rows / how.group_count * how.chosen_groups) {
+    return InvalidArgument(std::to_string(router.top_k) + " experts out of " +
+                           std::to_string(how.chosen_groups) + " of " +
+                           std::to_string(how.group_count) + " groups of " +
+                           std::to_string(router.matrix.rows) + " experts: expected at most " +
+                           std::to_string(kMaxExpertGroups) +
+                           " equal groups with that many experts");
   }
   return OkStatus();
 }

@@ -33,11 +33,17 @@ enum class ExpertScoring : uint8_t {
   kSigmoid,          // of each
 };
 
-// Groups of experts are not there.
+inline constexpr uint32_t kMaxExpertGroups = 32;
+inline constexpr uint32_t kMaxGroupedRouting = 512;  // experts, where they are in groups
+
 struct ExpertSelection {
   ExpertScoring scoring = ExpertScoring::kSoftmax;
   const float* correction = nullptr;  // expert_count, added to the scores for the choice only
-  bool normalize = false;             // weights sum to one before `scale`
+  // Consecutive experts, as many in each; only those of the best groups can be chosen. A group is as good as its
+  // best score (with the correction), or as the sum of its two best.
+  uint32_t group_count = 1, chosen_groups = 1;
+  bool two_best_of_group = false;
+  bool normalize = false;  // weights sum to one before `scale`
   float normalize_epsilon = 0;
   float scale = 1;
 };

@@ -23,11 +23,19 @@ std::vector<std::string> GateUpRoles(uint32_t layer) {
   return {Prefix(layer) + "mlp.gate", Prefix(layer) + "mlp.up"};
 }
 
+std::vector<std::string> SharedGateUpRoles(uint32_t layer) {
+  return {Prefix(layer) + "mlp.shared.gate", Prefix(layer) + "mlp.shared.up"};
+}
+
 std::vector<std::vector<std::string>> Groups(const ModelConfig& config, LayerRange range) {
   std::vector<std::vector<std::string>> groups;
   for (uint32_t i = range.begin; i < range.end; ++i) {
     groups.push_back(QkvRoles(i));
-    if (config.layers[i].feed_forward == FeedForwardKind::kDense) groups.push_back(GateUpRoles(i));
+    if (config.layers[i].feed_forward == FeedForwardKind::kDense) {
+      groups.push_back(GateUpRoles(i));
+    } else if (config.shared_expert.intermediate > 0) {
+      groups.push_back(SharedGateUpRoles(i));
+    }
   }
   return groups;
 }
@@ -67,19 +75,35 @@ Result<std::unique_ptr<GpuNetwork>> GpuNetwork::Load(const Store& store, const M
   return network;
 }
 
+void GpuNetwork::AddAttention(uint32_t index, GpuLayer* layer) const {
+  const std::string attention = Prefix(index) + "attention.";
+  const GqaConfig& config = layer->attention;
+  layer->qkv = dense_.Projection(QkvRoles(index));
+  layer->o = dense_.Matrix(attention + "o");
+  layer->attention_norm = dense_.Vector(attention + "norm");
+  const uint32_t q = layer->q_width(), kv = layer->kv_width();
+  auto& parts = layer->qkv_parts;
+  parts[0] = {.begin = 0, .cols = q};
+  parts[1] = {.begin = q, .cols = kv};
+  parts[2] = {.begin = q + kv, .cols = kv};
+  if (config.qkv_bias) {
+    parts[0].bias = dense_.Vector(attention + "q_bias");
+    parts[1].bias = dense_.Vector(attention + "k_bias");
+    parts[2].bias = dense_.Vector(attention + "v_bias");
+  }
+  if (config.qk_norm == QkNorm::kNone) return;
+  const bool whole = config.qk_norm == QkNorm::kWholeRow;
+  (whole ? parts[0].norm : layer->q_norm) = dense_.Vector(attention + "q_norm");
+  (whole ? parts[1].norm : layer->k_norm) = dense_.Vector(attention + "k_norm");
+}
+
 GpuLayer GpuNetwork::MakeLayer(const ModelConfig& config, const ExpertLayout& experts,
                                uint32_t index) const {
   const LayerConfig& from = config.layers[index];
-  const std::string attention = Prefix(index) + "attention.", mlp = Prefix(index) + "mlp.";
+  const std::string mlp = Prefix(index) + "mlp.";
   GpuLayer layer;
   layer.attention = AttentionOf(from);
-  layer.qkv = dense_.Projection(QkvRoles(index));
-  layer.o = dense_.Matrix(attention + "o");
-  layer.attention_norm = dense_.Vector(attention + "norm");
-  if (layer.attention.qk_norm != QkNorm::kNone) {
-    layer.q_norm = dense_.Vector(attention + "q_norm");
-    layer.k_norm = dense_.Vector(attention + "k_norm");
-  }
+  AddAttention(index, &layer);
   layer.feed_forward_norm = dense_.Vector(mlp + "norm");
   layer.moe = from.feed_forward == FeedForwardKind::kMoe;
   layer.intermediate = from.intermediate;
@@ -95,9 +119,16 @@ GpuLayer GpuNetwork::MakeLayer(const ModelConfig& config, const ExpertLayout& ex
                      .correction = config.router.correction_bias
                                        ? dense_.Vector(mlp + "correction_bias")
                                        : nullptr,
+                     .group_count = config.router.group_count,
+                     .chosen_groups = config.router.chosen_groups,
+                     .two_best_of_group = config.router.group_score == GroupScore::kTwoBest,
                      .normalize = config.router.normalize,
                      .normalize_epsilon = config.router.normalize_epsilon,
                      .scale = config.router.scale};
+  if (config.shared_expert.intermediate > 0) {
+    layer.shared_gate_up = dense_.Projection(SharedGateUpRoles(index));
+    layer.shared_down = dense_.Matrix(mlp + "shared.down");
+  }
   return layer;
 }
 

@@ -15,6 +15,7 @@
 
 #include "base/status.h"
 #include "compute/cuda/gpu_attention.h"
+#include "compute/cuda/projection_rows.h"
 #include "compute/cuda/routing.h"
 #include "compute/encoding.h"
 #include "compute/kv_format.h"
@@ -29,6 +30,7 @@ namespace moraine {
 struct GpuLayer {
   GqaConfig attention;
   GpuProjection qkv;
+  gpu::ProjectionRows::Part qkv_parts[3];  // empty where the rows are taken as they come
   gpu::DeviceMatrix o;
   const float *attention_norm = nullptr, *q_norm = nullptr, *k_norm = nullptr;
   const float *cos = nullptr, *sin = nullptr;  // of all positions
@@ -40,10 +42,15 @@ struct GpuLayer {
   const float* router_bias = nullptr;
   gpu::ExpertSelection selection;
   ExpertLayout experts;
+  GpuProjection shared_gate_up;  // without rows: there is no shared expert
+  gpu::DeviceMatrix shared_down;
   GpuProjection gate_up;  // of a dense layer
   gpu::DeviceMatrix down;
 
   uint32_t q_width() const { return attention.query_heads * attention.head_dim; }
+  bool changes_projections() const {
+    return !qkv_parts[0].empty() || !qkv_parts[1].empty() || !qkv_parts[2].empty();
+  }
   uint32_t kv_width() const { return attention.kv_heads * attention.head_dim; }
 };
 
@@ -66,6 +73,7 @@ class GpuNetwork {
  private:
   GpuNetwork() = default;
   std::span<GpuLayer> present() { return std::span(layers_).subspan(range_.begin, range_.count()); }
+  void AddAttention(uint32_t index, GpuLayer* layer) const;
   GpuLayer MakeLayer(const ModelConfig& config, const ExpertLayout& experts, uint32_t index) const;
   Status AllocateCache(const ModelConfig& config, uint32_t pages, KvFormat format);
   Status WriteRopeTables(const ModelConfig& config, uint32_t max_context);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "compute/cuda/row_ops.h"
@@ -181,6 +182,7 @@ Status GpuPass::FewAttention(const GpuLayer& layer) {
   const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(
       RunProjection(layer.qkv, Input(s.hidden, config_.hidden, layer.attention_norm), s.qkv));
+  RETURN_IF_ERROR(ChangeProjections(layer, s.qkv));
   const gpu::PagedKv kv = Kv(layer, table_blocks_);
   gpu::HeadRows heads = Heads(layer, kv);
   heads.f32 = s.qkv;
@@ -206,9 +208,39 @@ Status GpuPass::FewAttention(const GpuLayer& layer) {
                       stream_);
 }
 
+template <typename Value>
+Status GpuPass::ChangeProjections(const GpuLayer& layer, Value* rows) {
+  if (!layer.changes_projections()) return OkStatus();
+  gpu::ProjectionRows change = {.stride = layer.qkv.rows,
+                                .token_count = token_count_,
+                                .epsilon = config_.rms_norm_epsilon,
+                                .parts = {layer.qkv_parts[0], layer.qkv_parts[1], layer.qkv_parts[2]}};
+  if constexpr (std::is_same_v<Value, float>) {
+    change.f32 = rows;
+  } else {
+    change.bf16 = rows;
+  }
+  return gpu::RunProjectionRows(change, stream_);
+}
+
+// Up to what down reads; down itself adds to the stream, which the routed experts have to read before.
+Status GpuPass::FewShared(const GpuLayer& layer) {
+  const PassScratch& s = *scratch_;
+  RETURN_IF_ERROR(RunProjection(layer.shared_gate_up,
+                                Input(s.hidden, config_.hidden, layer.feed_forward_norm), s.gate_up));
+  return gpu::RunGatedRows({.f32 = s.gate_up,
+                            .stride = layer.shared_gate_up.rows,
+                            .token_count = token_count_,
+                            .intermediate = layer.shared_down.cols,
+                            .activated = s.shared_activated},
+                           stream_);
+}
+
 Status GpuPass::FewExperts(uint32_t index, const GpuLayer& layer) {
   const PassScratch& s = *scratch_;
+  const bool shared = layer.shared_gate_up.rows > 0;
   RETURN_IF_ERROR(Route(index, layer));
+  if (shared) RETURN_IF_ERROR(FewShared(layer));
   const bool fed = experts_.fed();
   const std::byte* const* records = fed ? nullptr : experts_.Records(index);
   if (fed) {
@@ -227,6 +259,15 @@ Status GpuPass::FewExperts(uint32_t index, const GpuLayer& layer) {
                                 .add = true};
   RETURN_IF_ERROR(gpu::RunGateUpGemv(gemv, stream_));
   RETURN_IF_ERROR(gpu::RunDownGemv(gemv, stream_));
+  if (shared) {
+    RETURN_IF_ERROR(gpu::RunGemv({.matrix = layer.shared_down,
+                                  .input = Input(s.shared_activated, layer.shared_down.cols, nullptr),
+                                  .token_count = token_count_,
+                                  .y = s.hidden,
+                                  .y_stride = config_.hidden,
+                                  .add = true},
+                                 stream_));
+  }
   return fed ? experts_.Release(index, stream_) : OkStatus();
 }
 
@@ -285,6 +326,7 @@ Status GpuPass::ManyAttention(const GpuLayer& layer) {
   const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(Normalize(layer.attention_norm, s.normed, nullptr));
   RETURN_IF_ERROR(RunProjection(layer.qkv, s.normed, s.qkv_rows));
+  RETURN_IF_ERROR(ChangeProjections(layer, s.qkv_rows));
   const gpu::PagedKv kv = Kv(layer, 0);
   gpu::HeadRows heads = Heads(layer, kv);
   heads.bf16 = s.qkv_rows;
@@ -309,11 +351,32 @@ Status GpuPass::ManyAttention(const GpuLayer& layer) {
                      stream_);
 }
 
+// Nothing reads the residual stream between the router and the next norm.
+Status GpuPass::ManyShared(const GpuLayer& layer) {
+  const PassScratch& s = *scratch_;
+  RETURN_IF_ERROR(RunProjection(layer.shared_gate_up, s.shared_operand, s.shared_rows));
+  RETURN_IF_ERROR(gpu::RunGatedRows({.bf16 = s.shared_rows,
+                                     .stride = layer.shared_gate_up.rows,
+                                     .token_count = token_count_,
+                                     .intermediate = layer.shared_down.cols,
+                                     .operand = s.shared_activated_rows},
+                                    stream_));
+  return gemm_.Dense({.matrix = layer.shared_down,
+                      .operand = s.shared_activated_rows,
+                      .token_count = token_count_,
+                      .output = gpu::DenseProduct::Output::kAddF32,
+                      .y = s.hidden,
+                      .stride = config_.hidden},
+                     stream_);
+}
+
 Status GpuPass::ManyExperts(uint32_t index, const GpuLayer& layer) {
   const PassScratch& s = *scratch_;
+  const bool shared = layer.shared_gate_up.rows > 0;
   const uint32_t ranked = token_count_ * config_.top_k;
-  RETURN_IF_ERROR(Normalize(layer.feed_forward_norm, nullptr, s.normed));
+  RETURN_IF_ERROR(Normalize(layer.feed_forward_norm, shared ? s.shared_operand : nullptr, s.normed));
   RETURN_IF_ERROR(Route(index, layer));
+  if (shared) RETURN_IF_ERROR(ManyShared(layer));
   RETURN_IF_ERROR(gpu::SortByExpert({.experts = s.experts,
                                      .token_count = token_count_,
                                      .top_k = config_.top_k,

@@ -81,6 +81,10 @@ class GpuPass {
   Status Route(uint32_t index, const GpuLayer& layer);
   Status HandOverKeysAndValues(uint32_t index);
   Status FewAttention(const GpuLayer& layer);
+  template <typename Value>
+  Status ChangeProjections(const GpuLayer& layer, Value* rows);
+  Status FewShared(const GpuLayer& layer);
+  Status ManyShared(const GpuLayer& layer);
   Status FewExperts(uint32_t index, const GpuLayer& layer);
   Status FewDense(const GpuLayer& layer);
   Status ManyAttention(const GpuLayer& layer);

@@ -10,15 +10,14 @@ namespace moraine {
 namespace {
 
 // Of compute/cuda: routing.h and gpu_attention.h.
-constexpr uint32_t kMaxExperts = 1024, kMaxTopK = 32;
+constexpr uint32_t kMaxExperts = 1024, kMaxTopK = 32, kMaxGroups = 32, kMaxGroupedExperts = 512;
 constexpr uint32_t kHeadDims[] = {16, 32, 64, 96, 128, 256};
 
 Status CheckAttention(const GqaConfig& c) {
   if (c.sliding_window > 0) return Unsupported("attention in a sliding window");
   if (c.sinks) return Unsupported("attention sinks");
   if (c.output_gate) return Unsupported("gated attention");
-  if (c.qk_norm == QkNorm::kWholeRow) return Unsupported("norms over all heads of queries and keys");
-  if (c.qkv_bias || c.output_bias) return Unsupported("biases of the attention's projections");
+  if (c.output_bias) return Unsupported("a bias of the attention's output");
   if (std::ranges::find(kHeadDims, c.head_dim) == std::end(kHeadDims)) {
     return Unsupported(fmt::format("a head dimension of {}", c.head_dim));
   }
@@ -37,8 +36,12 @@ Status CheckBlocks(const ModelConfig& config) {
   }
   if (config.activation.kind != ActivationKind::kSwiGlu) return Unsupported("the experts' activation");
   if (config.expert_bias) return Unsupported("biases of experts");
-  if (config.shared_expert.intermediate > 0) return Unsupported("shared experts");
-  if (config.router.group_count > 1) return Unsupported("routing by groups of experts");
+  if (config.shared_expert.gated) return Unsupported("gated shared experts");
+  const uint32_t groups = config.router.group_count;
+  if (groups > kMaxGroups || (groups > 1 && config.expert_count > kMaxGroupedExperts)) {
+    return Unsupported(fmt::format("{} experts in {} groups: at most {} in {}", config.expert_count,
+                                   groups, kMaxGroupedExperts, kMaxGroups));
+  }
   if (config.expert_count > kMaxExperts || config.top_k > kMaxTopK) {
     return Unsupported(fmt::format("{} experts of which a token takes {}: at most {} and {}",
                                    config.expert_count, config.top_k, kMaxExperts, kMaxTopK));

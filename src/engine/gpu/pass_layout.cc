@@ -81,7 +81,9 @@ uint64_t LayOutPass(const ModelConfig& c, uint32_t max_tokens, uint32_t table_bl
   s->qkv = carver.Take<float>(few * widths.qkv);
   s->queries = carver.Take<float>(few * widths.q);
   s->attended = carver.Take<float>(few * widths.q);
-  s->gate_up = carver.Take<float>(few * 2 * widths.dense);
+  const uint32_t shared = c.shared_expert.intermediate;
+  s->gate_up = carver.Take<float>(few * 2 * std::max(widths.dense, shared));
+  s->shared_activated = carver.Take<float>(few * shared);
   s->activated = carver.Take<float>(
       few * std::max<uint64_t>(c.top_k * gpu::ActivatedStride(widths.expert), widths.dense));
   if (max_tokens <= kFewTokens) return carver.highest();
@@ -102,6 +104,10 @@ uint64_t LayOutPass(const ModelConfig& c, uint32_t max_tokens, uint32_t table_bl
   s->expert_rows = carver.Take<uint16_t>(
       ranked * std::max(gpu::OperandStride(c.hidden), gpu::RowStride(c.hidden)));
   s->expert_activated = carver.Take<uint16_t>(ranked * gpu::OperandStride(widths.expert));
+  if (shared == 0) return carver.highest();
+  s->shared_operand = carver.Take<uint16_t>(n * gpu::OperandStride(c.hidden));
+  s->shared_rows = carver.Take<uint16_t>(n * 2 * shared);
+  s->shared_activated_rows = carver.Take<uint16_t>(n * gpu::OperandStride(shared));
   return carver.highest();
 }
 

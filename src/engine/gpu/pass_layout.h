@@ -25,7 +25,7 @@ struct PassScratch {
   uint32_t *experts = nullptr, *counter = nullptr;
   // Few.
   float *qkv = nullptr, *queries = nullptr, *attended = nullptr;
-  float *gate_up = nullptr, *activated = nullptr;
+  float *gate_up = nullptr, *activated = nullptr, *shared_activated = nullptr;
   std::byte* attention = nullptr;
   uint64_t attention_bytes = 0;
   // Many.
@@ -33,6 +33,7 @@ struct PassScratch {
   uint16_t *normed = nullptr, *qkv_rows = nullptr, *query_rows = nullptr, *attended_rows = nullptr;
   uint32_t *offsets = nullptr, *token_rows = nullptr, *rows_of_ranks = nullptr;
   uint16_t *expert_rows = nullptr, *expert_activated = nullptr;
+  uint16_t *shared_operand = nullptr, *shared_rows = nullptr, *shared_activated_rows = nullptr;
 };
 
 // Lays the buffers out from `base` on; null: only counts. max_tokens: of one pass; table_blocks: the most pages

@@ -75,6 +75,29 @@ class RouterTest : public testing::Test {
     }
   }
 
+  // The experts of the best groups.
+  template <typename Score>
+  static std::vector<uint32_t> Choosable(const Shape& shape, const ExpertSelection& how,
+                                         Score&& score) {
+    const uint32_t size = shape.experts / how.group_count;
+    std::vector<std::pair<float, uint32_t>> groups;  // by score, negated, and index
+    for (uint32_t g = 0; g < how.group_count; ++g) {
+      std::vector<float> scores;
+      for (uint32_t e = g * size; e < (g + 1) * size; ++e) scores.push_back(score(e));
+      std::ranges::sort(scores, std::greater<>());
+      groups.emplace_back(-(how.two_best_of_group && size > 1 ? scores[0] + scores[1] : scores[0]),
+                          g);
+    }
+    std::ranges::sort(groups);
+    groups.resize(how.chosen_groups);
+    std::vector<uint32_t> experts;
+    for (const auto& [unused, g] : groups) {
+      for (uint32_t e = g * size; e < (g + 1) * size; ++e) experts.push_back(e);
+    }
+    std::ranges::sort(experts);
+    return experts;
+  }
+
   void CheckChoice(const Shape& shape, const ExpertSelection& how, const Routed& routed) {
     const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
     Comparison experts("experts"), weights("weights");
@@ -85,8 +108,7 @@ class RouterTest : public testing::Test {
         if (how.scoring == ExpertScoring::kSigmoid) value = 1.0f / (1.0f + std::exp(-value));
         return how.correction != nullptr ? value + correction_[e] : value;
       };
-      std::vector<uint32_t> order(shape.experts);
-      std::iota(order.begin(), order.end(), 0u);
+      std::vector<uint32_t> order = Choosable(shape, how, score);
       std::stable_sort(order.begin(), order.end(),
                        [&](uint32_t a, uint32_t b) { return score(a) > score(b); });
       double sum = 0, chosen = 0;
@@ -155,6 +177,26 @@ TEST_F(RouterTest, SigmoidWithCorrection) {
             .normalize_epsilon = 1e-20f},
            false, 7);
 }
+TEST_F(RouterTest, Groups) {
+  CheckAll({256, 128, 90, 8}, {.group_count = 8, .chosen_groups = 4}, false, 10);
+  CheckAll({160, 64, 3, 6}, {.group_count = 8, .chosen_groups = 3, .normalize = true}, true, 11);
+  CheckAll({512, 64, 70, 16}, {.group_count = 32, .chosen_groups = 1, .scale = 2.5f}, false, 12);
+  CheckAll({9, 41, 40, 2}, {.group_count = 9, .chosen_groups = 2, .two_best_of_group = true}, false, 13);
+}
+TEST_F(RouterTest, GroupsByTheirTwoBest) {
+  for (const uint32_t tokens : {1u, 8u, 200u}) {
+    CheckAll({256, 128, tokens, 8},
+             {.scoring = ExpertScoring::kSigmoid,
+              .correction = &kMarked,
+              .group_count = 8,
+              .chosen_groups = 4,
+              .two_best_of_group = true,
+              .normalize = true,
+              .normalize_epsilon = 1e-20f,
+              .scale = 2.5f},
+             false, 14 + tokens);
+  }
+}
 TEST_F(RouterTest, MostExperts) {
   CheckAll({1024, 96, 20, 32}, {}, false, 8);
   CheckAll({1024, 96, 2, 32}, {}, false, 9);
@@ -167,6 +209,12 @@ TEST_F(RouterTest, Refusals) {
   EXPECT_EQ(RunRouter(router, nullptr).code(), StatusCode::kUnsupported);
   router.matrix.encoding = Encoding::kF32;
   router.top_k = 9;
+  EXPECT_EQ(RunRouter(router, nullptr).code(), StatusCode::kInvalidArgument);
+  router.top_k = 3;
+  router.selection.group_count = 4;  // of two experts, one of them
+  EXPECT_EQ(RunRouter(router, nullptr).code(), StatusCode::kInvalidArgument);
+  router.selection.group_count = 3;
+  router.selection.chosen_groups = 2;
   EXPECT_EQ(RunRouter(router, nullptr).code(), StatusCode::kInvalidArgument);
 }
 

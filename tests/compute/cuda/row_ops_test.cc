@@ -1,6 +1,8 @@
 // Embedding, norms and gated activations against double.
 #include "compute/cuda/row_ops.h"
 
+#include "compute/cuda/projection_rows.h"
+
 #include "gpu_test_support.h"
 
 namespace moraine::gpu {
@@ -92,6 +94,57 @@ TEST(RowNormTest, OddTails) {
   CheckNorm(203, 5, true);
   CheckNorm(7, 2, false);
   CheckNorm(13001, 2, true);
+}
+
+// Queries with bias and norm, keys with a norm, values with a bias; what lies beside them stays.
+void CheckProjectionRows(uint32_t q, uint32_t kv, uint32_t tokens, bool bf16) {
+  SCOPED_TRACE(std::to_string(q) + " and " + std::to_string(kv) + " columns, " +
+               std::to_string(tokens) + " tokens");
+  Random random(q + kv);
+  const uint32_t cols = q + 2 * kv, stride = cols + 3;
+  auto values = NormalValues(random, size_t{tokens} * stride, 2);
+  std::vector<uint16_t> rounded;
+  for (float& value : values) {
+    rounded.push_back(FloatToBf16(value));
+    if (bf16) value = Bf16ToFloat(rounded.back());
+  }
+  const auto bias = NormalValues(random, cols), norm = NormalValues(random, cols);
+  const auto device_bias = OnDevice(bias), device_norm = OnDevice(norm);
+  auto device_values = OnDevice(values);
+  auto device_rounded = OnDevice(rounded);
+  ProjectionRows rows = {.stride = stride, .token_count = tokens, .epsilon = 1e-5f};
+  (bf16 ? void(rows.bf16 = device_rounded.data()) : void(rows.f32 = device_values.data()));
+  rows.parts[0] = {0, q, device_bias.data(), device_norm.data()};
+  rows.parts[1] = {q, kv, nullptr, device_norm.data() + q};
+  rows.parts[2] = {q + kv, kv, device_bias.data() + q + kv, nullptr};
+  NeedOk(RunProjectionRows(rows, nullptr));
+  Finish();
+  const auto floats = Host(device_values);
+  const auto halves = Host(device_rounded);
+  Comparison compare("projected rows");
+  for (uint32_t t = 0; t < tokens; ++t) {
+    float* const row = values.data() + size_t{t} * stride;
+    for (uint32_t c = 0; c < q; ++c) row[c] += bias[c];
+    for (uint32_t c = q + kv; c < cols; ++c) row[c] += bias[c];
+    const auto queries = Normed(row, {norm.begin(), norm.begin() + q}, 1e-5, q);
+    const auto keys = Normed(row + q, {norm.begin() + q, norm.begin() + q + kv}, 1e-5, kv);
+    for (uint32_t c = 0; c < stride; ++c) {
+      const double expected = c < q ? queries[c] : c < q + kv ? keys[c - q] : row[c];
+      const size_t at = size_t{t} * stride + c;
+      const double off = std::fabs(expected) * 2e-6 + 1e-30;
+      compare.Check(t, c, bf16 ? Bf16ToFloat(halves[at]) : floats[at], expected,
+                    bf16 ? std::fabs(expected) * kHalfUlp + off : off);
+    }
+  }
+}
+
+TEST(ProjectionRowsTest, BiasesAndWholeNorms) {
+  SKIP_WITHOUT_GPU();
+  for (const bool bf16 : {false, true}) {
+    CheckProjectionRows(128, 64, 3, bf16);
+    CheckProjectionRows(6144, 1024, 70, bf16);
+    CheckProjectionRows(77, 13, 5, bf16);
+  }
 }
 
 TEST(GatedRowsTest, BothFormats) {
