@@ -161,6 +161,16 @@ Result<PageLock> PageLock::Lock(std::span<std::byte> memory) {
   return lock;
 }
 
+std::byte* MappedAddress(std::byte* memory) {
+  cudaPointerAttributes attributes;
+  if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  if (attributes.type != cudaMemoryTypeHost) return nullptr;
+  return static_cast<std::byte*>(attributes.devicePointer);
+}
+
 Status Copy(void* to, const void* from, uint64_t bytes, Stream stream) {
   return Checked(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copy to or from the GPU");
 }

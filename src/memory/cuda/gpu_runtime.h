@@ -157,6 +157,9 @@ class PageLock {
   const std::byte* device_ = nullptr;
 };
 
+// The address under which kernels read and write page-locked host memory; null if it is not page-locked.
+std::byte* MappedAddress(std::byte* memory);
+
 // Either side may be page-locked host memory or the GPU's; other host memory makes the call wait.
 Status Copy(void* to, const void* from, uint64_t bytes, Stream stream);
 // `rows` runs of row_bytes each, the strides in bytes.
