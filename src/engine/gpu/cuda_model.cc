@@ -11,6 +11,8 @@
 #include "engine/gpu/gpu_model.h"
 #include "engine/gpu/gpu_stage.h"
 #include "engine/gpu/gpu_support.h"
+#include "engine/gpu/host_meeting.h"
+#include "engine/gpu/hybrid_step.h"
 #include "engine/gpu/vram_needs.h"
 #include "memory/cuda/gpu_runtime.h"
 
@@ -45,6 +47,7 @@ class CudaModel final : public GpuModel {
   Status Begin(const GpuSegment& segment);
   Status AwaitSlotCopies();
   void StepFew(std::span<GpuSegment* const> segments);
+  Status RunFew(std::span<GpuSegment* const> segments, uint32_t count, bool logits);
   Status RunMany(const GpuSegment& segment);
 
   ModelConfig config_;
@@ -54,6 +57,8 @@ class CudaModel final : public GpuModel {
   gpu::OwnedStream slot_stream_;
   std::unique_ptr<GpuStage> stage_;
   std::unique_ptr<GpuHandover> handover_;  // of a model for prompts only; copies from the stage's cache
+  std::unique_ptr<HostMeeting> meeting_;   // of a model whose answers the CPU computes, too
+  std::unique_ptr<HybridStep> hybrid_;
   std::optional<StreamCopier> slot_copier_;
   gpu::Event slots_copied_;
   std::vector<GpuPass::Row> rows_;
@@ -110,6 +115,13 @@ Status CudaModel::Load(const Store& store, const ModelConfig& config,
     stage_->pass().set_handover(handover_.get());
     written_.reserve(page_count_);
   }
+  if (options.host_experts != nullptr) {
+    CHECK(handover_ != nullptr && options.source != nullptr, "answers with the CPU, not its prompts");
+    ASSIGN_OR_RETURN(meeting_, HostMeeting::Create(config_, plan_, *handover_, *options.host_kv));
+    stage_->pass().set_meeting(meeting_.get());
+    ASSIGN_OR_RETURN(hybrid_, HybridStep::Create(*stage_, *meeting_, *handover_,
+                                                 *options.host_experts));
+  }
   return stage_->Synchronize();
 }
 
@@ -141,10 +153,7 @@ Status CudaModel::Begin(const GpuSegment& segment) {
   RETURN_IF_ERROR(AwaitSlotCopies());
   const auto count = static_cast<uint32_t>(segment.tokens.size());
   written_.clear();
-  for (uint32_t page = segment.first / kGpuPagePositions;
-       page <= (segment.first + count - 1) / kGpuPagePositions; ++page) {
-    written_.push_back(segment.pages[page]);
-  }
+  GpuHandover::AppendPages(segment.pages, segment.first, count, &written_);
   return handover_->Begin(segment.stale, written_, stage_->stream());
 }
 
@@ -156,7 +165,7 @@ void CudaModel::Step(std::span<GpuSegment> batch) {
     CHECK(count > 0 && segment.logits <= count, "a segment without tokens");
     if (segment.cancelled != nullptr && segment.cancelled->load(std::memory_order_relaxed)) {
       segment.status = Cancelled("request cancelled");
-    } else if (handover_ != nullptr) {
+    } else if (handover_ != nullptr && (hybrid_ == nullptr || count > kFewTokens)) {
       StepHandingOver(segment);
     } else if (count > kFewTokens) {
       segment.status = RunMany(segment);
@@ -183,10 +192,7 @@ void CudaModel::StepFew(std::span<GpuSegment* const> segments) {
     logits |= segment->logits > 0;
   }
   stage_->pass().PrepareFew(rows_);
-  const auto tokens = static_cast<uint32_t>(rows_.size());
-  // Pages that are handed over differ from step to step, and are no part of a graph.
-  Status status = handover_ != nullptr ? stage_->EnqueueFew(tokens, logits)
-                                       : stage_->RunFew(tokens, logits);
+  Status status = RunFew(segments, static_cast<uint32_t>(rows_.size()), logits);
   // Also after an error: what was enqueued reads the inputs.
   const Status done = stage_->Synchronize();
   if (status.ok()) status = done;
@@ -200,6 +206,15 @@ void CudaModel::StepFew(std::span<GpuSegment* const> segments) {
       }
     }
   }
+}
+
+Status CudaModel::RunFew(std::span<GpuSegment* const> segments, uint32_t count, bool logits) {
+  if (hybrid_ != nullptr) {
+    RETURN_IF_ERROR(AwaitSlotCopies());
+    return hybrid_->Run(segments, count, logits);
+  }
+  // Pages that are handed over differ from step to step, and are no part of a graph.
+  return handover_ != nullptr ? stage_->EnqueueFew(count, logits) : stage_->RunFew(count, logits);
 }
 
 Status CudaModel::RunMany(const GpuSegment& segment) {

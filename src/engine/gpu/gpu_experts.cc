@@ -20,6 +20,7 @@ Result<std::unique_ptr<GpuExperts>> GpuExperts::Load(const Store& store, const V
   RETURN_IF_ERROR(experts->Place(store.manifest(), options.layers, plan));
   RETURN_IF_ERROR(experts->MakeRing(plan));
   RETURN_IF_ERROR(experts->WriteTables());
+  if (experts->fed() && plan.hot_slots > 0) RETURN_IF_ERROR(experts->MakeFedTables());
 
   std::vector<RecordTarget> targets;
   for (uint32_t i = 0; i < experts->layers_.size(); ++i) {
@@ -130,6 +131,20 @@ Status GpuExperts::WriteTables() {
   return OkStatus();
 }
 
+Status GpuExperts::MakeFedTables() {
+  uint32_t most = 0;
+  for (const uint32_t i : streamed_) most = std::max(most, layers_[i].expert_count);
+  fed_table_bytes_ = most * sizeof(std::byte*);
+  ASSIGN_OR_RETURN(fed_addresses_,
+                   gpu::PinnedMemory::Allocate(streamed_.size() * fed_table_bytes_));
+  ASSIGN_OR_RETURN(fed_tables_, gpu::DeviceMemory::Allocate(slots_.size() * fed_table_bytes_,
+                                                            "addresses of experts"));
+  for (size_t s = 0; s < slots_.size(); ++s) {
+    slots_[s].fed_table = fed_tables_.data() + s * fed_table_bytes_;
+  }
+  return OkStatus();
+}
+
 // The next layer in turn into a slot, once compute has let go of it.
 Status GpuExperts::Fill(Slot& slot) {
   const Layer& layer = layers_[streamed_[next_layer_]];
@@ -157,6 +172,7 @@ Result<const std::byte* const*> GpuExperts::Acquire(uint32_t index, gpu::Stream 
   if (!fed() && slots_[next_slot_].layer != index) RETURN_IF_ERROR(Rewind(layer.streamed_index));
   const Slot& slot = slots_[next_slot_];
   RETURN_IF_ERROR(slot.copied.Before(compute));
+  if (slot.fed_table != nullptr) return reinterpret_cast<const std::byte* const*>(slot.fed_table);
   return slot.tables[layer.streamed_index];
 }
 
@@ -176,7 +192,19 @@ Status GpuExperts::Feed(Slot& slot, const Layer& layer) {
                  .record_bytes = layer.record_bytes,
                  .to = slot.memory};
   if (layer.streamed_index + 1 < streamed_.size()) copy.next = streamed_[layer.streamed_index + 1];
+  if (slot.fed_table != nullptr) {
+    copy.addresses = reinterpret_cast<const std::byte**>(
+        fed_addresses_.data() + layer.streamed_index * fed_table_bytes_);
+  }
   RETURN_IF_ERROR(source_->CopyLayer(copy, *copier_));
+  if (slot.fed_table != nullptr) {
+    for (uint32_t e = 0; e < layer.expert_count; ++e) {
+      const std::byte*& address = copy.addresses[e];
+      if (address == nullptr) address = slot.memory + e * layer.record_bytes;
+    }
+    RETURN_IF_ERROR(gpu::Copy(slot.fed_table, copy.addresses,
+                              layer.expert_count * sizeof(std::byte*), copy_stream_.get()));
+  }
   return slot.copied.Record(copy_stream_.get());
 }
 

@@ -79,6 +79,7 @@ class GpuExperts {
     std::byte* memory = nullptr;
     // By streamed index: where a layer's records lie in this slot.
     std::vector<const std::byte* const*> tables;
+    std::byte* fed_table = nullptr;  // instead, where a source may leave records out
     uint32_t layer = UINT32_MAX;
     gpu::Event copied, released;
   };
@@ -87,6 +88,7 @@ class GpuExperts {
   Status Place(const Manifest& manifest, LayerRange range, const VramPlan& plan);
   Status MakeRing(const VramPlan& plan);
   Status WriteTables();
+  Status MakeFedTables();
   Status Fill(Slot& slot);
   Status Feed(Slot& slot, const Layer& layer);
   Status Rewind(uint32_t streamed_index);
@@ -95,8 +97,12 @@ class GpuExperts {
   std::vector<uint32_t> streamed_;  // layers
   HostArena host_;
   gpu::PageLock lock_;
-  gpu::DeviceMemory anchored_, ring_, tables_, hot_;
+  gpu::DeviceMemory anchored_, ring_, tables_, hot_, fed_tables_;
   VramSlots hot_slots_;
+  // With hot slots: by streamed index, where a chunk's layer finds its records; copied to a slot's fed_table.
+  // A layer's part is written once a chunk, by whose end it has been copied.
+  gpu::PinnedMemory fed_addresses_;
+  uint64_t fed_table_bytes_ = 0;
   gpu::OwnedStream copy_stream_;
   StreamedExperts* source_ = nullptr;
   std::optional<StreamCopier> copier_;  // for the source

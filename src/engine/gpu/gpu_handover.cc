@@ -100,6 +100,23 @@ Status GpuHandover::OnRouted(uint32_t layer, const uint32_t* experts, uint32_t c
                    count * sizeof(uint32_t), compute);
 }
 
+Status GpuHandover::TakeWritten() {
+  for (uint32_t layer = 0; layer < network_.layers().size(); ++layer) {
+    for (const Run& run : written_runs_) {
+      RETURN_IF_ERROR(CopyPages(layer, run, /*to_gpu=*/false, back_.get()));
+    }
+  }
+  return Finish();
+}
+
+void GpuHandover::AppendPages(const uint32_t* pages, uint32_t first, uint32_t count,
+                              std::vector<uint32_t>* to) {
+  const uint32_t last = (first + count - 1) / gpu::kKvPagePositions;
+  for (uint32_t page = first / gpu::kKvPagePositions; page <= last; ++page) {
+    to->push_back(pages[page]);
+  }
+}
+
 Status GpuHandover::Finish() { return back_.Synchronize(); }
 
 }  // namespace moraine

@@ -40,9 +40,15 @@ class GpuHandover {
   Status OnRouted(uint32_t layer, const uint32_t* experts, uint32_t count, gpu::Stream compute);
   // Waits for what goes back.
   Status Finish();
+  // Instead of OnKeysAndValues: the pages written of all layers, when `compute` has been waited for.
+  Status TakeWritten();
+
+  // The pages that hold positions first .. first + count - 1 of a sequence.
+  static void AppendPages(const uint32_t* pages, uint32_t first, uint32_t count,
+                          std::vector<uint32_t>* to);
 
   // Tokens x top_k of the last chunk, once all has been finished.
-  const uint32_t* routed(uint32_t layer) const {
+  uint32_t* routed(uint32_t layer) const {
     return routed_.as<uint32_t>() + layer * layer_stride_;
   }
 

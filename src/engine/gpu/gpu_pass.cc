@@ -145,7 +145,7 @@ Status GpuPass::Route(uint32_t index, const GpuLayer& layer) {
                                  .weights = s.weights,
                                  .counter = s.counter},
                                 stream_));
-  if (handover_ == nullptr) return OkStatus();
+  if (handover_ == nullptr || (token_count_ <= kFewTokens && Meets(index))) return OkStatus();
   return handover_->OnRouted(index, s.experts, token_count_ * config_.top_k, stream_);
 }
 
@@ -172,7 +172,7 @@ Status GpuPass::EnqueueFew() {
   for (uint32_t i = network_.range().begin; i < network_.range().end; ++i) {
     const GpuLayer& layer = network_.layers()[i];
     RETURN_IF_ERROR(FewAttention(layer));
-    RETURN_IF_ERROR(HandOverKeysAndValues(i));
+    RETURN_IF_ERROR(FewRowsToHost(i, layer));
     RETURN_IF_ERROR(layer.moe ? FewExperts(i, layer) : FewDense(layer));
   }
   return OkStatus();
@@ -236,13 +236,39 @@ Status GpuPass::FewShared(const GpuLayer& layer) {
                            stream_);
 }
 
+gpu::KvRowsToHost GpuPass::RowsToHost(const GpuLayer& layer) const {
+  return {.kv = Kv(layer, table_blocks_),
+          .positions = scratch_->positions,
+          .token_count = token_count_};
+}
+
+// Layers that meet hand their rows over when they do.
+Status GpuPass::FewRowsToHost(uint32_t index, const GpuLayer& layer) {
+  if (meeting_ == nullptr) return HandOverKeysAndValues(index);
+  return Meets(index) ? OkStatus() : meeting_->EnqueueRows(index, RowsToHost(layer), stream_);
+}
+
+Status GpuPass::Exchange(uint32_t index, const GpuLayer& layer) {
+  const PassScratch& s = *scratch_;
+  return meeting_->EnqueueExchange(index,
+                                   {.kv_rows = RowsToHost(layer),
+                                    .token_count = token_count_,
+                                    .top_k = config_.top_k,
+                                    .hidden = config_.hidden,
+                                    .experts = s.experts,
+                                    .weights = s.weights,
+                                    .x = s.hidden},
+                                   stream_);
+}
+
 Status GpuPass::FewExperts(uint32_t index, const GpuLayer& layer) {
   const PassScratch& s = *scratch_;
   const bool shared = layer.shared_gate_up.rows > 0;
   RETURN_IF_ERROR(Route(index, layer));
-  if (shared) RETURN_IF_ERROR(FewShared(layer));
-  const bool fed = experts_.fed();
-  const std::byte* const* records = fed ? nullptr : experts_.Records(index);
+  const bool meets = Meets(index), fed = !meets && experts_.fed();
+  const std::byte* const* records = meets ? meeting_->records() : experts_.Records(index);
+  if (meets) RETURN_IF_ERROR(Exchange(index, layer));
+  if (shared) RETURN_IF_ERROR(FewShared(layer));  // while the host computes
   if (fed) {
     ASSIGN_OR_RETURN(records, experts_.Acquire(index, stream_));
   }
@@ -267,6 +293,10 @@ Status GpuPass::FewExperts(uint32_t index, const GpuLayer& layer) {
                                   .y_stride = config_.hidden,
                                   .add = true},
                                  stream_));
+  }
+  if (meets) {
+    return meeting_->EnqueueSum(
+        index, {.token_count = token_count_, .hidden = config_.hidden, .x = s.hidden}, stream_);
   }
   return fed ? experts_.Release(index, stream_) : OkStatus();
 }

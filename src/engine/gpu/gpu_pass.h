@@ -20,6 +20,7 @@
 #include "engine/gpu/gpu_experts.h"
 #include "engine/gpu/gpu_handover.h"
 #include "engine/gpu/gpu_network.h"
+#include "engine/gpu/host_meeting.h"
 #include "engine/gpu/pass_layout.h"
 #include "memory/cuda/gpu_runtime.h"
 #include "model/config.h"
@@ -47,6 +48,9 @@ class GpuPass {
   };
   // Hands keys, values and routing over from now on; null: nothing. Not owned.
   void set_handover(GpuHandover* handover) { handover_ = handover; }
+  // Few tokens meet the host in the layers that it says, and hand rows over to its pool; null: they do not. Not
+  // owned.
+  void set_meeting(HostMeeting* meeting) { meeting_ = meeting; }
   void PrepareFew(std::span<const Row> rows);
   void PrepareMany(std::span<const int32_t> tokens, uint32_t first, const uint32_t* blocks);
   Status EnqueueFew();
@@ -85,6 +89,10 @@ class GpuPass {
   Status ChangeProjections(const GpuLayer& layer, Value* rows);
   Status FewShared(const GpuLayer& layer);
   Status ManyShared(const GpuLayer& layer);
+  bool Meets(uint32_t index) const { return meeting_ != nullptr && meeting_->meets(index); }
+  gpu::KvRowsToHost RowsToHost(const GpuLayer& layer) const;
+  Status FewRowsToHost(uint32_t index, const GpuLayer& layer);
+  Status Exchange(uint32_t index, const GpuLayer& layer);
   Status FewExperts(uint32_t index, const GpuLayer& layer);
   Status FewDense(const GpuLayer& layer);
   Status ManyAttention(const GpuLayer& layer);
@@ -97,6 +105,7 @@ class GpuPass {
   const gpu::GroupedGemm gemm_;
   const gpu::Stream stream_;
   GpuHandover* handover_ = nullptr;
+  HostMeeting* meeting_ = nullptr;
   uint32_t table_blocks_ = 0;
   uint32_t token_count_ = 0, first_ = 0;
   uint32_t prompt_first_ = 0;  // position of the first prepared token
