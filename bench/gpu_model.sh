@@ -2,7 +2,9 @@
 # The Qwen3-MoE family on a GPU: tests, compute-sanitizer, then speed on a store of random weights in the
 # published shape of Qwen3-30B-A3B (17 GB), resident and streamed, beside transformers in the same run.
 #
-#   bench/gpu_model.sh BUILD_DIR STORE_DIR [part...]     parts: tests sanitize prefill decode stream peer
+#   bench/gpu_model.sh BUILD_DIR STORE_DIR [part...]     parts: tests sanitize prefill decode stream peer latent
+#
+# latent: DeepSeek-V2-Lite, a store of its own beside STORE_DIR (9 GB), prefill, decode and the peer; not by default.
 #
 # Builds nothing. Needs 40 GB of RAM, 20 GB of disk; the peer 61 GB of VRAM. Every part prints JSON lines.
 set -uo pipefail
@@ -48,6 +50,16 @@ for part in $parts; do
         bench decode "$store" --gpu --vram-budget $budget --prompt-tokens 64 --tokens 32 \
           --prefill-chunk 512 --max-context 1024 --rounds 2
       done ;;
+    latent)
+      lite=$store-deepseek-v2-lite
+      [[ -e $lite/STORE_FORMAT ]] ||
+        "$moraine" bench make-store "$lite" --shape deepseek-v2-lite --exact --quiet || exit 1
+      for tokens in 512 2048 8192; do
+        bench prefill "$lite" --gpu --prompt-tokens $tokens --max-context 9000 --rounds 5
+      done
+      bench decode "$lite" --gpu --prompt-tokens 64 --tokens 128 --max-context 9000 --rounds 3
+      bench decode "$lite" --gpu --prompt-tokens 8192 --tokens 128 --max-context 9000 --rounds 2
+      python3 "$root/bench/peers/transformers_moe.py" --model deepseek-v2-lite || failed=1 ;;
     peer) python3 "$root/bench/peers/transformers_moe.py" || failed=1 ;;
     *) echo "unknown part $part" >&2; exit 2 ;;
   esac

@@ -159,10 +159,11 @@ TEST_P(GpuSupportTest, NamesWhatIsMissing) {
 INSTANTIATE_TEST_SUITE_P(
     Families, GpuSupportTest,
     testing::Values(Refusal{"qwen3_moe", nullptr}, Refusal{"qwen3_moe_mixed", nullptr},
-                    Refusal{"deepseek_v3", "multi-head latent attention"},
-                    Refusal{"olmoe", "norms over all heads"},
-                    Refusal{"qwen3_next", "linear attention"}, Refusal{"gpt_oss", "sliding window"},
-                    Refusal{"glm4_moe", "biases of the attention"}),
+                    Refusal{"deepseek_v2", nullptr}, Refusal{"deepseek_v2_lite", nullptr},
+                    Refusal{"deepseek_v3", nullptr}, Refusal{"kimi_k2", nullptr},
+                    Refusal{"olmoe", nullptr}, Refusal{"glm4_moe", nullptr},
+                    Refusal{"minimax_m2", nullptr}, Refusal{"qwen3_next", "linear attention"},
+                    Refusal{"gpt_oss", "sliding window"}),
     [](const auto& refusal) { return std::string(refusal.param.fixture); });
 
 TEST(GpuSupport, NamesEncodings) {

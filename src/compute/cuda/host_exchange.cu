@@ -53,7 +53,8 @@ __device__ void CopyKvRows(const KvRowsToHost& rows) {
       f32 ? static_cast<const void*>(kv.values_f32) : kv.values);
   const uint32_t row_words = kv.head_dim * element_bytes / 16;
   const uint64_t page_bytes = KvPageElements(kv.kv_heads, kv.head_dim) * element_bytes;
-  const uint32_t words_of_token = 2 * kv.kv_heads * row_words;
+  const uint32_t pools = values == nullptr ? 1 : 2;
+  const uint32_t words_of_token = pools * kv.kv_heads * row_words;
   for (uint32_t i = threadIdx.x; i < rows.token_count * words_of_token; i += blockDim.x) {
     const uint32_t token = i / words_of_token, of_token = i % words_of_token;
     const uint32_t head = of_token / row_words % kv.kv_heads, word = of_token % row_words;
@@ -66,7 +67,7 @@ __device__ void CopyKvRows(const KvRowsToHost& rows) {
         word * 16;
     const std::byte* const from = (of_values ? values : keys) + page * page_bytes + in_page;
     std::byte* const to =
-        rows.host_blocks + page * 2 * page_bytes + (of_values ? page_bytes : 0) + in_page;
+        rows.host_blocks + page * pools * page_bytes + (of_values ? page_bytes : 0) + in_page;
     *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
   }
 }

@@ -49,7 +49,8 @@ constexpr uint32_t PlacedWord(uint32_t turn, bool sum_follows) {
 }
 
 // Of each token of a step its row of keys and values in one layer: page p of the GPU's is block p of the
-// host's pool, which has the keys of a page and then its values, in the same order.
+// host's pool, which has the keys of a page and then its values, in the same order. Latents are keys of
+// one head, without values.
 struct KvRowsToHost {
   PagedKv kv;
   const uint32_t* positions = nullptr;

@@ -35,6 +35,7 @@ class GpuDense {
   GpuProjection Projection(const std::vector<std::string>& roles) const;
   gpu::DeviceMatrix Matrix(const std::string& role) const;
   const float* Vector(const std::string& role) const;
+  const DenseTensor& Tensor(const std::string& role) const { return *Find(role).tensor; }
 
  private:
   struct Entry {

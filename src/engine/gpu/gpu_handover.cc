@@ -1,6 +1,7 @@
 #include "engine/gpu/gpu_handover.h"
 
 #include <algorithm>
+#include <variant>
 
 #include "base/check.h"
 
@@ -46,27 +47,52 @@ void GpuHandover::CollectRuns(std::span<const uint32_t> pages, std::vector<uint3
   }
 }
 
+namespace {
+
+// A layer's pools, which a block of the CPU's has one behind the other.
+struct Pools {
+  std::byte* data[2] = {};
+  uint32_t count = 0;
+  uint64_t page_bytes = 0;
+};
+
+Pools PoolsOf(const GpuGqa& gqa) {
+  const gpu::PagedKv& kv = gqa.kv;
+  const uint64_t elements = gpu::KvPageElements(kv.kv_heads, kv.head_dim);
+  if (kv.keys_f32 != nullptr) {
+    return {{reinterpret_cast<std::byte*>(kv.keys_f32), reinterpret_cast<std::byte*>(kv.values_f32)},
+            2, elements * sizeof(float)};
+  }
+  return {{reinterpret_cast<std::byte*>(kv.keys), reinterpret_cast<std::byte*>(kv.values)},
+          2, elements * sizeof(uint16_t)};
+}
+
+Pools PoolsOf(const GpuMla& mla) {
+  const gpu::LatentCache& cache = mla.cache;
+  const uint64_t elements = gpu::LatentPageElements(cache.rank, cache.rope);
+  if (cache.f32 != nullptr) {
+    return {{reinterpret_cast<std::byte*>(cache.f32)}, 1, elements * sizeof(float)};
+  }
+  return {{reinterpret_cast<std::byte*>(cache.bf16)}, 1, elements * sizeof(uint16_t)};
+}
+
+}  // namespace
+
 Status GpuHandover::CopyPages(uint32_t layer, const Run& run, bool to_gpu,
                               gpu::Stream stream) const {
-  const gpu::PagedKv& kv = network_.layers()[layer].kv;
-  const bool f32 = kv.keys_f32 != nullptr;
-  const uint64_t page_bytes =
-      gpu::KvPageElements(kv.kv_heads, kv.head_dim) * (f32 ? sizeof(float) : sizeof(uint16_t));
+  const Pools pools = std::visit([](const auto& mixer) { return PoolsOf(mixer); },
+                                 network_.layers()[layer].mixer);
   const uint64_t block_bytes = pool_.block_bytes(layer);
-  CHECK(block_bytes == 2 * page_bytes, "a block that is not a page of keys and one of values");
-  auto* const keys = f32 ? reinterpret_cast<std::byte*>(kv.keys_f32)
-                         : reinterpret_cast<std::byte*>(kv.keys);
-  auto* const values = f32 ? reinterpret_cast<std::byte*>(kv.values_f32)
-                           : reinterpret_cast<std::byte*>(kv.values);
+  CHECK(block_bytes == pools.count * pools.page_bytes, "a block that is not a page of each pool");
   std::byte* const blocks = pool_.layer(layer) + run.first * block_bytes;
-  for (const bool of_values : {false, true}) {
-    std::byte* const page = (of_values ? values : keys) + run.first * page_bytes;
-    std::byte* const block = blocks + (of_values ? page_bytes : 0);
-    gpu::RowCopy copy{.row_bytes = page_bytes, .rows = run.count};
+  for (uint32_t i = 0; i < pools.count; ++i) {
+    std::byte* const page = pools.data[i] + run.first * pools.page_bytes;
+    std::byte* const block = blocks + i * pools.page_bytes;
+    gpu::RowCopy copy{.row_bytes = pools.page_bytes, .rows = run.count};
     copy.to = to_gpu ? page : block;
-    copy.to_stride = to_gpu ? page_bytes : block_bytes;
+    copy.to_stride = to_gpu ? pools.page_bytes : block_bytes;
     copy.from = to_gpu ? block : page;
-    copy.from_stride = to_gpu ? block_bytes : page_bytes;
+    copy.from_stride = to_gpu ? block_bytes : pools.page_bytes;
     RETURN_IF_ERROR(gpu::CopyRows(copy, stream));
   }
   return OkStatus();

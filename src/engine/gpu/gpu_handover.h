@@ -2,8 +2,8 @@
 // computed on the CPU: keys and values both ways, and which experts the prompt's tokens took.
 //
 // A page of the GPU's cache and the block of the CPU's pool with its number hold the same positions in the
-// same order, keys and then values of all heads (gpu_attention.h, model/kv_planes.h): a run of pages is two
-// copies of rows a layer, to the bit. A layer's keys and values go back on a stream of their own while the
+// same order, keys and then values of all heads (gpu_attention.h, model/kv_planes.h), or latents: a run of pages is
+// one or two copies of rows a layer, to the bit. A layer's keys and values go back on a stream of their own while the
 // next layers are computed.
 //
 // Cost: 4 bytes of page-locked memory a token of a chunk, rank and layer.

@@ -6,18 +6,27 @@
 #include <cmath>
 #include <variant>
 
+#include "compute/encode.h"
+#include "model/blocks/mixer.h"
 #include "model/blocks/rope_table.h"
 
 namespace moraine {
 namespace {
-
-const GqaConfig& AttentionOf(const LayerConfig& layer) { return std::get<GqaConfig>(layer.mixer); }
 
 std::string Prefix(uint32_t layer) { return "layers." + std::to_string(layer) + "."; }
 
 std::vector<std::string> QkvRoles(uint32_t layer) {
   const std::string prefix = Prefix(layer) + "attention.";
   return {prefix + "q", prefix + "k", prefix + "v"};
+}
+// What reads the hidden state.
+std::vector<std::string> LatentRoles(uint32_t layer, const MlaConfig& config) {
+  const std::string prefix = Prefix(layer) + "attention.";
+  return {prefix + (config.q_rank > 0 ? "q_a" : "q"), prefix + "kv_a"};
+}
+std::vector<std::string> MixerRoles(uint32_t layer, const MixerConfig& mixer) {
+  const auto* mla = std::get_if<MlaConfig>(&mixer);
+  return mla != nullptr ? LatentRoles(layer, *mla) : QkvRoles(layer);
 }
 std::vector<std::string> GateUpRoles(uint32_t layer) {
   return {Prefix(layer) + "mlp.gate", Prefix(layer) + "mlp.up"};
@@ -30,7 +39,7 @@ std::vector<std::string> SharedGateUpRoles(uint32_t layer) {
 std::vector<std::vector<std::string>> Groups(const ModelConfig& config, LayerRange range) {
   std::vector<std::vector<std::string>> groups;
   for (uint32_t i = range.begin; i < range.end; ++i) {
-    groups.push_back(QkvRoles(i));
+    groups.push_back(MixerRoles(i, config.layers[i].mixer));
     if (config.layers[i].feed_forward == FeedForwardKind::kDense) {
       groups.push_back(GateUpRoles(i));
     } else if (config.shared_expert.intermediate > 0) {
@@ -70,19 +79,20 @@ Result<std::unique_ptr<GpuNetwork>> GpuNetwork::Load(const Store& store, const M
   for (uint32_t i = range.begin; i < range.end; ++i) {
     network->layers_[i] = network->MakeLayer(config, layouts[i], i);
   }
+  RETURN_IF_ERROR(network->TransposeKUp(store, kv_format));
   RETURN_IF_ERROR(network->AllocateCache(config, pages, kv_format));
   RETURN_IF_ERROR(network->WriteRopeTables(config, max_context));
   return network;
 }
 
-void GpuNetwork::AddAttention(uint32_t index, GpuLayer* layer) const {
+GpuGqa GpuNetwork::MakeGqa(const GqaConfig& config, uint32_t index) const {
   const std::string attention = Prefix(index) + "attention.";
-  const GqaConfig& config = layer->attention;
-  layer->qkv = dense_.Projection(QkvRoles(index));
-  layer->o = dense_.Matrix(attention + "o");
-  layer->attention_norm = dense_.Vector(attention + "norm");
-  const uint32_t q = layer->q_width(), kv = layer->kv_width();
-  auto& parts = layer->qkv_parts;
+  GpuGqa gqa;
+  gqa.config = config;
+  gqa.qkv = dense_.Projection(QkvRoles(index));
+  gqa.o = dense_.Matrix(attention + "o");
+  const uint32_t q = gqa.q_width(), kv = gqa.kv_width();
+  auto& parts = gqa.qkv_parts;
   parts[0] = {.begin = 0, .cols = q};
   parts[1] = {.begin = q, .cols = kv};
   parts[2] = {.begin = q + kv, .cols = kv};
@@ -91,10 +101,29 @@ void GpuNetwork::AddAttention(uint32_t index, GpuLayer* layer) const {
     parts[1].bias = dense_.Vector(attention + "k_bias");
     parts[2].bias = dense_.Vector(attention + "v_bias");
   }
-  if (config.qk_norm == QkNorm::kNone) return;
+  if (config.qk_norm == QkNorm::kNone) return gqa;
   const bool whole = config.qk_norm == QkNorm::kWholeRow;
-  (whole ? parts[0].norm : layer->q_norm) = dense_.Vector(attention + "q_norm");
-  (whole ? parts[1].norm : layer->k_norm) = dense_.Vector(attention + "k_norm");
+  (whole ? parts[0].norm : gqa.q_norm) = dense_.Vector(attention + "q_norm");
+  (whole ? parts[1].norm : gqa.k_norm) = dense_.Vector(attention + "k_norm");
+  return gqa;
+}
+
+GpuMla GpuNetwork::MakeMla(const MlaConfig& config, uint32_t index) const {
+  const std::string attention = Prefix(index) + "attention.";
+  GpuMla mla;
+  mla.config = config;
+  mla.first = dense_.Projection(LatentRoles(index, config));
+  if (config.q_rank > 0) {
+    mla.q_a = dense_.Matrix(attention + "q_a");
+    mla.q_a_norm = dense_.Vector(attention + "q_a_norm");
+  }
+  mla.q = dense_.Matrix(attention + (config.q_rank > 0 ? "q_b" : "q"));
+  mla.kv_a = dense_.Matrix(attention + "kv_a");
+  mla.kv_a_norm = dense_.Vector(attention + "kv_a_norm");
+  mla.k_up = dense_.Matrix(attention + "k_up");
+  mla.v_up = dense_.Matrix(attention + "v_up");
+  mla.o = dense_.Matrix(attention + "o");
+  return mla;
 }
 
 GpuLayer GpuNetwork::MakeLayer(const ModelConfig& config, const ExpertLayout& experts,
@@ -102,8 +131,12 @@ GpuLayer GpuNetwork::MakeLayer(const ModelConfig& config, const ExpertLayout& ex
   const LayerConfig& from = config.layers[index];
   const std::string mlp = Prefix(index) + "mlp.";
   GpuLayer layer;
-  layer.attention = AttentionOf(from);
-  AddAttention(index, &layer);
+  layer.attention_norm = dense_.Vector(Prefix(index) + "attention.norm");
+  if (const auto* mla = std::get_if<MlaConfig>(&from.mixer)) {
+    layer.mixer = MakeMla(*mla, index);
+  } else {
+    layer.mixer = MakeGqa(std::get<GqaConfig>(from.mixer), index);
+  }
   layer.feed_forward_norm = dense_.Vector(mlp + "norm");
   layer.moe = from.feed_forward == FeedForwardKind::kMoe;
   layer.intermediate = from.intermediate;
@@ -140,17 +173,30 @@ Status GpuNetwork::AllocateCache(const ModelConfig& config, uint32_t pages, KvFo
   RETURN_IF_ERROR(gpu::FillBytes(cache_.data(), 0, bytes, stream.get()));
   RETURN_IF_ERROR(stream.Synchronize());
   std::byte* next = cache_.data();
+  const bool f32 = format == KvFormat::kF32;
   for (GpuLayer& layer : present()) {
-    const uint64_t pool = GpuKvPoolBytes(layer.attention, pages, format);
-    if (format == KvFormat::kF32) {
-      layer.kv.keys_f32 = reinterpret_cast<float*>(next);
-      layer.kv.values_f32 = reinterpret_cast<float*>(next + pool);
-    } else {
-      layer.kv.keys = reinterpret_cast<uint16_t*>(next);
-      layer.kv.values = reinterpret_cast<uint16_t*>(next + pool);
+    if (auto* mla = std::get_if<GpuMla>(&layer.mixer)) {
+      mla->cache.rank = mla->config.kv_rank;
+      mla->cache.rope = mla->config.rope_dim;
+      if (f32) {
+        mla->cache.f32 = reinterpret_cast<float*>(next);
+      } else {
+        mla->cache.bf16 = reinterpret_cast<uint16_t*>(next);
+      }
+      next += GpuKvPoolBytes(mla->config, pages, format);
+      continue;
     }
-    layer.kv.kv_heads = layer.attention.kv_heads;
-    layer.kv.head_dim = layer.attention.head_dim;
+    auto& gqa = std::get<GpuGqa>(layer.mixer);
+    const uint64_t pool = GpuKvPoolBytes(gqa.config, pages, format);
+    if (f32) {
+      gqa.kv.keys_f32 = reinterpret_cast<float*>(next);
+      gqa.kv.values_f32 = reinterpret_cast<float*>(next + pool);
+    } else {
+      gqa.kv.keys = reinterpret_cast<uint16_t*>(next);
+      gqa.kv.values = reinterpret_cast<uint16_t*>(next + pool);
+    }
+    gqa.kv.kv_heads = gqa.config.kv_heads;
+    gqa.kv.head_dim = gqa.config.head_dim;
     next += 2 * pool;
   }
   return OkStatus();
@@ -175,15 +221,66 @@ Status GpuNetwork::WriteRopeTables(const ModelConfig& config, uint32_t max_conte
       next[count + at] = std::sin(angle) * factor;
     }
     for (GpuLayer& layer : present()) {
-      if (layer.attention.rope != rope) continue;
-      layer.cos = device + (next - host.data());
-      layer.sin = layer.cos + count;
+      std::visit(
+          [&](auto& mixer) {
+            if (mixer.config.rope != rope) return;
+            mixer.cos = device + (next - host.data());
+            mixer.sin = mixer.cos + count;
+          },
+          layer.mixer);
     }
     next += 2 * count;
   }
   ASSIGN_OR_RETURN(const gpu::OwnedStream stream, gpu::OwnedStream::Create());
   RETURN_IF_ERROR(gpu::Copy(rope_.data(), host.data(), floats * sizeof(float), stream.get()));
   return stream.Synchronize();
+}
+
+namespace {
+
+// Head by head: k_up is kv_rank x nope_dim, padded to whole panels.
+Status Transpose(const MatrixView& k_up, const MlaConfig& config, const MatrixView& k_rows) {
+  const uint32_t rank = config.kv_rank, nope = config.nope_dim;
+  std::vector<float> row(nope), rows(size_t{nope} * rank);
+  for (uint32_t head = 0; head < config.heads; ++head) {
+    for (uint32_t r = 0; r < rank; ++r) {
+      DecodeRow(k_up, head * PanelCount(rank) * kTileRows + r, row.data());
+      for (uint32_t d = 0; d < nope; ++d) rows[size_t{d} * rank + r] = row[d];
+    }
+    RETURN_IF_ERROR(EncodeRows(k_rows, head * nope, nope, rows.data()));
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Status GpuNetwork::TransposeKUp(const Store& store, KvFormat format) {
+  uint64_t bytes = 0;
+  for (const GpuLayer& layer : present()) {
+    const auto* mla = std::get_if<GpuMla>(&layer.mixer);
+    if (mla != nullptr) bytes += GpuKRowsBytes(mla->config, format);
+  }
+  if (bytes == 0) return OkStatus();
+  ASSIGN_OR_RETURN(k_rows_, gpu::DeviceMemory::Allocate(bytes, "transposed k_up"));
+  ASSIGN_OR_RETURN(const gpu::OwnedStream stream, gpu::OwnedStream::Create());
+  std::byte* next = k_rows_.data();
+  for (uint32_t i = range_.begin; i < range_.end; ++i) {
+    auto* mla = std::get_if<GpuMla>(&layers_[i].mixer);
+    if (mla == nullptr) continue;
+    const DenseTensor& tensor = dense_.Tensor(Prefix(i) + "attention.k_up");
+    std::vector<std::byte> k_up(tensor.bytes), k_rows(GpuKRowsBytes(mla->config, format));
+    RETURN_IF_ERROR(store.ReadDense(tensor, k_up));
+    mla->k_rows = {next, Encoding::kBf16, mla->config.heads * mla->config.nope_dim,
+                   mla->config.kv_rank};
+    RETURN_IF_ERROR(Transpose(
+        MatrixView::Plain(k_up.data(), mla->k_up.encoding, mla->k_up.rows, mla->k_up.cols),
+        mla->config,
+        MatrixView::Plain(k_rows.data(), Encoding::kBf16, mla->k_rows.rows, mla->k_rows.cols)));
+    RETURN_IF_ERROR(gpu::Copy(next, k_rows.data(), k_rows.size(), stream.get()));
+    RETURN_IF_ERROR(stream.Synchronize());
+    next += k_rows.size();
+  }
+  return OkStatus();
 }
 
 }  // namespace moraine

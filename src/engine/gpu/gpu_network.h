@@ -11,6 +11,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "base/status.h"
@@ -20,6 +21,7 @@
 #include "compute/encoding.h"
 #include "compute/kv_format.h"
 #include "engine/gpu/gpu_dense.h"
+#include "engine/gpu/gpu_mla.h"
 #include "engine/gpu/vram_needs.h"
 #include "memory/cuda/gpu_runtime.h"
 #include "model/config.h"
@@ -27,14 +29,26 @@
 
 namespace moraine {
 
-struct GpuLayer {
-  GqaConfig attention;
+// Grouped-query attention of one layer.
+struct GpuGqa {
+  GqaConfig config;
   GpuProjection qkv;
   gpu::ProjectionRows::Part qkv_parts[3];  // empty where the rows are taken as they come
   gpu::DeviceMatrix o;
-  const float *attention_norm = nullptr, *q_norm = nullptr, *k_norm = nullptr;
+  const float *q_norm = nullptr, *k_norm = nullptr;
   const float *cos = nullptr, *sin = nullptr;  // of all positions
   gpu::PagedKv kv;  // without block tables
+
+  uint32_t q_width() const { return config.query_heads * config.head_dim; }
+  uint32_t kv_width() const { return config.kv_heads * config.head_dim; }
+  bool changes_projections() const {
+    return !qkv_parts[0].empty() || !qkv_parts[1].empty() || !qkv_parts[2].empty();
+  }
+};
+
+struct GpuLayer {
+  const float* attention_norm = nullptr;  // before the mixer
+  std::variant<GpuGqa, GpuMla> mixer;
   const float* feed_forward_norm = nullptr;
   bool moe = false;
   uint32_t intermediate = 0;
@@ -46,12 +60,6 @@ struct GpuLayer {
   gpu::DeviceMatrix shared_down;
   GpuProjection gate_up;  // of a dense layer
   gpu::DeviceMatrix down;
-
-  uint32_t q_width() const { return attention.query_heads * attention.head_dim; }
-  bool changes_projections() const {
-    return !qkv_parts[0].empty() || !qkv_parts[1].empty() || !qkv_parts[2].empty();
-  }
-  uint32_t kv_width() const { return attention.kv_heads * attention.head_dim; }
 };
 
 class GpuNetwork {
@@ -73,13 +81,16 @@ class GpuNetwork {
  private:
   GpuNetwork() = default;
   std::span<GpuLayer> present() { return std::span(layers_).subspan(range_.begin, range_.count()); }
-  void AddAttention(uint32_t index, GpuLayer* layer) const;
+  GpuGqa MakeGqa(const GqaConfig& config, uint32_t index) const;
+  GpuMla MakeMla(const MlaConfig& config, uint32_t index) const;
+  // GpuMla::k_rows.
+  Status TransposeKUp(const Store& store, KvFormat format);
   GpuLayer MakeLayer(const ModelConfig& config, const ExpertLayout& experts, uint32_t index) const;
   Status AllocateCache(const ModelConfig& config, uint32_t pages, KvFormat format);
   Status WriteRopeTables(const ModelConfig& config, uint32_t max_context);
 
   GpuDense dense_;
-  gpu::DeviceMemory cache_, rope_;
+  gpu::DeviceMemory cache_, rope_, k_rows_;
   LayerRange range_;
   std::vector<GpuLayer> layers_;
   gpu::DeviceMatrix embedding_, output_;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
+#include <variant>
 
 #include "compute/cuda/row_ops.h"
 
@@ -73,8 +74,8 @@ void GpuPass::PrepareMany(std::span<const int32_t> tokens, uint32_t first, const
   std::memcpy(host_tokens(), tokens.data(), tokens.size_bytes());
 }
 
-gpu::PagedKv GpuPass::Kv(const GpuLayer& layer, uint32_t table_stride) const {
-  gpu::PagedKv kv = layer.kv;
+gpu::PagedKv GpuPass::Kv(const GpuGqa& gqa, uint32_t table_stride) const {
+  gpu::PagedKv kv = gqa.kv;
   kv.block_tables = scratch_->tables;
   kv.table_stride = table_stride;
   return kv;
@@ -114,17 +115,17 @@ Status GpuPass::RunProjection(const GpuProjection& projection, const uint16_t* o
   return OkStatus();
 }
 
-gpu::HeadRows GpuPass::Heads(const GpuLayer& layer, const gpu::PagedKv& kv) const {
-  return {.stride = layer.qkv.rows,
+gpu::HeadRows GpuPass::Heads(const GpuGqa& gqa, const gpu::PagedKv& kv) const {
+  return {.stride = gqa.qkv.rows,
           .token_count = token_count_,
-          .query_heads = layer.attention.query_heads,
-          .q_norm = layer.q_norm,
-          .k_norm = layer.k_norm,
+          .query_heads = gqa.config.query_heads,
+          .q_norm = gqa.q_norm,
+          .k_norm = gqa.k_norm,
           .epsilon = config_.rms_norm_epsilon,
-          .cos = layer.cos,
-          .sin = layer.sin,
-          .rotary_dim = layer.attention.rope.rotary_dim,
-          .interleaved = layer.attention.rope.interleaved,
+          .cos = gqa.cos,
+          .sin = gqa.sin,
+          .rotary_dim = gqa.config.rope.rotary_dim,
+          .interleaved = gqa.config.rope.interleaved,
           .kv = kv};
 }
 
@@ -171,20 +172,30 @@ Status GpuPass::EnqueueFew() {
   RETURN_IF_ERROR(BringTokens(token_count_, 0));
   for (uint32_t i = network_.range().begin; i < network_.range().end; ++i) {
     const GpuLayer& layer = network_.layers()[i];
-    RETURN_IF_ERROR(FewAttention(layer));
+    RETURN_IF_ERROR(FewMixer(layer));
     RETURN_IF_ERROR(FewRowsToHost(i, layer));
     RETURN_IF_ERROR(layer.moe ? FewExperts(i, layer) : FewDense(layer));
   }
   return OkStatus();
 }
 
-Status GpuPass::FewAttention(const GpuLayer& layer) {
+Status GpuPass::FewMixer(const GpuLayer& layer) {
+  if (const auto* mla = std::get_if<GpuMla>(&layer.mixer)) return FewLatent(layer, *mla);
+  return FewAttention(layer, std::get<GpuGqa>(layer.mixer));
+}
+
+Status GpuPass::ManyMixer(const GpuLayer& layer) {
+  if (const auto* mla = std::get_if<GpuMla>(&layer.mixer)) return ManyLatent(layer, *mla);
+  return ManyAttention(layer, std::get<GpuGqa>(layer.mixer));
+}
+
+Status GpuPass::FewAttention(const GpuLayer& layer, const GpuGqa& gqa) {
   const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(
-      RunProjection(layer.qkv, Input(s.hidden, config_.hidden, layer.attention_norm), s.qkv));
-  RETURN_IF_ERROR(ChangeProjections(layer, s.qkv));
-  const gpu::PagedKv kv = Kv(layer, table_blocks_);
-  gpu::HeadRows heads = Heads(layer, kv);
+      RunProjection(gqa.qkv, Input(s.hidden, config_.hidden, layer.attention_norm), s.qkv));
+  RETURN_IF_ERROR(ChangeProjections(gqa, s.qkv));
+  const gpu::PagedKv kv = Kv(gqa, table_blocks_);
+  gpu::HeadRows heads = Heads(gqa, kv);
   heads.f32 = s.qkv;
   heads.positions = s.positions;
   heads.queries_f32 = s.queries;
@@ -192,15 +203,15 @@ Status GpuPass::FewAttention(const GpuLayer& layer) {
   RETURN_IF_ERROR(gpu::RunDecodeAttention(
       {.queries = s.queries,
        .token_count = token_count_,
-       .query_heads = layer.attention.query_heads,
+       .query_heads = gqa.config.query_heads,
        .positions = s.positions,
        .kv = kv,
-       .scale = 1.0f / std::sqrt(static_cast<float>(layer.attention.head_dim)),
+       .scale = 1.0f / std::sqrt(static_cast<float>(gqa.config.head_dim)),
        .scratch = s.attention,
        .out = s.attended},
       stream_));
-  return gpu::RunGemv({.matrix = layer.o,
-                       .input = Input(s.attended, layer.q_width(), nullptr),
+  return gpu::RunGemv({.matrix = gqa.o,
+                       .input = Input(s.attended, gqa.q_width(), nullptr),
                        .token_count = token_count_,
                        .y = s.hidden,
                        .y_stride = config_.hidden,
@@ -209,12 +220,12 @@ Status GpuPass::FewAttention(const GpuLayer& layer) {
 }
 
 template <typename Value>
-Status GpuPass::ChangeProjections(const GpuLayer& layer, Value* rows) {
-  if (!layer.changes_projections()) return OkStatus();
-  gpu::ProjectionRows change = {.stride = layer.qkv.rows,
+Status GpuPass::ChangeProjections(const GpuGqa& gqa, Value* rows) {
+  if (!gqa.changes_projections()) return OkStatus();
+  gpu::ProjectionRows change = {.stride = gqa.qkv.rows,
                                 .token_count = token_count_,
                                 .epsilon = config_.rms_norm_epsilon,
-                                .parts = {layer.qkv_parts[0], layer.qkv_parts[1], layer.qkv_parts[2]}};
+                                .parts = {gqa.qkv_parts[0], gqa.qkv_parts[1], gqa.qkv_parts[2]}};
   if constexpr (std::is_same_v<Value, float>) {
     change.f32 = rows;
   } else {
@@ -237,9 +248,20 @@ Status GpuPass::FewShared(const GpuLayer& layer) {
 }
 
 gpu::KvRowsToHost GpuPass::RowsToHost(const GpuLayer& layer) const {
-  return {.kv = Kv(layer, table_blocks_),
-          .positions = scratch_->positions,
-          .token_count = token_count_};
+  gpu::KvRowsToHost rows = {.kv = {},
+                            .positions = scratch_->positions,
+                            .token_count = token_count_};
+  if (const auto* mla = std::get_if<GpuMla>(&layer.mixer)) {
+    rows.kv = {.keys = mla->cache.bf16,
+               .kv_heads = 1,
+               .head_dim = mla->cache.width(),
+               .block_tables = scratch_->tables,
+               .table_stride = table_blocks_,
+               .keys_f32 = mla->cache.f32};
+  } else {
+    rows.kv = Kv(std::get<GpuGqa>(layer.mixer), table_blocks_);
+  }
+  return rows;
 }
 
 // Layers that meet hand their rows over when they do.
@@ -329,7 +351,7 @@ Status GpuPass::EnqueueMany(uint32_t begin, uint32_t count, const std::atomic<bo
       return Cancelled("request cancelled");
     }
     const GpuLayer& layer = network_.layers()[i];
-    RETURN_IF_ERROR(ManyAttention(layer));
+    RETURN_IF_ERROR(ManyMixer(layer));
     RETURN_IF_ERROR(HandOverKeysAndValues(i));
     RETURN_IF_ERROR(layer.moe ? ManyExperts(i, layer) : ManyDense(layer));
   }
@@ -352,13 +374,13 @@ Status GpuPass::Normalize(const float* weight, uint16_t* operand, uint16_t* natu
                          stream_);
 }
 
-Status GpuPass::ManyAttention(const GpuLayer& layer) {
+Status GpuPass::ManyAttention(const GpuLayer& layer, const GpuGqa& gqa) {
   const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(Normalize(layer.attention_norm, s.normed, nullptr));
-  RETURN_IF_ERROR(RunProjection(layer.qkv, s.normed, s.qkv_rows));
-  RETURN_IF_ERROR(ChangeProjections(layer, s.qkv_rows));
-  const gpu::PagedKv kv = Kv(layer, 0);
-  gpu::HeadRows heads = Heads(layer, kv);
+  RETURN_IF_ERROR(RunProjection(gqa.qkv, s.normed, s.qkv_rows));
+  RETURN_IF_ERROR(ChangeProjections(gqa, s.qkv_rows));
+  const gpu::PagedKv kv = Kv(gqa, 0);
+  gpu::HeadRows heads = Heads(gqa, kv);
   heads.bf16 = s.qkv_rows;
   heads.first_position = first_;
   heads.queries_bf16 = s.query_rows;
@@ -366,13 +388,13 @@ Status GpuPass::ManyAttention(const GpuLayer& layer) {
   RETURN_IF_ERROR(gpu::RunPrefillAttention(
       {.queries = s.query_rows,
        .token_count = token_count_,
-       .query_heads = layer.attention.query_heads,
+       .query_heads = gqa.config.query_heads,
        .first_position = first_,
        .kv = kv,
-       .scale = 1.0f / std::sqrt(static_cast<float>(layer.attention.head_dim)),
+       .scale = 1.0f / std::sqrt(static_cast<float>(gqa.config.head_dim)),
        .operand = s.attended_rows},
       stream_));
-  return gemm_.Dense({.matrix = layer.o,
+  return gemm_.Dense({.matrix = gqa.o,
                       .operand = s.attended_rows,
                       .token_count = token_count_,
                       .output = gpu::DenseProduct::Output::kAddF32,

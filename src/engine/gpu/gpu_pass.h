@@ -73,8 +73,8 @@ class GpuPass {
   gpu::GemvInput Input(const float* x, uint32_t stride, const float* norm) const;
   Status RunProjection(const GpuProjection& projection, const gpu::GemvInput& input, float* y);
   Status RunProjection(const GpuProjection& projection, const uint16_t* operand, uint16_t* y);
-  gpu::HeadRows Heads(const GpuLayer& layer, const gpu::PagedKv& kv) const;
-  gpu::PagedKv Kv(const GpuLayer& layer, uint32_t table_stride) const;
+  gpu::HeadRows Heads(const GpuGqa& gqa, const gpu::PagedKv& kv) const;
+  gpu::PagedKv Kv(const GpuGqa& gqa, uint32_t table_stride) const;
   void WriteTable(uint32_t row, const uint32_t* blocks, uint32_t last_position);
   uint32_t* host_tables() const { return inputs_.as<uint32_t>() + kFewTokens; }
   int32_t* host_tokens() const;
@@ -84,9 +84,16 @@ class GpuPass {
   Status Normalize(const float* weight, uint16_t* operand, uint16_t* natural);
   Status Route(uint32_t index, const GpuLayer& layer);
   Status HandOverKeysAndValues(uint32_t index);
-  Status FewAttention(const GpuLayer& layer);
+  Status FewMixer(const GpuLayer& layer);
+  Status ManyMixer(const GpuLayer& layer);
+  Status FewAttention(const GpuLayer& layer, const GpuGqa& gqa);
   template <typename Value>
-  Status ChangeProjections(const GpuLayer& layer, Value* rows);
+  Status ChangeProjections(const GpuGqa& gqa, Value* rows);
+  // In gpu_mla_pass.cc.
+  gpu::LatentRows Latents(const GpuMla& mla, const gpu::LatentCache& cache) const;
+  Status FewLatent(const GpuLayer& layer, const GpuMla& mla);
+  Status ManyLatentQueries(const GpuMla& mla);
+  Status ManyLatent(const GpuLayer& layer, const GpuMla& mla);
   Status FewShared(const GpuLayer& layer);
   Status ManyShared(const GpuLayer& layer);
   bool Meets(uint32_t index) const { return meeting_ != nullptr && meeting_->meets(index); }
@@ -95,7 +102,7 @@ class GpuPass {
   Status Exchange(uint32_t index, const GpuLayer& layer);
   Status FewExperts(uint32_t index, const GpuLayer& layer);
   Status FewDense(const GpuLayer& layer);
-  Status ManyAttention(const GpuLayer& layer);
+  Status ManyAttention(const GpuLayer& layer, const GpuGqa& gqa);
   Status ManyExperts(uint32_t index, const GpuLayer& layer);
   Status ManyDense(const GpuLayer& layer);
 

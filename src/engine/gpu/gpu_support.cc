@@ -6,6 +6,8 @@
 #include <string>
 #include <variant>
 
+#include "compute/cuda/latent_attention.h"
+
 namespace moraine {
 namespace {
 
@@ -24,15 +26,22 @@ Status CheckAttention(const GqaConfig& c) {
   return OkStatus();
 }
 
+Status CheckAttention(const MlaConfig& c) {
+  // Rows of products are multiples of 16, rows of operands of 64; positions of q_a's are read 4 at a time.
+  if (gpu::HasLatentKernels({c.kv_rank, c.rope_dim, c.nope_dim, c.value_dim}) &&
+      c.q_rank % 16 == 0 && c.heads * c.value_dim % 64 == 0) {
+    return OkStatus();
+  }
+  return Unsupported(fmt::format(
+      "latent attention of {} heads of {} + {} dimensions, values of {}, latents of {}, q_lora_rank {}",
+      c.heads, c.nope_dim, c.rope_dim, c.value_dim, c.kv_rank, c.q_rank));
+}
+
+Status CheckAttention(const GatedDeltaConfig&) { return Unsupported("linear attention"); }
+
 Status CheckBlocks(const ModelConfig& config) {
   for (const LayerConfig& layer : config.layers) {
-    const auto* attention = std::get_if<GqaConfig>(&layer.mixer);
-    if (attention == nullptr) {
-      return Unsupported(std::holds_alternative<MlaConfig>(layer.mixer)
-                             ? "multi-head latent attention"
-                             : "linear attention");
-    }
-    RETURN_IF_ERROR(CheckAttention(*attention));
+    RETURN_IF_ERROR(std::visit([](const auto& mixer) { return CheckAttention(mixer); }, layer.mixer));
   }
   if (config.activation.kind != ActivationKind::kSwiGlu) return Unsupported("the experts' activation");
   if (config.expert_bias) return Unsupported("biases of experts");

@@ -6,6 +6,7 @@
 #include "base/bytes.h"
 #include "compute/cuda/gpu_attention.h"
 #include "compute/cuda/grouped_gemm.h"
+#include "compute/cuda/latent_attention.h"
 
 namespace moraine {
 namespace {
@@ -13,6 +14,9 @@ namespace {
 // Logits that are computed at a time when all positions are asked for.
 constexpr uint64_t kLogitBytes = 32 * kMiB;
 constexpr uint32_t kMostLogitRows = 64;
+// Keys and values of a prompt's heads, as many at a time as these bytes hold, one at least: 64 heads of DeepSeek's
+// at 8192 positions, and with 64 tiles of tokens each head is half a wave of blocks already.
+constexpr uint64_t kKeyAndValueBytes = 256 * kMiB;
 
 // Hands out parts of one block of memory; counts only, if there is none.
 class Carver {
@@ -37,20 +41,59 @@ class Carver {
 // The widest of any layer.
 struct Widths {
   uint32_t q = 0, qkv = 0, head_dim = 0, query_heads = 0, dense = 0, expert = 0;
+  MlaConfig mla;  // each field the largest
 
   explicit Widths(const ModelConfig& config) {
     for (const LayerConfig& layer : config.layers) {
-      const auto& c = std::get<GqaConfig>(layer.mixer);
-      q = std::max(q, c.query_heads * c.head_dim);
-      qkv = std::max(qkv, (c.query_heads + 2 * c.kv_heads) * c.head_dim);
-      head_dim = std::max(head_dim, c.head_dim);
-      query_heads = std::max(query_heads, c.query_heads);
+      std::visit([this](const auto& mixer) { Add(mixer); }, layer.mixer);
       const bool is_dense = layer.feed_forward == FeedForwardKind::kDense;
       uint32_t& width = is_dense ? dense : expert;
       width = std::max(width, layer.intermediate);
     }
   }
+
+ private:
+  void Add(const GqaConfig& c) {
+    q = std::max(q, c.query_heads * c.head_dim);
+    qkv = std::max(qkv, (c.query_heads + 2 * c.kv_heads) * c.head_dim);
+    head_dim = std::max(head_dim, c.head_dim);
+    query_heads = std::max(query_heads, c.query_heads);
+  }
+  void Add(const MlaConfig& c) {
+    for (const auto field : {&MlaConfig::heads, &MlaConfig::q_rank, &MlaConfig::kv_rank,
+                             &MlaConfig::nope_dim, &MlaConfig::rope_dim, &MlaConfig::value_dim}) {
+      mla.*field = std::max(mla.*field, c.*field);
+    }
+  }
+  void Add(const GatedDeltaConfig&) {}
 };
+
+void LayOutFewLatent(const MlaConfig& c, Carver& carver, LatentScratch* s) {
+  if (c.heads == 0) return;
+  const uint64_t few = kFewTokens, width = c.kv_rank + c.rope_dim;
+  const uint64_t queries = uint64_t{c.heads} * (c.nope_dim + c.rope_dim);
+  s->first = carver.Take<float>(few * (std::max<uint64_t>(c.q_rank, queries) + width));
+  s->queries = carver.Take<float>(few * queries);
+  s->absorbed = carver.Take<float>(few * c.heads * width);
+  s->attended = carver.Take<float>(few * c.heads * c.kv_rank);
+  s->values = carver.Take<float>(few * c.heads * c.value_dim);
+  s->runs = carver.Take<std::byte>(gpu::LatentDecodeScratchBytes(kFewTokens, c.heads, c.kv_rank));
+}
+
+// n: tokens; positions: of the longest sequence.
+void LayOutManyLatent(const MlaConfig& c, uint64_t n, uint64_t positions, Carver& carver,
+                      LatentScratch* s) {
+  if (c.heads == 0) return;
+  s->latent_rows = carver.Take<float>(n * gpu::RowStride(c.kv_rank + c.rope_dim));
+  s->q_low = carver.Take<float>(n * gpu::RowStride(c.q_rank));
+  s->q_operand = carver.Take<uint16_t>(n * gpu::OperandStride(c.q_rank));
+  s->query_rows = carver.Take<uint16_t>(n * c.heads * (c.nope_dim + c.rope_dim));
+  s->latent_operand = carver.Take<uint16_t>(positions * gpu::OperandStride(c.kv_rank));
+  const uint64_t of_head = positions * (c.nope_dim + c.value_dim);
+  const uint64_t heads = std::clamp<uint64_t>(kKeyAndValueBytes / 2 / of_head, 1, c.heads);
+  s->key_and_value_elements = heads * of_head;
+  s->keys_and_values = carver.Take<uint16_t>(s->key_and_value_elements);
+}
 
 }  // namespace
 
@@ -81,6 +124,7 @@ uint64_t LayOutPass(const ModelConfig& c, uint32_t max_tokens, uint32_t table_bl
   s->qkv = carver.Take<float>(few * widths.qkv);
   s->queries = carver.Take<float>(few * widths.q);
   s->attended = carver.Take<float>(few * widths.q);
+  LayOutFewLatent(widths.mla, carver, &s->latent);
   const uint32_t shared = c.shared_expert.intermediate;
   s->gate_up = carver.Take<float>(few * 2 * std::max(widths.dense, shared));
   s->shared_activated = carver.Take<float>(few * shared);
@@ -95,7 +139,10 @@ uint64_t LayOutPass(const ModelConfig& c, uint32_t max_tokens, uint32_t table_bl
   s->qkv_rows = carver.Take<uint16_t>(n * std::max(widths.qkv, 2 * widths.dense));
   s->query_rows = carver.Take<uint16_t>(n * widths.q);
   s->attended_rows = carver.Take<uint16_t>(
-      n * gpu::OperandStride(std::max(widths.q, widths.dense)));
+      n * gpu::OperandStride(std::max(
+              {widths.q, widths.dense, widths.mla.heads * widths.mla.value_dim})));
+  LayOutManyLatent(widths.mla, n, uint64_t{table_blocks} * gpu::kKvPagePositions, carver,
+                   &s->latent);
   carver.Rewind(phase);
   s->offsets = carver.Take<uint32_t>(c.expert_count + 1);
   s->token_rows = carver.Take<uint32_t>(ranked);

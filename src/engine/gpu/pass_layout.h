@@ -17,6 +17,19 @@ namespace moraine {
 // Tokens that take the way of few.
 inline constexpr uint32_t kFewTokens = gpu::kGemvTokens;
 
+// Of latent attention (gpu_mla.h). Few: what comes of the hidden state, queries where there is a step between,
+// absorbed, attended to, as values. Many: latents and queries' step between as sums, queries, what all positions
+// have for a product, and keys and values of as many heads as fit.
+struct LatentScratch {
+  float *first = nullptr, *queries = nullptr;
+  float *absorbed = nullptr, *attended = nullptr, *values = nullptr;
+  std::byte* runs = nullptr;
+  float *latent_rows = nullptr, *q_low = nullptr;
+  uint16_t *q_operand = nullptr, *query_rows = nullptr, *latent_operand = nullptr;
+  uint16_t* keys_and_values = nullptr;
+  uint64_t key_and_value_elements = 0;
+};
+
 struct PassScratch {
   int32_t* tokens = nullptr;
   uint32_t *positions = nullptr, *tables = nullptr;  // of few; of many one table
@@ -33,6 +46,7 @@ struct PassScratch {
   uint16_t *normed = nullptr, *qkv_rows = nullptr, *query_rows = nullptr, *attended_rows = nullptr;
   uint32_t *offsets = nullptr, *token_rows = nullptr, *rows_of_ranks = nullptr;
   uint16_t *expert_rows = nullptr, *expert_activated = nullptr;
+  LatentScratch latent;
   uint16_t *shared_operand = nullptr, *shared_rows = nullptr, *shared_activated_rows = nullptr;
 };
 

@@ -6,13 +6,15 @@
 #include <variant>
 
 #include "base/bytes.h"
-#include "compute/cuda/gpu_attention.h"
+#include "compute/cuda/latent_attention.h"
+#include "compute/encoding.h"
 #include "engine/gpu/pass_layout.h"
+#include "model/blocks/mixer.h"
 
 namespace moraine {
 namespace {
 
-const GqaConfig& AttentionOf(const LayerConfig& layer) { return std::get<GqaConfig>(layer.mixer); }
+uint64_t ValueBytes(KvFormat format) { return format == KvFormat::kF32 ? 4 : 2; }
 
 // "layers.3.attention.q" is of layer 3; what is of none is of the model's beginning or end.
 std::optional<uint32_t> LayerOf(std::string_view role) {
@@ -46,14 +48,27 @@ uint64_t GpuDenseWeightBytes(const std::vector<const DenseTensor*>& tensors) {
 }
 
 uint64_t GpuKvPoolBytes(const GqaConfig& attention, uint32_t pages, KvFormat format) {
-  return pages * gpu::KvPageElements(attention.kv_heads, attention.head_dim) *
-         (format == KvFormat::kF32 ? 4 : 2);
+  return pages * gpu::KvPageElements(attention.kv_heads, attention.head_dim) * ValueBytes(format);
+}
+
+uint64_t GpuKvPoolBytes(const MlaConfig& attention, uint32_t pages, KvFormat format) {
+  return pages * gpu::LatentPageElements(attention.kv_rank, attention.rope_dim) * ValueBytes(format);
+}
+
+uint64_t GpuKRowsBytes(const MlaConfig& attention, KvFormat format) {
+  if (format == KvFormat::kF32) return 0;
+  return MatrixBytes(Encoding::kBf16, attention.heads * attention.nope_dim, attention.kv_rank);
 }
 
 uint64_t GpuKvBytes(const ModelConfig& config, LayerRange layers, uint32_t pages, KvFormat format) {
   uint64_t bytes = 0;
   for (uint32_t i = layers.begin; i < layers.end; ++i) {
-    bytes += 2 * GpuKvPoolBytes(AttentionOf(config.layers[i]), pages, format);
+    const MixerConfig& mixer = config.layers[i].mixer;
+    if (const auto* mla = std::get_if<MlaConfig>(&mixer)) {
+      bytes += GpuKvPoolBytes(*mla, pages, format);
+    } else {
+      bytes += 2 * GpuKvPoolBytes(std::get<GqaConfig>(mixer), pages, format);
+    }
   }
   return bytes;
 }
@@ -61,8 +76,8 @@ uint64_t GpuKvBytes(const ModelConfig& config, LayerRange layers, uint32_t pages
 std::vector<RopeConfig> GpuRopeConfigs(const ModelConfig& config, LayerRange layers) {
   std::vector<RopeConfig> found;
   for (uint32_t i = layers.begin; i < layers.end; ++i) {
-    const RopeConfig& rope = AttentionOf(config.layers[i]).rope;
-    if (std::ranges::find(found, rope) == found.end()) found.push_back(rope);
+    const RopeConfig* rope = RopeOf(config.layers[i].mixer);
+    if (rope != nullptr && std::ranges::find(found, *rope) == found.end()) found.push_back(*rope);
   }
   return found;
 }
@@ -74,6 +89,11 @@ VramNeeds CountVramNeeds(const Manifest& manifest, const ModelConfig& config,
   needs.dense_bytes = GpuDenseWeightBytes(DenseTensorsOf(manifest, config, layers));
   for (const RopeConfig& rope : GpuRopeConfigs(config, layers)) {
     needs.dense_bytes += uint64_t{options.max_context} * rope.rotary_dim * sizeof(float);
+  }
+  for (uint32_t i = layers.begin; i < layers.end; ++i) {
+    if (const auto* mla = std::get_if<MlaConfig>(&config.layers[i].mixer)) {
+      needs.dense_bytes += GpuKRowsBytes(*mla, options.kv_format);
+    }
   }
   const uint32_t pages =
       (options.max_context + gpu::kKvPagePositions - 1) / gpu::kKvPagePositions;
