@@ -56,6 +56,8 @@ class EvictionPolicy {
   virtual void OnStep(uint32_t tokens) = 0;
   // A lookup, hit or miss; all of a call come before its first ChooseVictim. weight: its tokens.
   virtual void OnAccess(ExpertKey key, float weight) = 0;
+  // It was used where it does not come from this cache: counts for the long-term heat and for nothing else.
+  virtual void OnUseElsewhere(ExpertKey key, float weight) = 0;
   virtual void OnInsert(ExpertKey key) = 0;
   virtual void OnEvict(ExpertKey key) = 0;
   // Something that looks ahead (the layer's router, asked early) expects these experts at the layer's

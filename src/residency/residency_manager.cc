@@ -119,6 +119,23 @@ size_t ResidencyManager::Impl::Acquire(LayerId layer, std::span<const ExpertId> 
   return given;
 }
 
+Lease ResidencyManager::Impl::HoldReady(ExpertKey key, ResidencyManager* manager) {
+  Expert& expert = experts_[IndexOf(key)];
+  Lease lease;
+  const bool ready = expert.state == ExpertState::kReady || expert.state == ExpertState::kLeased;
+  // What waits in the ring for its layer's Acquire would leave it with this lease.
+  if (!ready || slots_[expert.slot].role == SlotRole::kRing) return lease;
+  if (expert.speculative) NoLongerSpeculative(&expert, Speculation::kUseful, expert.location.bytes);
+  if (expert.state == ExpertState::kReady) Transition(&expert.state, ExpertState::kLeased);
+  ++slots_[expert.slot].lease_count;
+  ++slot_leases_;
+  lease.manager_ = manager;
+  lease.key_ = key;
+  lease.slot_ = expert.slot;
+  lease.generation_ = slots_[expert.slot].generation;
+  return lease;
+}
+
 // The router has spoken: what its lookahead guessed wrongly and has not landed is given up, and what was
 // streamed for nothing leaves the ring.
 void ResidencyManager::Impl::GiveUpUnwanted(LayerId layer) {
@@ -461,6 +478,10 @@ void ResidencyManager::Learn(LayerId layer, std::span<const ExpertId> experts,
     impl_->policy().OnAccess({layer, experts[i]}, weights[i]);
   }
 }
+void ResidencyManager::NoteUseElsewhere(ExpertKey key, float weight) {
+  impl_->policy().OnUseElsewhere(key, weight);
+}
+Lease ResidencyManager::HoldReady(ExpertKey key) { return impl_->HoldReady(key, this); }
 size_t ResidencyManager::Prefetch(LayerId layer, std::span<const ExpertId> experts,
                                   PrefetchReason reason) {
   return impl_->Prefetch(layer, experts, reason);

@@ -156,6 +156,12 @@ class ResidencyManager {
   // What a prefill on a device found out: weights[i] tokens took experts[i] of a layer. In ascending order of
   // layers.
   void Learn(LayerId layer, std::span<const ExpertId> experts, std::span<const float> weights);
+  // weight tokens took an expert that is computed out of another memory than the slots: it stays hot in what
+  // outlives the run, and fades in the cache.
+  void NoteUseElsewhere(ExpertKey key, float weight);
+  // Leases an expert that is in the cache now; otherwise the lease is empty. Not a lookup: nothing is counted, the
+  // policy hears nothing, no read begins or is given up.
+  Lease HoldReady(ExpertKey key);
   // Speculation: reads absent experts into free slots or over other layers' experts. From a lookahead at
   // low priority, over those that are not hot; what the layer's Acquire then does not name, and has not
   // landed, is given up. From heat (warming) like demand, over those that the policy does not prefer.

@@ -47,6 +47,7 @@ class ResidencyManager::Impl final : private ReadProgress {
   }
   size_t Acquire(LayerId layer, std::span<const ExpertId> ids, std::span<const float> weights,
                  AcquireMode mode, std::span<Lease> leases, ResidencyManager* manager);
+  Lease HoldReady(ExpertKey key, ResidencyManager* manager);
   size_t Prefetch(LayerId layer, std::span<const ExpertId> ids, PrefetchReason reason);
   size_t Stream(LayerId layer, std::span<const ExpertId> ids);
   void CancelPrefetches();

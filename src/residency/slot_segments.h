@@ -63,6 +63,8 @@ class SlotSegments {
   std::byte* slot(uint32_t segment, uint32_t index) const {
     return segments_[segment].arena.data() + index * options_.slot_bytes;
   }
+  // Whether all that was ever mapped is page-locked.
+  bool page_locked() const { return options_.page_lock != nullptr && !lock_failed_; }
   uint32_t mapped_slots() const { return mapped_slots_; }
   uint64_t mapped_bytes() const { return mapped_bytes_; }
 
