@@ -365,7 +365,27 @@ class ForwardBench {
                              {"break_even_tokens", gpu.break_even_tokens},
                              {"failures", gpu.failures}};
     }
+    if (runner_->gpu_answers() != nullptr) json["gpu_answers"] = AnswersJson(stats.gpu_answers);
     std::printf("%s\n", json.dump().c_str());
+  }
+
+  // Since the beginning.
+  static Json AnswersJson(const GpuAnswersStats& s) {
+    return {{"tokens", s.tokens},
+            {"steps", s.steps},
+            {"failed_steps", s.failed_steps},
+            {"experts_in_vram", s.experts_in_vram},
+            {"experts_over_link", s.experts_over_link},
+            {"experts_on_cpu", s.experts_on_cpu},
+            {"slots", s.slots},
+            {"live", s.live},
+            {"promotions", s.promotions},
+            {"demotions", s.demotions},
+            {"copied_bytes", s.copied_bytes},
+            {"cpu_expert_us", static_cast<double>(s.cpu_expert_ns) * 1e-3},
+            {"link_expert_us", static_cast<double>(s.link_expert_ns) * 1e-3},
+            {"together_step_us", static_cast<double>(s.together_step_ns) * 1e-3},
+            {"cpu_step_us", static_cast<double>(s.cpu_step_ns) * 1e-3}};
   }
 
   const BenchForwardArguments& arguments_;

@@ -106,12 +106,19 @@ void AddGpuArguments(CLI::App* command, RunnerArguments* a) {
                  "prompts, or all where the GPU fails, on the CPU")
       ->excludes(gpu);
   command
+      ->add_flag("--gpu-hybrid", a->options.gpu_hybrid,
+                 "as --gpu-prefill, and answers on GPU and CPU together, hot experts in VRAM, where that is "
+                 "faster than the CPU alone")
+      ->excludes(gpu);
+  command->add_flag("--gpu-hybrid-always", a->options.gpu_hybrid_always,
+                    "--gpu-hybrid without timing the CPU alone: all answers are computed together");
+  command
       ->add_option("--gpu-prefill-tokens", a->options.gpu_prefill_tokens,
                    "shortest piece of a prompt that --gpu-prefill gives to the GPU (default, and 0: found "
                    "out by the first ones)")
       ->check(WholeNumber(UINT32_MAX));
   command->add_option("--vram-budget", a->vram_budget,
-                      "with --gpu or --gpu-prefill, VRAM for all that is there (16GiB), or auto, the "
+                      "with --gpu, --gpu-prefill or --gpu-hybrid, VRAM for all that is there (16GiB), or auto, the "
                       "default: what is free. Experts that do not fit are streamed");
 }
 
@@ -136,12 +143,16 @@ Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments) {
     ASSIGN_OR_RETURN(options.ram_budget_max, ParseRamBudget(arguments.ram_budget_max));
   }
   options.io.direct = !arguments.no_direct;
+  if (options.gpu_hybrid_always && !options.gpu_hybrid) {
+    return InvalidArgument("--gpu-hybrid-always needs --gpu-hybrid");
+  }
+  options.gpu_prefill |= options.gpu_hybrid;
   const bool on_gpu = options.gpu || options.gpu_prefill;
   if (!on_gpu && arguments.vram_budget != "auto") {
-    return InvalidArgument("--vram-budget needs --gpu or --gpu-prefill");
+    return InvalidArgument("--vram-budget needs --gpu, --gpu-prefill or --gpu-hybrid");
   }
   if (!options.gpu_prefill && options.gpu_prefill_tokens > 0) {
-    return InvalidArgument("--gpu-prefill-tokens needs --gpu-prefill");
+    return InvalidArgument("--gpu-prefill-tokens needs --gpu-prefill or --gpu-hybrid");
   }
   if (on_gpu) options.kv_format = KvFormat::kBf16;
   if (!arguments.kv_format.empty()) {

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/vram_tier.h"
+
 namespace moraine {
 namespace {
 
@@ -14,7 +16,8 @@ constexpr size_t kRegionNs = 1'000'000;
 }  // namespace
 
 uint64_t ExpertExecutor::ScratchBytes(const ModelConfig& config, uint32_t max_tokens) {
-  return uint64_t{max_tokens} * config.top_k * (config.hidden * sizeof(float) + 2 * sizeof(uint32_t));
+  return uint64_t{max_tokens} * config.top_k * (config.hidden * sizeof(float) + 2 * sizeof(uint32_t)) +
+         config.hidden * sizeof(float);
 }
 
 ExpertExecutor::ExpertExecutor(const ModelConfig& config, std::vector<ExpertLayout> layouts,
@@ -50,7 +53,7 @@ ExpertExecutor::ExpertExecutor(const ModelConfig& config, std::vector<ExpertLayo
   row_count_.resize(config.expert_count);
   token_rows_.resize(rows);
   output_row_.resize(rows);
-  outputs_.resize(rows * hidden_);
+  outputs_.resize((rows + 1) * hidden_);
 }
 
 Status ExpertExecutor::RunExperts(LayerId layer, const RoutingDecision& routing, const float* x,
@@ -68,11 +71,15 @@ Status ExpertExecutor::RunExperts(LayerId layer, const RoutingDecision& routing,
   for (uint32_t t = 0; mode_ == AcquireMode::kCached && t < routing.token_count; ++t) {
     co_activation_.Record(layer, {routing.experts + size_t{t} * routing.top_k, routing.top_k});
   }
-  kernels_.SetExpertInput(x, hidden_, routing.token_count, hidden_,
-                          layouts_[layer.value()].gate_up);
+  if (!experts_.empty()) {
+    kernels_.SetExpertInput(x, hidden_, routing.token_count, hidden_,
+                            layouts_[layer.value()].gate_up);
+  }
   Status status = ComputeAll(layer, routing);
   for (size_t i = 0; i < experts_.size(); ++i) leases_[i].Release();
-  if (status.ok()) {
+  if (status.ok() && experts_.empty()) {
+    if (out != nullptr) std::fill_n(out, size_t{routing.token_count} * hidden_, 0.0f);
+  } else if (status.ok()) {
     const int64_t sum_begin = clock_.NowNs();
     if (defers) SkipDeferredRows(routing);
     kernels_.CombineExperts({outputs_.data(), output_row_.data(),
@@ -91,6 +98,7 @@ Status ExpertExecutor::RunExperts(LayerId layer, const RoutingDecision& routing,
 bool ExpertExecutor::Defers(const RoutingDecision& routing) const {
   // This layer's experts, those deferred by the layer before and those deferred now hold slots together.
   return deferral_.on() && mode_ == AcquireMode::kCached && routing.token_count == 1 &&
+         routing.elsewhere == nullptr &&
          residency_.stats().slot_count >= 3 * config_.top_k;
 }
 
@@ -122,7 +130,11 @@ void ExpertExecutor::GroupByExpert(const RoutingDecision& routing) {
   experts_.clear();
   expert_weights_.clear();
   std::fill(row_count_.begin(), row_count_.end(), 0);
+  const auto elsewhere = [&](uint32_t expert) {
+    return routing.elsewhere != nullptr && routing.elsewhere[expert] != 0;
+  };
   for (size_t i = 0; i < rows; ++i) {
+    if (elsewhere(routing.experts[i])) continue;
     if (row_count_[routing.experts[i]]++ == 0) experts_.emplace_back(routing.experts[i]);
   }
   uint32_t next = 0;
@@ -133,6 +145,10 @@ void ExpertExecutor::GroupByExpert(const RoutingDecision& routing) {
   }
   for (size_t i = 0; i < rows; ++i) {
     const uint32_t expert = routing.experts[i];
+    if (elsewhere(expert)) {
+      output_row_[i] = static_cast<uint32_t>(outputs_.size() / hidden_) - 1;
+      continue;
+    }
     const uint32_t row = first_row_[expert] + row_count_[expert]++;
     token_rows_[row] = static_cast<uint32_t>(i / routing.top_k);
     output_row_[i] = row;
@@ -186,7 +202,9 @@ class ExpertExecutor::PollTimer {
   const int64_t begin_ns_, verify_before_ns_;
 };
 
-void ExpertExecutor::BeginStep(AcquireMode mode, std::span<const int32_t> tokens) {
+void ExpertExecutor::BeginStep(AcquireMode mode, std::span<const int32_t> tokens,
+                               const VramTier* vram) {
+  vram_ = vram;
   // What was read ahead for a decode that has ended would only delay the prompt's reads, and what was
   // streamed for a prompt that was given up holds ring slots.
   if (mode != mode_ || mode == AcquireMode::kTransient) residency_.CancelPrefetches();
@@ -203,7 +221,7 @@ void ExpertExecutor::BeginStep(AcquireMode mode, std::span<const int32_t> tokens
   if (token_table_ == nullptr || ReadAheadDepth() == 0) return;
   lookahead_.clear();
   for (const int32_t token : tokens) token_table_->Append(token, &lookahead_);
-  KeepDistinct(&lookahead_);
+  KeepDistinct(first_moe_layer_, &lookahead_);
   if (!lookahead_.empty()) {
     residency_.Prefetch(first_moe_layer_, lookahead_, PrefetchReason::kLookahead);
   }
@@ -231,14 +249,17 @@ void ExpertExecutor::Speculate(const RoutingDecision& routing) {
       lookahead_.emplace_back(ahead.experts[size_t{t} * routing.top_k + rank]);
     }
   }
-  KeepDistinct(&lookahead_);
+  KeepDistinct(ahead.layer, &lookahead_);
   residency_.Prefetch(ahead.layer, lookahead_, PrefetchReason::kLookahead);
 }
 
-// The first of each.
-void ExpertExecutor::KeepDistinct(std::vector<ExpertId>* experts) {
+// The first of each that is computed here.
+void ExpertExecutor::KeepDistinct(LayerId layer, std::vector<ExpertId>* experts) {
   std::fill(named_.begin(), named_.end(), false);
-  std::erase_if(*experts, [&](ExpertId e) { return std::exchange(named_[e.value()], true); });
+  std::erase_if(*experts, [&](ExpertId e) {
+    return std::exchange(named_[e.value()], true) ||
+           (vram_ != nullptr && vram_->Find({layer, e}) != nullptr);
+  });
 }
 
 // A chunk of many tokens wants most of a layer; what its lookahead names is nearly all of that.
@@ -279,6 +300,7 @@ Status ExpertExecutor::ComputeAll(LayerId layer, const RoutingDecision& routing)
   failed_expert_.reset();
   size_t acquired = 0, done = 0;
   if (mode_ == AcquireMode::kTransient) PlanStream(routing);
+  if (experts_.empty() && mode_ == AcquireMode::kCached) Speculate(routing);
   while (done < experts_.size()) {
     if (acquired < experts_.size()) {
       const PollTimer timer(*this, &times_.residency_ns);

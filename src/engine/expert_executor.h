@@ -35,6 +35,8 @@ struct ExecutorTimes {
   int64_t total_ns = 0;   // all of RunExperts
 };
 
+class VramTier;
+
 class ExpertExecutor final : public MoeExecutor {
  public:
   // layouts: one per layer (unused for dense layers). All must outlive the executor.
@@ -45,8 +47,11 @@ class ExpertExecutor final : public MoeExecutor {
   static uint64_t ScratchBytes(const ModelConfig& config, uint32_t max_tokens);
 
   // What the following RunExperts belong to: decode keeps its misses, prefill streams them. tokens: those
-  // that are decoded, for the token table; empty if unknown.
-  void BeginStep(AcquireMode mode, std::span<const int32_t> tokens = {});
+  // that are decoded, for the token table; empty if unknown. vram: what a GPU has and computes in this step,
+  // which is not read ahead; null: nothing.
+  void BeginStep(AcquireMode mode, std::span<const int32_t> tokens = {},
+                 const VramTier* vram = nullptr);
+  // out may be null if all experts are elsewhere.
   Status RunExperts(LayerId layer, const RoutingDecision& routing, const float* x,
                     float* out) override;
   std::optional<ExpertId> failed_expert() const override { return failed_expert_; }
@@ -85,7 +90,7 @@ class ExpertExecutor final : public MoeExecutor {
   void LearnTokens(LayerId layer, const RoutingDecision& routing);
   Status ComputeAll(LayerId layer, const RoutingDecision& routing);
   void Speculate(const RoutingDecision& routing);
-  void KeepDistinct(std::vector<ExpertId>* experts);
+  void KeepDistinct(LayerId layer, std::vector<ExpertId>* experts);
   void PlanStream(const RoutingDecision& routing);
   void Stream();
   class PollTimer;
@@ -99,6 +104,7 @@ class ExpertExecutor final : public MoeExecutor {
   ExpertKernels& kernels_;
   const Clock& clock_;
   AcquireMode mode_ = AcquireMode::kCached;
+  const VramTier* vram_ = nullptr;
   bool lookahead_allowed_ = true;
   uint64_t expert_total_ = 0;
   SpeculationWatchdog watchdog_;
@@ -124,7 +130,7 @@ class ExpertExecutor final : public MoeExecutor {
   std::vector<uint32_t> row_count_;    // by expert id
   std::vector<uint32_t> token_rows_;   // by output row: its token
   std::vector<uint32_t> output_row_;   // by token x rank: its output row
-  std::vector<float> outputs_;         // output rows x hidden
+  std::vector<float> outputs_;         // output rows x hidden; the last row: zeros, of experts elsewhere
   std::vector<ExpertTask> tasks_;
   std::vector<uint32_t> task_expert_;  // index into experts_ of each task
   std::vector<ExpertId> lookahead_;

@@ -16,7 +16,9 @@ GpuPrefill::GpuPrefill(const ModelConfig& config, KvPool& kv_pool, ResidencyMana
     : config_(config),
       residency_(residency),
       token_table_(options.token_table),
-      experts_(residency, config.experts_per_layer()),
+      together_(options.together),
+      tier_(options.tier),
+      experts_(residency, config.experts_per_layer(), options.tier),
       mirror_(kv_pool.block_count()),
       choice_(options.least_tokens) {
   stale_.reserve(kv_pool.block_count());
@@ -67,15 +69,18 @@ uint32_t GpuPrefill::Run(BatchSegment& segment) {
       return 0;
     }
     if (!status.ok()) {
-      LOG_WARN("prompts are computed on the CPU from now on, the GPU has failed: {}",
-               status.message());
-      failed_ = true;
+      Fail(status);
       return done;
     }
     choice_.Record(true, piece, RealClock().NowNs() - begin_ns);
     done += piece;
   }
   return done;
+}
+
+void GpuPrefill::Fail(const Status& why) {
+  LOG_WARN("all is computed on the CPU from now on, the GPU has failed: {}", why.message());
+  failed_ = true;
 }
 
 Status GpuPrefill::RunPiece(const BatchSegment& segment, uint32_t begin, uint32_t count) {
@@ -92,6 +97,9 @@ Status GpuPrefill::RunPiece(const BatchSegment& segment, uint32_t begin, uint32_
     on_gpu.logits = segment.logits == LogitsMode::kAll ? count : (last ? 1 : 0);
   }
   residency_.BeginStep(count);
+  // Nothing more to copy: the prompt has the link.
+  if (tier_ != nullptr) RETURN_IF_ERROR(tier_->BeginStep(count, 0));
+  if (together_ != nullptr) together_->BeginStep(on_gpu.tokens);
   mirror_.TakeStale(blocks, first, &stale_);
   on_gpu.stale = stale_;
   mirror_.BeginWrite(blocks, first, count);
@@ -105,7 +113,8 @@ Status GpuPrefill::RunPiece(const BatchSegment& segment, uint32_t begin, uint32_
   state.Commit(count);
   counts_.tokens += count;
   ++counts_.chunks;
-  Learn(on_gpu.tokens);
+  // Who computed experts of this piece has learnt what it took.
+  if (together_ == nullptr || !together_->asked()) Learn(on_gpu.tokens);
   return OkStatus();
 }
 
@@ -121,8 +130,15 @@ void GpuPrefill::Learn(std::span<const int32_t> tokens) {
     weights_.clear();
     for (uint32_t e = 0; e < token_counts_.size(); ++e) {
       if (token_counts_[e] == 0) continue;
+      const ExpertKey key{LayerId(layer), ExpertId(e)};
+      const auto weight = static_cast<float>(token_counts_[e]);
+      if (tier_ != nullptr) tier_->Note(key, weight);
+      if (tier_ != nullptr && tier_->Find(key) != nullptr) {
+        residency_.NoteUseElsewhere(key, weight);
+        continue;
+      }
       taken_.emplace_back(e);
-      weights_.push_back(static_cast<float>(token_counts_[e]));
+      weights_.push_back(weight);
     }
     residency_.Learn(LayerId(layer), taken_, weights_);
     if (token_table_ != nullptr && std::exchange(first_moe_layer, false)) {

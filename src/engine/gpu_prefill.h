@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "engine/gpu/gpu_model.h"
+#include "engine/hybrid_experts.h"
 #include "engine/kv_mirror.h"
 #include "engine/leased_experts.h"
 #include "engine/prefill_choice.h"
@@ -41,6 +42,10 @@ class GpuPrefill {
     GpuModelOptions model;      // without source and host_kv
     uint32_t least_tokens = 0;  // of a piece for the GPU; 0: found out
     TokenExpertTable* token_table = nullptr;  // learns, too; null: none
+    // Who computes pieces of few tokens together with the GPU, and the experts in VRAM, which are not copied;
+    // they learn, too. Null: nobody, none.
+    HybridExperts* together = nullptr;
+    VramTier* tier = nullptr;
   };
   using OpenModel = std::function<Result<std::unique_ptr<GpuModel>>(const GpuModelOptions&)>;
   // All must outlive it. open: makes the model. Errors: its own.
@@ -65,6 +70,12 @@ class GpuPrefill {
 
   const VramPlan& plan() const { return model_->plan(); }
   const std::string& gpu_name() const { return model_->gpu_name(); }
+  // For whoever computes answers with the same model (gpu_answers.h): what both caches have, and that the GPU
+  // is not to be used any more.
+  GpuModel& model() { return *model_; }
+  KvMirror& mirror() { return mirror_; }
+  void Fail(const Status& why);
+
   GpuPrefillCounts counts() const;
   uint32_t break_even_tokens() const { return failed_ ? 0 : choice_.break_even_tokens(); }
 
@@ -77,6 +88,8 @@ class GpuPrefill {
   const ModelConfig& config_;
   ResidencyManager& residency_;
   TokenExpertTable* const token_table_;
+  HybridExperts* const together_;
+  VramTier* const tier_;
   std::shared_ptr<void> kv_lock_;
   LeasedExperts experts_;
   std::unique_ptr<GpuModel> model_;  // uses all above

@@ -14,8 +14,9 @@ constexpr uint64_t kUnmarked = UINT64_MAX;
 
 }  // namespace
 
-LeasedExperts::LeasedExperts(ResidencyManager& residency, std::vector<uint32_t> experts_per_layer)
-    : residency_(residency), experts_per_layer_(std::move(experts_per_layer)) {
+LeasedExperts::LeasedExperts(ResidencyManager& residency, std::vector<uint32_t> experts_per_layer,
+                             const VramTier* tier)
+    : residency_(residency), experts_per_layer_(std::move(experts_per_layer)), tier_(tier) {
   const uint32_t most = experts_per_layer_.empty() ? 0 : *std::ranges::max_element(experts_per_layer_);
   experts_.reserve(most);
   leases_.resize(most);
@@ -24,8 +25,8 @@ LeasedExperts::LeasedExperts(ResidencyManager& residency, std::vector<uint32_t> 
 }
 
 // Those in memory first: leasing them pins them before a miss can evict them. Then those on their way, then
-// the others in file order.
-void LeasedExperts::OrderByResidency(LayerId layer) {
+// the others in file order. all: those in VRAM, too.
+void LeasedExperts::OrderByResidency(LayerId layer, bool all) {
   experts_.clear();
   for (int wanted = 0; wanted < 3; ++wanted) {
     for (uint32_t e = 0; e < experts_per_layer_[layer.value()]; ++e) {
@@ -33,7 +34,8 @@ void LeasedExperts::OrderByResidency(LayerId layer) {
       const int rank = state == ExpertState::kReady || state == ExpertState::kLeased ? 0
                        : state == ExpertState::kReading                              ? 1
                                                                                      : 2;
-      if (rank == wanted) experts_.emplace_back(e);
+      if (rank != wanted || (!all && IsInVram({layer, ExpertId(e)}))) continue;
+      experts_.emplace_back(e);
     }
   }
 }
@@ -43,7 +45,17 @@ void LeasedExperts::PlanStream(uint32_t next) {
   stream_next_ = 0;
   if (next == kNoLayer) return;
   stream_layer_ = LayerId(next);
-  for (uint32_t e = 0; e < experts_per_layer_[next]; ++e) stream_.emplace_back(e);
+  for (uint32_t e = 0; e < experts_per_layer_[next]; ++e) {
+    if (!IsInVram({stream_layer_, ExpertId(e)})) stream_.emplace_back(e);
+  }
+}
+
+void LeasedExperts::SetAddresses(const LayerCopy& layer) const {
+  if (layer.addresses == nullptr) return;
+  for (uint32_t e = 0; e < experts_per_layer_[layer.layer]; ++e) {
+    const ExpertKey key{LayerId(layer.layer), ExpertId(e)};
+    layer.addresses[e] = tier_ == nullptr ? nullptr : tier_->Find(key);
+  }
 }
 
 void LeasedExperts::Stream() {
@@ -52,7 +64,8 @@ void LeasedExperts::Stream() {
 }
 
 Status LeasedExperts::CopyLayer(const LayerCopy& layer, DeviceCopier& copier) {
-  OrderByResidency(LayerId(layer.layer));
+  OrderByResidency(LayerId(layer.layer), /*all=*/layer.addresses == nullptr);
+  SetAddresses(layer);
   PlanStream(layer.next);
   const Status status = CopyAll(layer, copier);
   for (Lease& lease : leases_) lease.Release();  // after an error

@@ -9,9 +9,9 @@
 //   drive -> slot -> ring in VRAM -> compute         all three at once; copies of at most two layers are
 //                                                    held, and where slots are short the oldest is waited for
 //
-// All experts of a layer are copied, asked for or not: a chunk of some hundred tokens wants nearly all, and
-// to know which, copies would have to wait for the layer's router. Why through slots and not by GPUDirect: the
-// same reads fill the cache that answers are decoded from.
+// All experts of a layer that are not in VRAM already are copied, asked for or not: a chunk of some
+// hundred tokens wants nearly all, and to know which, copies would have to wait for the layer's router.
+// Why through slots and not by GPUDirect: the same reads fill the cache that answers are decoded from.
 //
 // Threads: the engine thread's. Nothing is allocated after construction, but for messages.
 #pragma once
@@ -20,14 +20,16 @@
 #include <vector>
 
 #include "engine/gpu/streamed_experts.h"
+#include "engine/vram_tier.h"
 #include "residency/residency_manager.h"
 
 namespace moraine {
 
 class LeasedExperts final : public StreamedExperts {
  public:
-  // The manager must outlive it.
-  LeasedExperts(ResidencyManager& residency, std::vector<uint32_t> experts_per_layer);
+  // Both must outlive it. tier: experts that are in VRAM and not copied; null: none.
+  LeasedExperts(ResidencyManager& residency, std::vector<uint32_t> experts_per_layer,
+                const VramTier* tier = nullptr);
 
   // kResourceExhausted: no slot is to be had. Errors of reads are the lease's.
   Status CopyLayer(const LayerCopy& layer, DeviceCopier& copier) override;
@@ -41,7 +43,9 @@ class LeasedExperts final : public StreamedExperts {
     uint64_t mark = 0;
   };
 
-  void OrderByResidency(LayerId layer);
+  void SetAddresses(const LayerCopy& layer) const;
+  bool IsInVram(ExpertKey key) const { return tier_ != nullptr && tier_->Find(key) != nullptr; }
+  void OrderByResidency(LayerId layer, bool all);
   void PlanStream(uint32_t next);
   void Stream();
   Status CopyReady(const LayerCopy& layer, size_t acquired, DeviceCopier& copier, size_t* copied);
@@ -50,6 +54,7 @@ class LeasedExperts final : public StreamedExperts {
 
   ResidencyManager& residency_;
   const std::vector<uint32_t> experts_per_layer_;
+  const VramTier* const tier_;
   std::vector<ExpertId> experts_;  // of the layer, in the order of acquisition
   std::vector<Lease> leases_;      // parallel to experts_
   std::vector<Held> held_;         // a ring: copies that have not been seen to end, oldest first

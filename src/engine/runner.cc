@@ -101,9 +101,7 @@ void Runner::Impl::Compute(std::span<BatchSegment> batch) {
     rows += segment.tokens.size();
     if (segment.decode) decode_tokens_.push_back(segment.tokens[0]);
   }
-  const int64_t start = RealClock().NowNs();
-  const ExecutorTimes before = executor_ ? executor_->times() : ExecutorTimes{};
-  const uint64_t bytes_before = residency_ ? residency_->stats().bytes_read : 0;
+  const StepBegin begin = BeginTiming();
   AdvanceResize(kStepResizeBytes, /*wait=*/false);
   if (residency_) residency_->BeginStep(static_cast<uint32_t>(rows));
   if (executor_) {
@@ -118,17 +116,29 @@ void Runner::Impl::Compute(std::span<BatchSegment> batch) {
   } else {
     model_->Forward(batch, executor);
   }
-  const int64_t model_ns = gpu_ ? 0 : RealClock().NowNs() - start;
+  PhaseStats step = EndTiming(begin);
+  if (gpu_) step.attention_ns = 0;
+  Account(batch, step);
+}
+
+Runner::Impl::StepBegin Runner::Impl::BeginTiming() const {
+  return {.ns = RealClock().NowNs(),
+          .executor = executor_ ? executor_->times() : ExecutorTimes{},
+          .bytes_read = residency_ ? residency_->stats().bytes_read : 0};
+}
+
+PhaseStats Runner::Impl::EndTiming(const StepBegin& begin) const {
+  const ExecutorTimes& before = begin.executor;
   const ExecutorTimes after = executor_ ? executor_->times() : ExecutorTimes{};
   PhaseStats step;
+  step.wall_ns = RealClock().NowNs() - begin.ns;
   step.expert_ns = after.kernel_ns - before.kernel_ns;
   step.stall_ns = after.stall_ns - before.stall_ns;
   step.verify_ns = after.verify_ns - before.verify_ns;
   step.residency_ns = after.residency_ns - before.residency_ns;
-  step.attention_ns = model_ns - (after.total_ns - before.total_ns);
-  step.bytes_read = (residency_ ? residency_->stats().bytes_read : 0) - bytes_before;
-  step.wall_ns = RealClock().NowNs() - start;
-  Account(batch, step);
+  step.attention_ns = step.wall_ns - (after.total_ns - before.total_ns);
+  step.bytes_read = (residency_ ? residency_->stats().bytes_read : 0) - begin.bytes_read;
+  return step;
 }
 
 // A step of a prompt and of answers is shared out by tokens: they cost about the same each.
@@ -234,6 +244,7 @@ bool Runner::Impl::AdvanceResize(uint64_t work_bytes, bool wait) {
 
 Status Runner::Impl::Settle(int64_t wait_ns) {
   if (!residency_) return OkStatus();
+  if (gpu_answers_) gpu_answers_->Finish();
   const int64_t give_up_ns = RealClock().NowNs() + wait_ns;
   residency_->CancelPrefetches();
   while (RealClock().NowNs() < give_up_ns &&
@@ -309,6 +320,7 @@ EngineStats Runner::Impl::Stats() const {
                      .break_even_tokens = gpu_prefill_->break_even_tokens(),
                      .failures = gpu_prefill_->chunk() == 0 ? 1u : 0u};
   }
+  if (gpu_answers_) s.gpu_answers = gpu_answers_->Stats();
   s.io = scheduler_->reader().name();
   s.isa = IsaName(backend_->isa());
   s.policy = options_.policy;
@@ -379,6 +391,7 @@ uint32_t Runner::step_tokens() const {
 void Runner::Step(std::span<BatchSegment> batch) { impl_->Step(batch); }
 GpuModel* Runner::gpu() { return impl_->gpu_.get(); }
 const GpuPrefill* Runner::gpu_prefill() const { return impl_->gpu_prefill_.get(); }
+const GpuAnswers* Runner::gpu_answers() const { return impl_->gpu_answers_.get(); }
 Status Runner::Forward(std::span<const int32_t> tokens, const ForwardOptions& options) {
   return impl_->Forward(tokens, options);
 }

@@ -61,6 +61,9 @@ struct RunnerOptions {
   // that is logged and all is computed on the CPU.
   bool gpu_prefill = false;
   uint32_t gpu_prefill_tokens = 0;  // of the shortest piece of a prompt that goes there; 0: found out
+  // And answers on both together (gpu_answers.h); implies gpu_prefill. Not with the lossy modes. always: as long as it
+  // works; otherwise where it is faster than the CPU alone, which is timed now and then.
+  bool gpu_hybrid = false, gpu_hybrid_always = false;
   // Replaces GpuModel::Open for it, so that tests need no GPU.
   std::function<Result<std::unique_ptr<GpuModel>>(const GpuModelOptions&)> gpu_model_factory;
   // Told how much of the weights a GPU has; on the thread that opens.
@@ -89,6 +92,7 @@ struct ModelInfo {
 };
 
 class KvPool;
+class GpuAnswers;
 class GpuModel;
 class GpuPrefill;
 class PrefixDisk;
@@ -165,6 +169,8 @@ class Runner {
   GpuModel* gpu();
   // What computes prompts on a GPU, if that is asked for and can be had.
   const GpuPrefill* gpu_prefill() const;
+  // What computes answers on both, if that is asked for and can be had.
+  const GpuAnswers* gpu_answers() const;
   const ModelConfig& config() const;
   const ModelInfo& info() const;
   Store& store();

@@ -12,6 +12,7 @@
 #include "engine/dense_weights.h"
 #include "engine/expert_executor.h"
 #include "engine/gpu/gpu_model.h"
+#include "engine/gpu_answers.h"
 #include "engine/gpu_prefill.h"
 #include "engine/prefix_disk.h"
 #include "engine/runner.h"
@@ -36,6 +37,14 @@ class Runner::Impl {
   void Step(std::span<BatchSegment> batch);
   void Compute(std::span<BatchSegment> batch);
   void Account(std::span<const BatchSegment> batch, const PhaseStats& step);
+  // What the executor and the drive have done since, in a step that began then.
+  struct StepBegin {
+    int64_t ns = 0;
+    ExecutorTimes executor;
+    uint64_t bytes_read = 0;
+  };
+  StepBegin BeginTiming() const;
+  PhaseStats EndTiming(const StepBegin& begin) const;
   Status Warm(WarmOrder order, const std::function<void(uint64_t, uint64_t)>& progress);
   ProfileSnapshot Snapshot() const;
   Status LoadProfile();
@@ -54,7 +63,9 @@ class Runner::Impl {
   // runner_prefill.cc: prompts on a GPU.
   void OpenGpuPrefill(uint32_t prefill_chunk);
   uint32_t prefill_chunk() const;
+  void MakeGpuAnswers();
   void StepWithGpu(std::span<BatchSegment> batch);
+  void AnswerWithGpu();
   uint32_t PrefillOnGpu(BatchSegment& segment);
   void ComputeParts();
   void ComputeSomeParts();
@@ -107,7 +118,10 @@ class Runner::Impl {
   };
   std::vector<Part> parts_;
   std::vector<BatchSegment> parts_batch_;
+  std::vector<BatchSegment*> answers_;  // of a step
+  std::vector<uint8_t> answered_;
   std::unique_ptr<GpuPrefill> gpu_prefill_;
+  std::unique_ptr<GpuAnswers> gpu_answers_;  // copies with gpu_prefill_'s model
   bool recording_ = false;  // routing, which only the CPU tells of
   // Instead of all of these but the store.
   std::unique_ptr<GpuModel> gpu_;

@@ -26,6 +26,7 @@ constexpr uint32_t kDefaultSequences = 8, kDefaultRecurrentSequences = 4;
 
 Status Runner::Impl::Open(const RunnerOptions& options) {
   options_ = options;
+  options_.gpu_prefill |= options.gpu_hybrid;
   opened_ns_ = RealClock().NowNs();
   ASSIGN_OR_RETURN(store_, Store::Open(options.store_directory, options.store_mode));
   const Manifest& manifest = store_->manifest();
@@ -58,7 +59,7 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   max_context_ = std::min(kv_tokens_, config_.max_position);
   info_.max_context = max_context_;
   info_.max_sequences = options_.max_sequences;
-  if (options.gpu && options.gpu_prefill) {
+  if (options.gpu && options_.gpu_prefill) {
     return InvalidArgument("everything on a GPU, or only prompts: not both");
   }
   if (options.gpu) return OpenGpu();
@@ -89,7 +90,7 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   RETURN_IF_ERROR(OpenResidency(topology));
   ASSIGN_OR_RETURN(dense_, DenseWeights::Load(*store_));
   model_ = std::make_unique<DecoderModel>(config_, *dense_, *backend_, step_tokens());
-  if (options.gpu_prefill) OpenGpuPrefill(options.prefill_chunk);
+  if (options_.gpu_prefill) OpenGpuPrefill(options.prefill_chunk);
   return OkStatus();
 }
 
@@ -227,7 +228,12 @@ Status Runner::Impl::OpenResidency(const Topology& topology) {
   segments.slot_bytes = std::max<uint64_t>(plan_.slot_bytes, 4096);
   segments.max_slots = max_slots_;
   segments.reader = reader.get();
-  if (options_.gpu_prefill && FindGpu().ok()) segments.page_lock = LockForGpu;
+  if (options_.gpu_prefill && options_.gpu_model_factory) {
+    // A played GPU reads all memory.
+    segments.page_lock = [](std::span<std::byte>) { return Result<std::shared_ptr<void>>(nullptr); };
+  } else if (options_.gpu_prefill && FindGpu().ok()) {
+    segments.page_lock = LockForGpu;
+  }
   if (topology.nodes.size() > 1) {
     segments.numa_nodes.clear();
     for (const NumaNode& node : topology.nodes) segments.numa_nodes.push_back(node.id);

@@ -1,7 +1,7 @@
-// Runner's steps where a GPU computes prompts and the CPU everything else.
+// Runner's steps where a GPU computes prompts, and perhaps answers together with the CPU.
 //
-// Of a step the GPU takes its pieces of prompts first, one by one; then answers, and what it does not want,
-// are a step on the CPU, or several: a chunk for the GPU is longer than what the CPU has scratch for.
+// Of a step the GPU takes its pieces of prompts first, one by one; then answers, if they are its; what is left
+// is a step on the CPU, or several: a chunk for the GPU is longer than what the CPU has scratch for.
 #include <algorithm>
 
 #include "base/log.h"
@@ -12,8 +12,9 @@ namespace moraine {
 void Runner::Impl::OpenGpuPrefill(uint32_t prefill_chunk) {
   parts_.reserve(options_.max_sequences);
   parts_batch_.reserve(options_.max_sequences);
-  const auto not_there = [](const std::string& why) {
-    LOG_WARN("prompts are computed on the CPU, too: {}", why);
+  const auto not_there = [this](const std::string& why) {
+    LOG_WARN("all is computed on the CPU: {}", why);
+    gpu_answers_.reset();
   };
   if (!residency_) return not_there("the model has no routed experts");
   GpuPrefill::Options options;
@@ -26,6 +27,12 @@ void Runner::Impl::OpenGpuPrefill(uint32_t prefill_chunk) {
                    .progress = options_.gpu_progress};
   options.least_tokens = options_.gpu_prefill_tokens;
   options.token_table = token_table_.get();
+  if (options_.gpu_hybrid) MakeGpuAnswers();
+  if (gpu_answers_) {
+    options.tier = &gpu_answers_->tier();
+    options.together = &gpu_answers_->experts();
+    options.model.host_experts = &gpu_answers_->experts();
+  }
   const auto open = [this](const GpuModelOptions& model) {
     return options_.gpu_model_factory ? options_.gpu_model_factory(model)
                                       : GpuModel::Open(*store_, config_, layouts_, model);
@@ -34,7 +41,28 @@ void Runner::Impl::OpenGpuPrefill(uint32_t prefill_chunk) {
   options_.gpu_progress = nullptr;
   if (!opened.ok()) return not_there(opened.status().message());
   gpu_prefill_ = std::move(*opened);
-  LOG_INFO("prompts on {}: {}", gpu_prefill_->gpu_name(), gpu_prefill_->plan().ToText());
+  LOG_INFO("{} on {}: {}", gpu_answers_ ? "prompts, and answers with the CPU," : "prompts",
+           gpu_prefill_->gpu_name(), gpu_prefill_->plan().ToText());
+  if (!gpu_answers_) return;
+  std::vector<float> heat(store_->manifest().expert_count());
+  residency_->policy().ExportHeat(heat);
+  gpu_answers_->Attach(*gpu_prefill_, heat, segments_->page_locked());
+}
+
+void Runner::Impl::MakeGpuAnswers() {
+  if (options_.defer_experts > 0 || options_.prefer_resident > 0) {
+    LOG_WARN("answers are computed on the CPU alone: the lossy modes are the CPU's");
+    return;
+  }
+  answers_.reserve(options_.max_sequences);
+  answered_.resize(options_.max_sequences);
+  GpuAnswers::Options answers;
+  answers.always = options_.gpu_hybrid_always;
+  answers.tier.experts_per_layer = config_.experts_per_layer();
+  for (const LayerManifest& layer : store_->manifest().layers) {
+    answers.tier.record_bytes.push_back(layer.record_bytes);
+  }
+  gpu_answers_ = std::make_unique<GpuAnswers>(config_, *model_, *executor_, *residency_, answers);
 }
 
 uint32_t Runner::Impl::prefill_chunk() const {
@@ -42,21 +70,47 @@ uint32_t Runner::Impl::prefill_chunk() const {
 }
 
 void Runner::Impl::StepWithGpu(std::span<BatchSegment> batch) {
-  size_t prompts = 0;
-  for (const bool answers : {false, true}) {
-    for (BatchSegment& segment : batch) {
-      if (segment.decode != answers) continue;
-      const uint32_t length = segment.state->length();
-      const uint32_t done = answers ? 0 : PrefillOnGpu(segment);
-      if (segment.status.ok() && done < segment.tokens.size()) {
-        parts_.push_back({.segment = &segment, .done = done, .length_before = length});
-      }
+  answers_.clear();
+  for (BatchSegment& segment : batch) {
+    if (segment.decode) {
+      answers_.push_back(&segment);
+      continue;
     }
-    if (!answers) prompts = parts_.size();
+    const uint32_t length = segment.state->length();
+    const uint32_t done = PrefillOnGpu(segment);
+    if (segment.status.ok() && done < segment.tokens.size()) {
+      parts_.push_back({.segment = &segment, .done = done, .length_before = length});
+    }
+  }
+  AnswerWithGpu();
+  const size_t prompts = parts_.size();
+  for (BatchSegment* segment : answers_) {
+    parts_.push_back({.segment = segment, .length_before = segment->state->length()});
   }
   // Answers are first in line for the CPU's steps.
   std::rotate(parts_.begin(), parts_.begin() + static_cast<ptrdiff_t>(prompts), parts_.end());
   ComputeParts();
+}
+
+// Leaves those in answers_ that the CPU shall compute.
+void Runner::Impl::AnswerWithGpu() {
+  const auto count = static_cast<uint32_t>(answers_.size());
+  if (!gpu_answers_ || count == 0 || recording_ || !gpu_answers_->Wants(count)) return;
+  const StepBegin begin = BeginTiming();
+  AdvanceResize(kStepResizeBytes, /*wait=*/false);
+  gpu_answers_->Run(answers_, std::span(answered_).first(count));
+  const PhaseStats step = EndTiming(begin);
+  parts_batch_.clear();
+  size_t left = 0;
+  for (uint32_t i = 0; i < count; ++i) {
+    if (answered_[i]) {
+      parts_batch_.push_back(*answers_[i]);
+    } else {
+      answers_[left++] = answers_[i];
+    }
+  }
+  answers_.resize(left);
+  Account(parts_batch_, step);
 }
 
 // How many of the segment's tokens have been computed.
@@ -121,10 +175,15 @@ void Runner::Impl::ComputeSomeParts() {
   }
   const int64_t begin_ns = RealClock().NowNs();
   Compute(parts_batch_);
+  const int64_t step_ns = RealClock().NowNs() - begin_ns;
   const BatchSegment& first = parts_batch_[0];
   if (parts_batch_.size() == 1 && !first.decode && first.status.ok()) {
-    gpu_prefill_->RecordCpu(static_cast<uint32_t>(first.tokens.size()),
-                            RealClock().NowNs() - begin_ns);
+    gpu_prefill_->RecordCpu(static_cast<uint32_t>(first.tokens.size()), step_ns);
+  }
+  if (gpu_answers_ && std::ranges::all_of(parts_batch_, [](const BatchSegment& segment) {
+        return segment.decode && segment.status.ok();
+      })) {
+    gpu_answers_->RecordCpu(static_cast<uint32_t>(parts_batch_.size()), step_ns);
   }
   size_t at = 0;
   for (Part& part : parts_) {

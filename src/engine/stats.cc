@@ -117,6 +117,25 @@ void VisitGpuPrefill(S& s, Visitor&& f) {
 }
 
 template <typename Visitor, typename S>
+void VisitGpuAnswers(S& s, Visitor&& f) {
+  f("tokens", s.tokens);
+  f("steps", s.steps);
+  f("failed_steps", s.failed_steps);
+  f("experts_in_vram", s.experts_in_vram);
+  f("experts_over_link", s.experts_over_link);
+  f("experts_on_cpu", s.experts_on_cpu);
+  f("slots", s.slots);
+  f("live", s.live);
+  f("promotions", s.promotions);
+  f("demotions", s.demotions);
+  f("copied_bytes", s.copied_bytes);
+  f("cpu_expert_ns", s.cpu_expert_ns);
+  f("link_expert_ns", s.link_expert_ns);
+  f("together_step_ns", s.together_step_ns);
+  f("cpu_step_ns", s.cpu_step_ns);
+}
+
+template <typename Visitor, typename S>
 void VisitKv(S& s, Visitor&& f) {
   f("blocks", s.blocks);
   f("held", s.held);
@@ -270,6 +289,7 @@ Status ReadStats(const Json& json, EngineStats* stats) {
   object("memory", [&](const Reader& r) { VisitMemory(stats->memory, r); });
   object("gpu_memory", [&](const Reader& r) { VisitGpuMemory(stats->gpu_memory, r); });
   object("gpu_prefill", [&](const Reader& r) { VisitGpuPrefill(stats->gpu_prefill, r); });
+  object("gpu_answers", [&](const Reader& r) { VisitGpuAnswers(stats->gpu_answers, r); });
   object("kv", [&](const Reader& r) { VisitKv(stats->kv, r); });
   top.Nested("drives", Json::value_t::array, [&](const Json& list, const std::string& path) {
     for (size_t i = 0; i < list.size(); ++i) {
@@ -358,6 +378,7 @@ std::string EngineStats::ToJson() const {
   VisitMemory(memory, Writer{json["memory"]});
   VisitGpuMemory(gpu_memory, Writer{json["gpu_memory"]});
   VisitGpuPrefill(gpu_prefill, Writer{json["gpu_prefill"]});
+  VisitGpuAnswers(gpu_answers, Writer{json["gpu_answers"]});
   VisitKv(kv, Writer{json["kv"]});
   Json& drive_list = json["drives"] = Json::array();
   for (const DriveStats& drive : drives) {
@@ -406,6 +427,17 @@ std::string GpuPrefillText(const GpuPrefillStats& s) {
                          : fmt::format("; shorter than {} tokens: on the CPU", s.break_even_tokens));
 }
 
+std::string GpuAnswersText(const GpuAnswersStats& s) {
+  const double experts = static_cast<double>(s.experts_in_vram + s.experts_over_link + s.experts_on_cpu);
+  const auto percent = [&](uint64_t part) { return 100 * Ratio(static_cast<double>(part), experts); };
+  return fmt::format("         {} tokens of answers together with it: {:.1f} % of experts in VRAM, {:.1f} % over "
+                     "the link, {:.1f} % on the CPU; {} steps failed\n",
+                     s.tokens, percent(s.experts_in_vram), percent(s.experts_over_link),
+                     percent(s.experts_on_cpu), s.failed_steps) +
+         fmt::format("VRAM     {} of {} slots live, {} promotions ({} over another), {} copied\n", s.live,
+                     s.slots, s.promotions, s.demotions, FormatByteSize(s.copied_bytes));
+}
+
 // Phases have no parts there, and nothing is read once the model is loaded.
 std::string GpuText(const EngineStats& s) {
   const GpuMemoryStats& m = s.gpu_memory;
@@ -436,6 +468,7 @@ std::string EngineStats::ToText(bool per_layer) const {
   out += PhaseText("prefill", prefill, residency.prefill);
   out += PhaseText("decode", decode, residency.decode);
   if (!gpu_prefill.gpu.empty()) out += GpuPrefillText(gpu_prefill);
+  if (gpu_answers.steps > 0) out += GpuAnswersText(gpu_answers);
   const double busy_s = static_cast<double>(reads.busy_ns) * 1e-9;
   const uint64_t read_bytes = reads.demand_bytes + reads.speculative_bytes;
   out += fmt::format(

@@ -59,6 +59,19 @@ struct GpuPrefillStats {
   uint32_t failures = 0;           // after the first it is not used any more
 };
 
+// Answers that a GPU computes together with the CPU. All 0 without one.
+struct GpuAnswersStats {
+  uint64_t tokens = 0, steps = 0;
+  uint64_t failed_steps = 0;  // of these, computed again on the CPU
+  // Experts of layers, once a step that wants them, by where they were computed.
+  uint64_t experts_in_vram = 0, experts_over_link = 0, experts_on_cpu = 0;
+  uint32_t slots = 0, live = 0;            // in VRAM, for single experts
+  uint64_t promotions = 0, demotions = 0;  // copies to slots; of these, over another expert
+  uint64_t copied_bytes = 0;               // by them
+  // What is learnt: of an expert of one token, and of a step of one; 0: not known.
+  uint64_t cpu_expert_ns = 0, link_expert_ns = 0, together_step_ns = 0, cpu_step_ns = 0;
+};
+
 // Keys and values of all sequences, and the prefix cache.
 struct KvStats {
   uint32_t blocks = 0;            // of kKvBlockPositions tokens each
@@ -88,6 +101,7 @@ struct EngineStats {
   std::string gpu;  // its name; empty: on the CPU. On a GPU, phases have only their wall time
   GpuMemoryStats gpu_memory;
   GpuPrefillStats gpu_prefill;
+  GpuAnswersStats gpu_answers;
   KvStats kv;
   uint64_t expert_count = 0, expert_bytes = 0;  // of the whole store
   std::vector<LayerStats> layers;               // layers with experts

@@ -178,6 +178,31 @@ void KvMetrics(const EngineStats& stats, PrometheusText* text) {
                "Blocks that could not be read from disk or written there.", kv.disk_failures);
 }
 
+void GpuMetrics(const EngineStats& stats, PrometheusText* text) {
+  if (stats.gpu_prefill.gpu.empty()) return;
+  const GpuPrefillStats& prompts = stats.gpu_prefill;
+  const GpuAnswersStats& answers = stats.gpu_answers;
+  text->Family("moraine_gpu_tokens_total", "counter", "Tokens computed on the GPU, or together with it.");
+  text->Sample("{phase=\"prefill\"}", prompts.tokens);
+  text->Sample("{phase=\"decode\"}", answers.tokens);
+  text->Single("moraine_gpu_failed", "gauge", "1: the GPU has failed and is not used any more.",
+               uint64_t{prompts.failures});
+  text->Single("moraine_gpu_failed_steps_total", "counter",
+               "Steps of answers that were computed again on the CPU.", answers.failed_steps);
+  text->Family("moraine_gpu_experts_total", "counter", "Experts of answers' layers by where they were computed.");
+  text->Sample("{place=\"vram\"}", answers.experts_in_vram);
+  text->Sample("{place=\"link\"}", answers.experts_over_link);
+  text->Sample("{place=\"cpu\"}", answers.experts_on_cpu);
+  text->Family("moraine_gpu_copied_bytes_total", "counter", "Bytes of experts copied to the GPU.");
+  text->Sample("{phase=\"prefill\"}", prompts.copied_bytes);
+  text->Sample("{phase=\"decode\"}", answers.copied_bytes);
+  text->Single("moraine_vram_slots", "gauge", "Slots of single experts in VRAM.", uint64_t{answers.slots});
+  text->Single("moraine_vram_slots_live", "gauge", "Of these, with an expert.", uint64_t{answers.live});
+  text->Single("moraine_vram_promotions_total", "counter", "Experts copied to VRAM slots.", answers.promotions);
+  text->Single("moraine_vram_demotions_total", "counter", "Of these, over another expert.",
+               answers.demotions);
+}
+
 void MemoryMetrics(const EngineStats& stats, PrometheusText* text) {
   const MemoryStats& m = stats.memory;
   text->Family("moraine_memory_bytes", "gauge", "Memory by use.");
@@ -215,6 +240,7 @@ std::string EngineStats::ToPrometheus() const {
   ResidencyMetrics(*this, &text);
   ReadMetrics(*this, &text);
   MemoryMetrics(*this, &text);
+  GpuMetrics(*this, &text);
   return text.Take();
 }
 

@@ -260,6 +260,7 @@ Status DecoderModel::RunFeedForward(uint32_t index, MoeExecutor& executor) {
     routing.tokens = tokens_.data();
     routing.experts = routing_experts_.data();
     routing.weights = routing_weights_.data();
+    routing.hidden = hidden_.data();
     LookAhead(index, std::min(executor.LookaheadDepth(), kMaxLookahead), &routing);
     RETURN_IF_ERROR(
         executor.RunExperts(LayerId(index), routing, normed_.data(), block_out_.data()));
@@ -271,6 +272,14 @@ Status DecoderModel::RunFeedForward(uint32_t index, MoeExecutor& executor) {
   }
   backend_.Add(hidden_.data(), hidden, block_out_.data(), hidden, rows_, hidden);
   return OkStatus();
+}
+
+Status DecoderModel::RunExperts(LayerId id, RoutingDecision routing, MoeExecutor& executor,
+                                float* out) {
+  Layer& layer = layers_[id.value()];
+  Normalize(routing.hidden, layer.feed_forward_norm, routing.token_count, normed_.data());
+  LookAhead(id.value(), std::min(executor.LookaheadDepth(), kMaxLookahead), &routing);
+  return executor.RunExperts(id, routing, normed_.data(), out);
 }
 
 void DecoderModel::Route(uint32_t index, const MoeExecutor& executor) {
@@ -299,17 +308,18 @@ void DecoderModel::LookAhead(uint32_t index, uint32_t depth, RoutingDecision* ro
     if (!layers_[layer].router) continue;
     uint32_t* const experts =
         &lookahead_experts_[found * lookahead_experts_.size() / kMaxLookahead];
-    LookAheadTo(layers_[layer], routing->token_count, experts);
+    LookAheadTo(layers_[layer], routing->hidden, routing->token_count, experts);
     lookaheads_[found++] = {LayerId(layer), experts};
   }
   routing->lookaheads = {lookaheads_, found};
 }
 
-void DecoderModel::LookAheadTo(Layer& layer, uint32_t token_count, uint32_t* experts) {
+void DecoderModel::LookAheadTo(Layer& layer, const float* stream, uint32_t token_count,
+                               uint32_t* experts) {
   const uint32_t hidden = config_.hidden;
   for (uint32_t t = 0; t < token_count; t += kLookaheadRows) {
     const uint32_t rows = std::min(kLookaheadRows, token_count - t);
-    Normalize(&hidden_[size_t{t} * hidden], layer.feed_forward_norm, rows,
+    Normalize(stream + size_t{t} * hidden, layer.feed_forward_norm, rows,
               lookahead_normed_.data());
     layer.router->Logits(backend_, lookahead_normed_.data(), rows, lookahead_logits_.data());
     for (uint32_t i = 0; i < rows; ++i) {

@@ -52,6 +52,11 @@ struct RoutingDecision {
   const int32_t* tokens = nullptr;    // token_count ids; null: unknown
   const uint32_t* experts = nullptr;  // token_count x top_k, best first, distinct per token
   const float* weights = nullptr;     // token_count x top_k
+  // token_count x hidden: the residual stream before the norm; null: unknown.
+  const float* hidden = nullptr;
+  // One flag for each of the layer's experts: not 0 if somebody else computes it, and the sum is that of the
+  // others. Null: there is nobody else.
+  const uint8_t* elsewhere = nullptr;
   // What the routers of the next MoE layers make of this layer's hidden state, nearest first: guesses at
   // what those layers will need, right 70 to 90 times in 100 one layer ahead. As many as the executor
   // wants and the model has.
@@ -92,6 +97,11 @@ class DecoderModel {
   // left for it.
   void Forward(std::span<BatchSegment> batch, MoeExecutor& executor);
 
+  // The experts of one layer for tokens whose router has spoken on another device: the norm, what the next routers
+  // make of it, and executor.RunExperts, to the bit as Forward has it. At most max_tokens tokens,
+  // `routing` with hidden.
+  Status RunExperts(LayerId layer, RoutingDecision routing, MoeExecutor& executor, float* out);
+
   // Of one sequence.
   using LogitsMode = moraine::LogitsMode;
   using LogitsSink = moraine::LogitsSink;
@@ -131,7 +141,7 @@ class DecoderModel {
   Status RunFeedForward(uint32_t index, MoeExecutor& executor);
   void Route(uint32_t index, const MoeExecutor& executor);
   void LookAhead(uint32_t index, uint32_t depth, RoutingDecision* routing);
-  void LookAheadTo(Layer& layer, uint32_t token_count, uint32_t* experts);
+  void LookAheadTo(Layer& layer, const float* stream, uint32_t token_count, uint32_t* experts);
   void EmitLogits();
   void EmitRows();
 

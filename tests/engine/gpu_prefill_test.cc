@@ -33,13 +33,13 @@ class GpuPrefillTest : public testing::Test {
     RunnerOptions options = CpuOptions(kv);
     options.gpu_prefill = true;
     options.gpu_prefill_tokens = least_tokens;
-    options.gpu_model_factory = [this, kv](const GpuModelOptions& model) {
-      RunnerOptions inner = TestRunnerOptions(store_, "100%");
-      inner.max_context = kContext;
-      inner.prefill_chunk = kGpuChunk;
-      inner.kv_format = kv;
-      return Result<std::unique_ptr<GpuModel>>(std::make_unique<FakeGpu>(
-          Open(inner), model, kGpuChunk, seed_, &steps_until_failure_));
+    options.gpu_model_factory = [this](const GpuModelOptions& model) {
+      return Result<std::unique_ptr<GpuModel>>(
+          std::make_unique<FakeGpu>(FakeGpuOptions{.store_directory = store_.directory(),
+                                                   .chunk = kGpuChunk,
+                                                   .seed = seed_,
+                                                   .steps_until_failure = &steps_until_failure_},
+                                    model));
     };
     return options;
   }

@@ -8,7 +8,7 @@
 #include <cerrno>
 
 #include "engine_world.h"
-#include "fake_gpu.h"
+#include "late_copier.h"
 
 namespace moraine {
 namespace {

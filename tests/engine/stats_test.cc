@@ -71,6 +71,11 @@ EngineStats Filled() {
                   .resident_set_bytes = 6 * kGiB, .peak_resident_set_bytes = 7 * kGiB};
   stats.gpu_prefill = {.gpu = "NVIDIA H200", .tokens = 8192, .chunks = 2, .copied_bytes = 30 * kGiB,
                        .break_even_tokens = 128, .failures = 1};
+  stats.gpu_answers = {.tokens = 201, .steps = 202, .failed_steps = 203, .experts_in_vram = 600,
+                       .experts_over_link = 300, .experts_on_cpu = 100, .slots = 204, .live = 205,
+                       .promotions = 206, .demotions = 207, .copied_bytes = 3 * kGiB,
+                       .cpu_expert_ns = 208, .link_expert_ns = 209, .together_step_ns = 210,
+                       .cpu_step_ns = 211};
   stats.gpu_memory = {.budget_bytes = 16 * kGiB, .dense_bytes = 2 * kGiB, .kv_bytes = 512 * kMiB,
                       .scratch_bytes = 600 * kMiB, .expert_bytes = 9 * kGiB, .ring_bytes = 700 * kMiB,
                       .streamed_bytes = 5 * kGiB};
