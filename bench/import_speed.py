@@ -82,13 +82,15 @@ def import_once(command, sources, store):
     drop_cache(sources)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    summary = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     seconds = time.monotonic() - begin
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     written = bytes_below(store)
     shutil.rmtree(store)
     return {"seconds": seconds, "written": written, "user": after.ru_utime - before.ru_utime,
-            "system": after.ru_stime - before.ru_stime, "peak_rss_mb": after.ru_maxrss / 1000}
+            "system": after.ru_stime - before.ru_stime, "peak_rss_mb": after.ru_maxrss / 1000,
+            **{key: summary[key] for key in ("threads", "reading_seconds", "encoding_seconds",
+                                             "writing_seconds", "waiting_seconds") if key in summary}}
 
 
 def main():
@@ -106,7 +108,7 @@ def main():
     a = parser.parse_args(arguments)
     sources = sorted(a.checkpoint.glob("*.safetensors"))
     read = sum(path.stat().st_size for path in sources)
-    command = [a.moraine, "import", str(a.checkpoint), a.store, "--quiet", *options]
+    command = [a.moraine, "import", str(a.checkpoint), a.store, "--quiet", "--json", *options]
     results = []
     for _ in range(a.runs):
         run = import_once(command, sources, a.store)

@@ -30,6 +30,18 @@ struct ImportArguments {
   bool quiet = false, json = false;
 };
 
+// What bounds an import: the drive, while threads read and write, or the CPUs. Empty if nothing was done.
+std::string TimesText(const ImportProgress& last) {
+  const double sum = last.reading_seconds + last.encoding_seconds + last.writing_seconds +
+                     last.waiting_seconds;
+  if (last.threads == 0 || sum <= 0) return "";
+  const auto percent = [&](double seconds) { return 100 * seconds / sum; };
+  return fmt::format("time of {} threads: {:.0f} % reading, {:.0f} % encoding, {:.0f} % writing, "
+                     "{:.0f} % until that was synced\n",
+                     last.threads, percent(last.reading_seconds), percent(last.encoding_seconds),
+                     percent(last.writing_seconds), percent(last.waiting_seconds));
+}
+
 void PrintSummary(const ImportArguments& a, const Manifest& manifest, const ImportProgress& last) {
   uint64_t dense_bytes = 0;
   for (const DenseTensor& tensor : manifest.dense) dense_bytes += tensor.bytes;
@@ -45,6 +57,11 @@ void PrintSummary(const ImportArguments& a, const Manifest& manifest, const Impo
                                          {"resumed_bytes", last.resumed_bytes},
                                          {"seconds", last.seconds},
                                          {"gigabytes_per_second", rate},
+                                         {"threads", last.threads},
+                                         {"reading_seconds", last.reading_seconds},
+                                         {"encoding_seconds", last.encoding_seconds},
+                                         {"writing_seconds", last.writing_seconds},
+                                         {"waiting_seconds", last.waiting_seconds},
                                          {"peak_rss_bytes", PeakRssBytes()},
                                          {"notes", manifest.notes}};
     std::printf("%s\n",
@@ -59,6 +76,7 @@ void PrintSummary(const ImportArguments& a, const Manifest& manifest, const Impo
              a.store_directory, FormatByteSize(last.total_bytes), resumed, manifest.expert_count(),
              FormatByteSize(manifest.expert_bytes()), FormatByteSize(dense_bytes), last.seconds,
              rate, FormatByteSize(PeakRssBytes()));
+  fmt::print("{}", TimesText(last));
   for (const std::string& note : manifest.notes) fmt::print("note: {}\n", note);
 }
 
@@ -139,7 +157,7 @@ void RegisterImportCommand(CLI::App& app, int* exit_code) {
   command->add_option("--importance", a->importance,
                       "file of `moraine calibrate`: weights the error that q4 and q8 make by how much "
                       "each column matters");
-  command->add_option("--threads", a->threads, "encoding threads (default: one per CPU)")
+  command->add_option("--threads", a->threads, "threads that read, encode and write (default: one per CPU, and six)")
       ->check(CLI::Range(0, 1024));
   AddDriveArguments(command, &a->drives);
   command->add_flag("--quiet", a->quiet, "neither progress nor summary");

@@ -48,6 +48,8 @@ class Checkpoint {
   // The same elements as the file has them: SourceBytes of them, for what is carried over as it is.
   virtual Status ReadBlocks(const SourceTensor& tensor, uint64_t first,
                             std::span<std::byte> destination) const = 0;
+  // Time that threads have waited for its files, added up; 0 if it has none.
+  virtual int64_t reading_ns() const { return 0; }
 };
 
 // A directory of safetensors, packed weights seen whole (packed_checkpoint.h), or a GGUF file (of a

@@ -1,26 +1,17 @@
 #include "store/file_checkpoint.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
 
-#include "base/bytes.h"
+#include "base/check.h"
 
 namespace moraine {
 namespace {
-
-// Bytes converted at a time: they stay in the second-level cache between the kernel's copy and the
-// conversion.
-constexpr size_t kConversionBytes = 76 * kKiB;
-// Larger reads tell the kernel the whole range at once, so that it is not fetched in readahead
-// windows of 128 KiB.
-constexpr uint64_t kReadaheadHintBytes = 256 * kKiB;
-// Small models stay cached.
-constexpr uint64_t kDropBehindBytes = 64 * kMiB;
 
 // Where elements [first, first + count) of a tensor lie; CHECKs that they are whole blocks of it.
 struct ByteRange {
@@ -69,9 +60,7 @@ Status FileCheckpoint::AddFile(std::string name, PosixFile file, std::string_vie
     }
     tensors_.push_back(std::move(tensor));
   }
-  SourceFile& source = files_.emplace_back();
-  source.name = std::move(name);
-  source.file = std::move(file);
+  files_.emplace_back(std::move(name), std::move(file));
   return OkStatus();
 }
 
@@ -84,38 +73,27 @@ void FileCheckpoint::Identify(const char* format, const std::string& path) {
   identity_.fingerprint = XXH3_64bits_digest(fingerprint_.get());
 }
 
-void FileCheckpoint::AdviseRead(const SourceFile& file, uint64_t offset, uint64_t bytes) const {
-  if (bytes < kReadaheadHintBytes) return;
-  (void)posix_fadvise(file.file.fd(), static_cast<off_t>(offset), static_cast<off_t>(bytes),
-                      POSIX_FADV_WILLNEED);
-}
-
-void FileCheckpoint::DropBehind(const SourceFile& file, uint64_t bytes) const {
-  // Relaxed: only a counter, nothing is published through it.
-  const uint64_t before = file.read_bytes.fetch_add(bytes, std::memory_order_relaxed);
-  if (before / kDropBehindBytes != (before + bytes) / kDropBehindBytes) file.file.DropCache(0, 0);
+int64_t FileCheckpoint::reading_ns() const {
+  int64_t sum = 0;
+  for (const SourceFile& file : files_) sum += file.file.reading_ns();
+  return sum;
 }
 
 Status FileCheckpoint::ReadFloats(const SourceTensor& tensor, uint64_t first,
                                   std::span<float> destination) const {
   const ByteRange range = RangeOf(tensor, first, destination.size());
   const SourceFile& file = files_[tensor.file_index];
-  AdviseRead(file, range.offset, range.bytes);
   const SourceTypeInfo& type = InfoOf(tensor.type);
   CHECK(type.decode != nullptr, tensor.name + " is " + type.name);
   const SourceBlock block = type.block;
-  const uint64_t step = kConversionBytes / block.bytes * block.bytes;
-  std::array<std::byte, kConversionBytes> chunk;
-  for (uint64_t done = 0; done < range.bytes;) {
-    const std::span<std::byte> bytes(chunk.data(), std::min(step, range.bytes - done));
-    const Status status = file.file.ReadAt(range.offset + done, bytes);
-    if (!status.ok()) return status.WithContext("tensor '" + tensor.name + "'");
-    type.decode(bytes.data(), bytes.size() / block.bytes,
-                destination.data() + done / block.bytes * block.elements);
-    done += bytes.size();
-  }
-  DropBehind(file, range.bytes);
-  return OkStatus();
+  float* out = destination.data();
+  const Status status = file.file.ReadPieces(
+      range.offset, range.bytes, block.bytes, [&](std::span<const std::byte> piece) {
+        const uint64_t blocks = piece.size() / block.bytes;
+        type.decode(piece.data(), blocks, out);
+        out += blocks * block.elements;
+      });
+  return status.ok() ? status : status.WithContext("tensor '" + tensor.name + "'");
 }
 
 Status FileCheckpoint::ReadBlocks(const SourceTensor& tensor, uint64_t first,
@@ -125,11 +103,13 @@ Status FileCheckpoint::ReadBlocks(const SourceTensor& tensor, uint64_t first,
   const ByteRange range = RangeOf(tensor, first, count);
   CHECK(range.bytes == destination.size(), tensor.name);
   const SourceFile& file = files_[tensor.file_index];
-  AdviseRead(file, range.offset, range.bytes);
-  const Status status = file.file.ReadAt(range.offset, destination);
-  if (!status.ok()) return status.WithContext("tensor '" + tensor.name + "'");
-  DropBehind(file, range.bytes);
-  return OkStatus();
+  std::byte* out = destination.data();
+  const Status status = file.file.ReadPieces(
+      range.offset, range.bytes, BlockOf(tensor.type).bytes, [&](std::span<const std::byte> piece) {
+        std::memcpy(out, piece.data(), piece.size());
+        out += piece.size();
+      });
+  return status.ok() ? status : status.WithContext("tensor '" + tensor.name + "'");
 }
 
 }  // namespace moraine

@@ -1,13 +1,12 @@
 // FileCheckpoint: what checkpoints in files have in common, whatever their format: tensors by name,
 // positional reads converted to float32, and a fingerprint of the files.
 //
-// The source is read once: its pages are dropped every 64 MiB of a file, so that importing a model
-// does not fill the machine's page cache.
+// The source is read once, past the page cache where it can be (bulk_file.h), so that importing a model does not
+// fill it.
 #pragma once
 
 #include <xxhash.h>
 
-#include <atomic>
 #include <deque>
 #include <memory>
 #include <string>
@@ -15,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "store/bulk_file.h"
 #include "store/checkpoint.h"
 #include "store/posix_file.h"
 
@@ -31,6 +31,7 @@ class FileCheckpoint : public Checkpoint {
                     std::span<float> destination) const override;
   Status ReadBlocks(const SourceTensor& tensor, uint64_t first,
                     std::span<std::byte> destination) const override;
+  int64_t reading_ns() const override;
 
  protected:
   FileCheckpoint();
@@ -49,16 +50,15 @@ class FileCheckpoint : public Checkpoint {
 
  private:
   struct SourceFile {
+    SourceFile(std::string file_name, PosixFile posix)
+        : name(std::move(file_name)), file(std::move(posix), BulkFile::Access::kRead) {}
     std::string name;
-    PosixFile file;
-    mutable std::atomic<uint64_t> read_bytes{0};
+    BulkFile file;
   };
-  void AdviseRead(const SourceFile& file, uint64_t offset, uint64_t bytes) const;
-  void DropBehind(const SourceFile& file, uint64_t bytes) const;
 
   SourceIdentity identity_;
   std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> fingerprint_;
-  std::deque<SourceFile> files_;  // a deque: atomics do not move
+  std::deque<SourceFile> files_;  // a deque: they do not move
   std::vector<SourceTensor> tensors_;
   std::unordered_map<std::string, size_t> by_name_;
 };

@@ -18,6 +18,7 @@
 
 #include "base/bytes.h"
 #include "base/clock.h"
+#include "store/bulk_file.h"
 #include "store/catalogue.h"
 #include "store/import_layout.h"
 #include "store/pack_header.h"
@@ -30,6 +31,9 @@ namespace {
 
 constexpr auto kProgressInterval = std::chrono::milliseconds(200);
 constexpr int64_t kCommitIntervalNs = 2'000'000'000;
+// Threads beyond the CPUs. A worker waits for each read and write (bulk_file.h); with one for each CPU, drive and
+// CPUs would take turns.
+constexpr int kWaitingThreads = 6;
 // Workers wait when this many batches are written but not yet synced.
 constexpr uint64_t kMaxPendingBatches = 2;
 // RocksDB's log, tables and their compaction for an index entry of some 60 bytes, with much room.
@@ -69,7 +73,7 @@ class ImportSession {
   Status ChecksumDenseTensors();
 
   void Work();
-  Status EncodeAndWrite(const ImportUnit& unit, std::byte* buffer, uint64_t* checksum) const;
+  Status EncodeAndWrite(const ImportUnit& unit, std::byte* buffer, uint64_t* checksum);
   void CommitLoop();
   Status Commit(const std::vector<size_t>& units);
   void Fail(const Status& status);
@@ -82,13 +86,18 @@ class ImportSession {
   PosixFile lock_;
   std::unique_ptr<Catalogue> catalogue_;
   ImportLayout layout_;
-  std::vector<std::vector<PosixFile>> files_;  // by ImportUnit::file; the copies of each
+  // By ImportUnit::file; the copies of each.
+  std::vector<std::vector<std::unique_ptr<BulkFile>>> files_;
   std::vector<uint64_t> checksums_;  // by unit
   std::vector<size_t> todo_;         // units, in file order
   bool finished_earlier_ = false;
   uint64_t resumed_bytes_ = 0;
   std::atomic<size_t> next_{0};      // index into todo_
   std::atomic<uint64_t> written_bytes_{0};
+  int worker_count_ = 0;
+  const int64_t reading_before_ns_ = checkpoint_.reading_ns();
+  // Of all workers, relaxed: figures for people.
+  std::atomic<int64_t> encoding_ns_{0}, writing_ns_{0}, waiting_ns_{0};
   std::atomic<bool> stop_{false};
 
   std::mutex mutex_;  // guards what follows
@@ -239,7 +248,15 @@ Status ImportSession::CheckFreeSpace() const {
   RETURN_IF_ERROR(add(CatalogueDirectory(options_.store_directory),
                       kCatalogueBytes + todo_.size() * kCatalogueBytesPerUnit));
   for (uint32_t file = 0; file < file_bytes.size(); ++file) {
-    for (const std::string& path : PathsOf(file)) RETURN_IF_ERROR(add(path, file_bytes[file]));
+    for (const std::string& path : PathsOf(file)) {
+      // An earlier run may have written more than it committed, and has reserved the rest.
+      struct stat info;
+      const uint64_t whole = layout_.file_bytes[file];
+      const uint64_t allocated = stat(path.c_str(), &info) == 0
+                                     ? static_cast<uint64_t>(info.st_blocks) * 512
+                                     : 0;
+      RETURN_IF_ERROR(add(path, std::min(file_bytes[file], whole - std::min(whole, allocated))));
+    }
   }
   for (const auto& [device, drive] : needed) {
     RETURN_IF_ERROR(CheckDrive(device, drive.first, drive.second));
@@ -284,16 +301,17 @@ Status ImportSession::OpenPacks() {
     const PackHeader header = {file == 0 ? PackKind::kDense : PackKind::kExperts,
                                file == 0 ? 0 : file - 1, layout_.manifest.store_uuid};
     const std::vector<std::string> paths = PathsOf(file);
-    std::vector<PosixFile>& copies = files_.emplace_back();
+    std::vector<std::unique_ptr<BulkFile>>& copies = files_.emplace_back();
     for (const std::string& path : paths) {
       ASSIGN_OR_RETURN(PosixFile pack, OpenPack(path, header));
-      copies.push_back(std::move(pack));
+      copies.push_back(std::make_unique<BulkFile>(std::move(pack), BulkFile::Access::kReadWrite));
     }
     std::error_code ignored;  // both have just been opened
     if (paths.size() > 1 && std::filesystem::equivalent(paths[0], paths[1], ignored)) {
       return InvalidArgument(paths[1] + ": is " + paths[0] +
                              "; a mirror is a directory of its own, on another drive");
     }
+    for (const auto& copy : copies) copy->Reserve(layout_.file_bytes[file]);
   }
   for (const std::string& directory :
        options_.drives.PackDirectories(options_.store_directory)) {
@@ -303,7 +321,8 @@ Status ImportSession::OpenPacks() {
 }
 
 Status ImportSession::EncodeAndWrite(const ImportUnit& unit, std::byte* buffer,
-                                     uint64_t* checksum) const {
+                                     uint64_t* checksum) {
+  const int64_t start_ns = RealClock().NowNs();
   const std::span<std::byte> bytes(buffer, unit.bytes);
   if (unit.is_expert) {
     RETURN_IF_ERROR(plan_.EncodeExpert(checkpoint_, unit.key(), bytes));
@@ -311,10 +330,12 @@ Status ImportSession::EncodeAndWrite(const ImportUnit& unit, std::byte* buffer,
     RETURN_IF_ERROR(plan_.EncodeDenseStrip(checkpoint_, unit.first, unit.second, bytes));
   }
   *checksum = unit.is_expert ? RecordChecksum(bytes) : XXH3_64bits(bytes.data(), bytes.size());
-  for (const PosixFile& file : files_[unit.file]) {
-    RETURN_IF_ERROR(file.WriteAt(unit.offset, bytes));
-    file.StartWriteback(unit.offset, unit.bytes);
+  const int64_t encoded_ns = RealClock().NowNs();
+  for (const auto& file : files_[unit.file]) {
+    RETURN_IF_ERROR(file->WriteAt(unit.offset, bytes));
   }
+  encoding_ns_.fetch_add(encoded_ns - start_ns, std::memory_order_relaxed);
+  writing_ns_.fetch_add(RealClock().NowNs() - encoded_ns, std::memory_order_relaxed);
   return OkStatus();
 }
 
@@ -334,6 +355,7 @@ void ImportSession::Work() {
       break;
     }
     written_bytes_ += layout_.units[i].bytes;
+    const int64_t written_ns = RealClock().NowNs();
     std::unique_lock lock(mutex_);
     pending_.push_back(i);
     pending_bytes_ += layout_.units[i].bytes;
@@ -341,6 +363,7 @@ void ImportSession::Work() {
     committed_.wait(lock, [&] {
       return stop_ || pending_bytes_ < kMaxPendingBatches * options_.commit_bytes;
     });
+    waiting_ns_.fetch_add(RealClock().NowNs() - written_ns, std::memory_order_relaxed);
   }
   const std::lock_guard lock(mutex_);
   --working_;
@@ -384,13 +407,13 @@ Status ImportSession::Commit(const std::vector<size_t>& units) {
   std::set<uint32_t> touched;
   for (const size_t i : units) touched.insert(layout_.units[i].file);
   for (const uint32_t file : touched) {
-    for (const PosixFile& copy : files_[file]) RETURN_IF_ERROR(copy.SyncData());
+    for (const auto& copy : files_[file]) RETURN_IF_ERROR(copy->buffered().SyncData());
   }
   CatalogueBatch batch;
   for (const size_t i : units) {
     const ImportUnit& unit = layout_.units[i];
-    // The pages are clean now, and nobody will read them soon.
-    for (const PosixFile& copy : files_[unit.file]) copy.DropCache(unit.offset, unit.bytes);
+    // What was written through the page cache is clean now, and nobody will read it soon.
+    for (const auto& copy : files_[unit.file]) copy->buffered().DropCache(unit.offset, unit.bytes);
     if (unit.is_expert) {
       batch.puts.emplace_back(PairKey(kRecordPrefix, unit.first, unit.second),
                               EncodeLocation({unit.file - 1, unit.offset, unit.bytes,
@@ -406,21 +429,29 @@ Status ImportSession::Commit(const std::vector<size_t>& units) {
 
 void ImportSession::Report(bool finished) {
   if (!options_.on_progress) return;
+  const auto seconds = [](int64_t ns) { return static_cast<double>(ns) * 1e-9; };
+  const int64_t reading_ns = checkpoint_.reading_ns() - reading_before_ns_;
   options_.on_progress({.done_bytes = resumed_bytes_ + written_bytes_,
                         .total_bytes = layout_.total_bytes,
                         .resumed_bytes = resumed_bytes_,
-                        .seconds = static_cast<double>(RealClock().NowNs() - start_ns_) * 1e-9,
+                        .seconds = seconds(RealClock().NowNs() - start_ns_),
+                        .threads = worker_count_,
+                        .reading_seconds = seconds(reading_ns),
+                        .encoding_seconds = seconds(std::max<int64_t>(encoding_ns_ - reading_ns, 0)),
+                        .writing_seconds = seconds(writing_ns_),
+                        .waiting_seconds = seconds(waiting_ns_),
                         .finished = finished});
 }
 
 Status ImportSession::Run() {
   const int wanted = options_.thread_count > 0
                          ? options_.thread_count
-                         : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+                         : static_cast<int>(std::max(1u, std::thread::hardware_concurrency())) +
+                               kWaitingThreads;
   working_ = static_cast<int>(std::min<size_t>(static_cast<size_t>(wanted), todo_.size()));
+  worker_count_ = working_;
   std::vector<std::thread> workers;
-  const int worker_count = working_;
-  for (int i = 0; i < worker_count; ++i) workers.emplace_back([this] { Work(); });
+  for (int i = 0; i < worker_count_; ++i) workers.emplace_back([this] { Work(); });
   CommitLoop();
   for (std::thread& worker : workers) worker.join();
   const std::lock_guard lock(mutex_);
@@ -428,7 +459,7 @@ Status ImportSession::Run() {
 }
 
 Status ImportSession::ChecksumDenseTensors() {
-  const PosixFile& pack = files_[0][0];
+  const PosixFile& pack = files_[0][0]->buffered();
   std::vector<std::byte> buffer(kReadBackBytes);
   XXH3_state_t* whole = XXH3_createState();
   XXH3_state_t* strip = XXH3_createState();
@@ -466,9 +497,9 @@ Status ImportSession::ChecksumDenseTensors() {
 Status ImportSession::Finish() {
   RETURN_IF_ERROR(ChecksumDenseTensors());
   for (size_t file = 0; file < files_.size(); ++file) {
-    for (const PosixFile& copy : files_[file]) {
-      RETURN_IF_ERROR(copy.Truncate(layout_.file_bytes[file]));
-      RETURN_IF_ERROR(copy.SyncData());
+    for (const auto& copy : files_[file]) {
+      RETURN_IF_ERROR(copy->buffered().Truncate(layout_.file_bytes[file]));
+      RETURN_IF_ERROR(copy->buffered().SyncData());
     }
   }
   CatalogueBatch batch;

@@ -4,7 +4,9 @@
 // the model's config, with compute's encoders); the importer knows only units of work with sizes: one
 // record, or one strip of a dense tensor. Units are encoded by worker threads into buffers of a
 // bounded pool and written at places that are known before the first byte is read, so that the order
-// of completion does not matter.
+// of completion does not matter. Reads and writes go past the page cache (bulk_file.h), and each
+// worker waits for its own; there are more workers than CPUs, so that reading, encoding and writing
+// overlap. ImportProgress says what the workers' time went into, which is what bounds the import.
 //
 // Crash safety: a unit counts as done only after its pack bytes are synced (batched fdatasync) and
 // its checksum is in the catalogue. A resume checks the source's fingerprint and the options, takes
@@ -47,12 +49,15 @@ struct ImportProgress {
   uint64_t done_bytes = 0, total_bytes = 0;  // of the store
   uint64_t resumed_bytes = 0;                // done by an earlier run
   double seconds = 0;
+  // What this run's workers have spent their time on, added up; waiting: for what was written to be synced.
+  int threads = 0;
+  double reading_seconds = 0, encoding_seconds = 0, writing_seconds = 0, waiting_seconds = 0;
   bool finished = false;
 };
 
 struct ImportOptions {
   std::string store_directory;
-  int thread_count = 0;                 // 0: one per CPU
+  int thread_count = 0;                 // 0: one per CPU, and six that wait for the drive
   uint64_t pack_limit_bytes = 64ull << 30;  // a new expert pack is begun beyond this
   // Written bytes are synced and entered in the catalogue in batches of this size (or every two
   // seconds). A kill costs at most three such batches, and no more are ever dirty in the page cache;

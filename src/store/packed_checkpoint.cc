@@ -524,6 +524,7 @@ class PackedCheckpoint final : public Checkpoint {
     const uint64_t count = destination.size() / block.bytes * block.elements;
     return ReadPackedBlocks(*raw_, *weight, RowOf(*weight, first, count), destination);
   }
+  int64_t reading_ns() const override { return raw_->reading_ns(); }
 
  private:
   const PackedWeight* PackingOf(const SourceTensor& tensor) const {
