@@ -150,7 +150,8 @@ class ForwardBench {
                       static_cast<double>(b.wall_ns - a.wall_ns));
     }
     ASSIGN_OR_RETURN(const double link, runner_->gpu()->MeasureLink());
-    PrintGpu(Quantile(&rates, 0.5), link);
+    ASSIGN_OR_RETURN(const PeerSpeed peers, runner_->gpu()->MeasurePeers());
+    PrintGpu(Quantile(&rates, 0.5), link, peers);
     return OkStatus();
   }
 
@@ -168,13 +169,17 @@ class ForwardBench {
     return static_cast<double>(bytes);
   }
 
-  void PrintGpu(double rate, double link_gb_per_s) const {
+  void PrintGpu(double rate, double link_gb_per_s, const PeerSpeed& peers) const {
     const VramPlan& plan = runner_->gpu()->plan();
     const uint32_t chunks = (arguments_.prompt_tokens + plan.chunk - 1) / plan.chunk;
-    const auto streamed = static_cast<double>(plan.streamed_bytes);
+    // Over the link of the GPU that has the most of them.
+    uint64_t most = 0;
+    for (const StagePlan& stage : runner_->gpu()->stages()) most = std::max(most, stage.vram.streamed_bytes);
+    const auto streamed = static_cast<double>(most);
     Json json = {{"bench", decode_ ? "decode" : "prefill"},
                  {"model", runner_->info().name},
                  {"gpu", runner_->gpu()->gpu_name()},
+                 {"gpus", runner_->gpu()->stages().size()},
                  {"prompt_tokens", arguments_.prompt_tokens},
                  {"tok_per_s", rate},
                  {"vram_bytes", plan.total_bytes()},
@@ -182,6 +187,10 @@ class ForwardBench {
                  {"streamed_layers", plan.streamed_layers},
                  {"chunk", plan.chunk},
                  {"link_gb_per_s", link_gb_per_s}};
+    if (runner_->gpu()->stages().size() > 1) {
+      json["peer_gb_per_s"] = peers.gb_per_s;
+      json["peer_small_copy_us"] = peers.small_us;
+    }
     if (decode_) {
       json["tokens"] = arguments_.tokens;
       json["weight_bytes_per_token"] = WeightBytes();

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <vector>
 
+#include "engine/gpu/gpu_model.h"
 #include "engine/gpu/vram_plan.h"
 #include "model_arguments.h"
 #include "residency/eviction_policy.h"
@@ -118,9 +119,39 @@ void AddGpuArguments(CLI::App* command, RunnerArguments* a) {
                    "out by the first ones)")
       ->check(WholeNumber(UINT32_MAX));
   command->add_option("--vram-budget", a->vram_budget,
-                      "with --gpu, --gpu-prefill or --gpu-hybrid, VRAM for all that is there (16GiB), or auto, the "
-                      "default: what is free. Experts that do not fit are streamed");
+                      "with --gpu, --gpu-prefill or --gpu-hybrid, VRAM of each GPU for all that is there (16GiB), or "
+                      "auto, the default: what is free. Experts that do not fit are streamed");
+  command->add_option("--gpus", a->gpus,
+                      "with --gpu, GPUs to divide the layers among, by number (0,1), or all; otherwise the one to "
+                      "use (default: the first)");
 }
+
+namespace {
+
+// "0,1", "all", "" (the first).
+Result<std::vector<uint32_t>> ParseGpus(const std::string& text) {
+  std::vector<uint32_t> gpus;
+  if (text.empty()) return gpus;
+  if (text == "all") {
+    ASSIGN_OR_RETURN(const uint32_t count, CountGpus());
+    for (uint32_t gpu = 0; gpu < count; ++gpu) gpus.push_back(gpu);
+    return gpus;
+  }
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  while (true) {
+    uint32_t gpu = 0;
+    const auto [next, error] = std::from_chars(at, end, gpu);
+    if (error != std::errc() || (next != end && *next != ',')) {
+      return InvalidArgument("--gpus '" + text + "': expected numbers (0,1) or all");
+    }
+    gpus.push_back(gpu);
+    if (next == end) return gpus;
+    at = next + 1;
+  }
+}
+
+}  // namespace
 
 void NameEnvironment(CLI::App* command) {
   for (CLI::Option* option : command->get_options()) {
@@ -150,6 +181,14 @@ Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments) {
   const bool on_gpu = options.gpu || options.gpu_prefill;
   if (!on_gpu && arguments.vram_budget != "auto") {
     return InvalidArgument("--vram-budget needs --gpu, --gpu-prefill or --gpu-hybrid");
+  }
+  if (!on_gpu && !arguments.gpus.empty()) {
+    return InvalidArgument("--gpus needs --gpu, --gpu-prefill or --gpu-hybrid");
+  }
+  ASSIGN_OR_RETURN(options.gpus, ParseGpus(arguments.gpus));
+  if (!options.gpu && options.gpus.size() > 1) {
+    return InvalidArgument("--gpus names " + std::to_string(options.gpus.size()) +
+                           " GPUs: several are for --gpu; --gpu-prefill and --gpu-hybrid use one");
   }
   if (!options.gpu_prefill && options.gpu_prefill_tokens > 0) {
     return InvalidArgument("--gpu-prefill-tokens needs --gpu-prefill or --gpu-hybrid");

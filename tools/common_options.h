@@ -18,12 +18,13 @@ struct RunnerArguments {
   std::string ram_budget_max;  // "": ram_budget
   std::string kv_format;  // "": f32, on a GPU bf16
   std::string vram_budget = "auto";
+  std::string gpus;  // "": the first
   bool no_direct = false;
 };
 
 // Adds STORE and the options. `arguments` must outlive the parse.
 void AddRunnerArguments(CLI::App* command, RunnerArguments* arguments);
-// Adds --gpu, --gpu-prefill and --vram-budget, for commands that can compute there.
+// Adds --gpu, --gpus, --gpu-prefill and --vram-budget, for commands that can compute there.
 void AddGpuArguments(CLI::App* command, RunnerArguments* arguments);
 // Parses the budgets; errors name the option.
 Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments);

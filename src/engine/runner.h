@@ -55,7 +55,8 @@ struct RunnerOptions {
   // modes are the CPU's and have no effect, prefill_chunk 0 means chosen by the VRAM budget, and
   // kv_format is bf16 or f32, which is float32 throughout: prompts at the speed of decode.
   bool gpu = false;
-  uint64_t vram_budget_bytes = 0;  // 0: what is free, but for a reserve
+  uint64_t vram_budget_bytes = 0;  // of each GPU; 0: what is free, but for a reserve
+  std::vector<uint32_t> gpus;      // by number, which divide the layers; empty: the first; several only with gpu
   // Or prompts on a GPU and answers on the CPU (gpu_prefill.h): all of the CPU's options hold, kv_format is
   // bf16 (or f32, as above), and the longest chunk is the GPU's. Where there is no GPU, or not enough of it,
   // that is logged and all is computed on the CPU.

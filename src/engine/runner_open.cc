@@ -62,6 +62,9 @@ Status Runner::Impl::Open(const RunnerOptions& options) {
   if (options.gpu && options_.gpu_prefill) {
     return InvalidArgument("everything on a GPU, or only prompts: not both");
   }
+  if (!options.gpu && options.gpus.size() > 1) {
+    return InvalidArgument("several GPUs compute everything or nothing: prompts only is for one");
+  }
   if (options.gpu) return OpenGpu();
 
   ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.isa));
@@ -141,6 +144,7 @@ Status Runner::Impl::OpenGpu() {
   }
   ASSIGN_OR_RETURN(gpu_, GpuModel::Open(*store_, config_, layouts_,
                                         {.vram_budget_bytes = options_.vram_budget_bytes,
+                                         .gpus = options_.gpus,
                                          .max_context = kv_tokens_,
                                          .prefill_chunk = options_.prefill_chunk,
                                          .kv_format = options_.kv_format,

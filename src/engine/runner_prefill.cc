@@ -19,6 +19,7 @@ void Runner::Impl::OpenGpuPrefill(uint32_t prefill_chunk) {
   if (!residency_) return not_there("the model has no routed experts");
   GpuPrefill::Options options;
   options.model = {.vram_budget_bytes = options_.vram_budget_bytes,
+                   .gpus = options_.gpus,
                    .max_context = kv_tokens_,
                    .prefill_chunk = prefill_chunk,
                    .kv_format = options_.kv_format,

@@ -86,6 +86,12 @@ class CommandsTest(CommandTestCase):
         self.expect(FAILED, ["multi-head latent attention"], "plan", "deepseek-v3", *rates,
                     "--vram-budget", "24GiB")
 
+    def test_several_gpus_are_for_everything_on_them(self):
+        self.expect(FAILED, ["--gpus needs --gpu"], "run", self.store, "x", "--gpus", "0,1")
+        self.expect(FAILED, ["'0,': expected numbers"], "run", self.store, "x", "--gpu", "--gpus", "0,")
+        self.expect(FAILED, ["names 2 GPUs", "--gpu-prefill and --gpu-hybrid use one"], "run", self.store, "x",
+                    "--gpu-prefill", "--gpus", "0,1")
+
     def test_make_store_makes_a_store_that_verifies_and_runs(self):
         store = os.path.join(self.scratch.name, "synthetic")
         made = self.expect(OK, [], "bench", "make-store", store, "--shape", "tiny", "--layers", "4",

@@ -17,6 +17,7 @@ Result<std::unique_ptr<GpuModel>> GpuModel::Open(const Store&, const ModelConfig
 }
 
 Status FindGpu() { return NoCuda(); }
+Result<uint32_t> CountGpus() { return NoCuda(); }
 Result<std::shared_ptr<void>> LockForGpu(std::span<std::byte>) { return NoCuda(); }
 
 }  // namespace moraine

@@ -6,21 +6,22 @@
 #include <utility>
 
 #include "base/bytes.h"
-#include "base/clock.h"
+#include "base/log.h"
 #include "engine/gpu/gpu_handover.h"
 #include "engine/gpu/gpu_model.h"
-#include "engine/gpu/gpu_stage.h"
+#include "engine/gpu/gpu_pipeline.h"
+#include "engine/gpu/gpu_speed.h"
 #include "engine/gpu/gpu_support.h"
 #include "engine/gpu/host_meeting.h"
 #include "engine/gpu/hybrid_step.h"
-#include "engine/gpu/vram_needs.h"
+#include "engine/gpu/stage_devices.h"
+#include "engine/gpu/stage_plan.h"
+#include "memory/cuda/gpu_devices.h"
 #include "memory/cuda/gpu_runtime.h"
 
 namespace moraine {
 namespace {
 
-// Left to CUDA where no budget is given: modules that are loaded when first used, graphs, stacks.
-constexpr uint64_t kReserveBytes = 512 * kMiB;
 static_assert(kGpuPagePositions == gpu::kKvPagePositions);
 
 class CudaModel final : public GpuModel {
@@ -28,34 +29,43 @@ class CudaModel final : public GpuModel {
   Status Load(const Store& store, const ModelConfig& config, std::span<const ExpertLayout> layouts,
               const GpuModelOptions& options);
   ~CudaModel() override {
-    if (stage_ != nullptr) static_cast<void>(stage_->Synchronize());
+    if (pipeline_ != nullptr) static_cast<void>(pipeline_->Synchronize());
     if (slot_stream_.get() != nullptr) static_cast<void>(slot_stream_.Synchronize());
   }
   void Step(std::span<GpuSegment> batch) override;
-  uint32_t max_chunk() const override { return plan_.chunk; }
+  uint32_t max_chunk() const override { return prompt_tokens_; }
   uint32_t page_count() const override { return page_count_; }
   const VramPlan& plan() const override { return plan_; }
-  const std::string& gpu_name() const override { return info_.name; }
+  std::span<const StagePlan> stages() const override { return stage_plans_; }
+  const std::string& gpu_name() const override { return devices_.name; }
   const uint32_t* routed(uint32_t layer) const override { return handover_->routed(layer); }
   VramSlots vram_slots() const override { return stage_->experts().hot_slots(); }
   DeviceCopier& slot_copier() override { return *slot_copier_; }
   Result<double> MeasureLink() override;
+  Result<PeerSpeed> MeasurePeers() override;
 
  private:
   Status Plan(const Store& store, const GpuModelOptions& options);
+  Status LoadStages(const Store& store, std::span<const ExpertLayout> layouts,
+                    const GpuModelOptions& options);
   void StepHandingOver(GpuSegment& segment);
   Status Begin(const GpuSegment& segment);
   Status AwaitSlotCopies();
   void StepFew(std::span<GpuSegment* const> segments);
   Status RunFew(std::span<GpuSegment* const> segments, uint32_t count, bool logits);
   Status RunMany(const GpuSegment& segment);
+  Status RunPieces(const GpuSegment& segment);
+  Status GiveLogits(const GpuSegment& segment, uint32_t begin, uint32_t count);
 
   ModelConfig config_;
-  gpu::GpuInfo info_;
-  VramPlan plan_;
+  StageDevices devices_;
+  std::vector<StagePlan> stage_plans_;
+  VramPlan plan_;                // of all stages
+  uint32_t prompt_tokens_ = 0;   // of a step, in pieces of plan_.chunk
   uint32_t page_count_ = 0;
   gpu::OwnedStream slot_stream_;
-  std::unique_ptr<GpuStage> stage_;
+  std::unique_ptr<GpuPipeline> pipeline_;
+  GpuStage* stage_ = nullptr;  // its first one, the only one of a model for prompts only
   std::unique_ptr<GpuHandover> handover_;  // of a model for prompts only; copies from the stage's cache
   std::unique_ptr<HostMeeting> meeting_;   // of a model whose answers the CPU computes, too
   std::unique_ptr<HybridStep> hybrid_;
@@ -68,44 +78,35 @@ class CudaModel final : public GpuModel {
 
 Status CudaModel::Plan(const Store& store, const GpuModelOptions& options) {
   page_count_ = (options.max_context + kGpuPagePositions - 1) / kGpuPagePositions;
-  const VramNeeds needs = CountVramNeeds(store.manifest(), config_,
-                                         {.max_context = options.max_context,
-                                          .prefill_chunk = options.prefill_chunk,
-                                          .kv_format = options.kv_format,
-                                          .hot_experts = options.host_experts != nullptr});
-  uint64_t budget = options.vram_budget_bytes;
-  if (budget == 0) budget = info_.free_bytes - std::min(info_.free_bytes, kReserveBytes);
-  if (budget > info_.free_bytes) {
-    return ResourceExhausted(fmt::format("VRAM budget {}: {} has {} of {} free",
-                                         FormatByteSize(budget), info_.name,
-                                         FormatByteSize(info_.free_bytes),
-                                         FormatByteSize(info_.total_bytes)));
-  }
-  auto plan = PlanVram(needs, budget);
-  if (!plan.ok()) return plan.status().WithContext(info_.name);
-  plan_ = std::move(*plan);
+  const std::vector<uint32_t> first = {0};
+  ASSIGN_OR_RETURN(devices_, FindStageDevices(options.gpus.empty() ? first : options.gpus,
+                                              options.vram_budget_bytes));
+  const StageNeeds needs = CountStageNeeds(store.manifest(), config_,
+                                           {.max_context = options.max_context,
+                                            .prefill_chunk = options.prefill_chunk,
+                                            .kv_format = options.kv_format,
+                                            .hot_experts = options.host_experts != nullptr});
+  ASSIGN_OR_RETURN(stage_plans_, PlanStages(needs, devices_.devices));
+  plan_ = SumOf(stage_plans_);
+  prompt_tokens_ = PromptTokens(static_cast<uint32_t>(stage_plans_.size()), plan_.chunk,
+                                options.max_context);
   return OkStatus();
 }
 
 Status CudaModel::Load(const Store& store, const ModelConfig& config,
                        std::span<const ExpertLayout> layouts, const GpuModelOptions& options) {
   config_ = config;
-  ASSIGN_OR_RETURN(info_, gpu::QueryGpu());
+  RETURN_IF_ERROR(gpu::CountGpus().status());
+  if (options.gpus.size() > 1 && options.host_kv != nullptr) {
+    return InvalidArgument(fmt::format("prompts on a GPU for answers on the CPU: expected one GPU, found {}",
+                                       options.gpus.size()));
+  }
   RETURN_IF_ERROR(CheckGpuSupport(config, layouts, store.manifest(), options.kv_format));
   RETURN_IF_ERROR(Plan(store, options));
   ASSIGN_OR_RETURN(slot_stream_, gpu::OwnedStream::Create());
   ASSIGN_OR_RETURN(slots_copied_, gpu::Event::Create());
   ASSIGN_OR_RETURN(slot_copier_, StreamCopier::Create(slot_stream_.get()));
-  ASSIGN_OR_RETURN(stage_, GpuStage::Load(store, config_, layouts, plan_,
-                                          {.layers = LayerRange::All(config_),
-                                           .max_context = options.max_context,
-                                           .page_count = page_count_,
-                                           .prompt_tokens = plan_.chunk,
-                                           .kv_format = options.kv_format,
-                                           .experts = {.io = options.io,
-                                                       .threads = options.threads,
-                                                       .source = options.source,
-                                                       .progress = options.progress}}));
+  RETURN_IF_ERROR(LoadStages(store, layouts, options));
   rows_.reserve(kFewTokens);
   if (options.host_kv != nullptr) {
     CHECK(options.host_kv->block_count() <= page_count_, "fewer pages than blocks");
@@ -122,7 +123,42 @@ Status CudaModel::Load(const Store& store, const ModelConfig& config,
     ASSIGN_OR_RETURN(hybrid_, HybridStep::Create(*stage_, *meeting_, *handover_,
                                                  *options.host_experts));
   }
-  return stage_->Synchronize();
+  return pipeline_->Synchronize();
+}
+
+Status CudaModel::LoadStages(const Store& store, std::span<const ExpertLayout> layouts,
+                             const GpuModelOptions& options) {
+  std::vector<std::unique_ptr<GpuStage>> stages;
+  const uint64_t total = plan_.anchored_bytes + (options.source == nullptr ? plan_.streamed_bytes : 0);
+  uint64_t before = 0;  // bytes of the stages that are loaded
+  for (size_t i = 0; i < stage_plans_.size(); ++i) {
+    const StagePlan& plan = stage_plans_[i];
+    const auto progress = [&](uint64_t done, uint64_t) {
+      if (options.progress) options.progress(before + done, total);
+    };
+    auto stage = GpuStage::Load(store, config_, layouts, plan.vram,
+                                {.device = options.gpus.empty() ? 0 : options.gpus[i],
+                                 .layers = plan.layers,
+                                 .max_context = options.max_context,
+                                 .page_count = page_count_,
+                                 .prompt_tokens = prompt_tokens_,
+                                 .kv_format = options.kv_format,
+                                 .experts = {.io = options.io,
+                                             .threads = options.threads,
+                                             .source = options.source,
+                                             .progress = progress}});
+    if (!stage.ok()) return stage.status().WithContext(devices_.devices[i].name);
+    stages.push_back(std::move(*stage));
+    before += plan.vram.anchored_bytes + plan.vram.streamed_bytes;
+    if (stage_plans_.size() > 1) {
+      LOG_INFO("{}, layers {} to {}: {}", devices_.devices[i].name, plan.layers.begin,
+               plan.layers.end - 1, plan.vram.ToText());
+    }
+  }
+  ASSIGN_OR_RETURN(pipeline_, GpuPipeline::Create(std::move(stages), plan_.chunk, config_.hidden));
+  stage_ = &pipeline_->front();
+  if (!pipeline_->reaches_peers()) LOG_WARN("the GPUs do not reach each other: copies go through the host");
+  return OkStatus();
 }
 
 // One at a time: prompts, of which each has its own pages to bring and to take.
@@ -191,10 +227,10 @@ void CudaModel::StepFew(std::span<GpuSegment* const> segments) {
     }
     logits |= segment->logits > 0;
   }
-  stage_->pass().PrepareFew(rows_);
+  pipeline_->PrepareFew(rows_);
   Status status = RunFew(segments, static_cast<uint32_t>(rows_.size()), logits);
   // Also after an error: what was enqueued reads the inputs.
-  const Status done = stage_->Synchronize();
+  const Status done = pipeline_->Synchronize();
   if (status.ok()) status = done;
   uint32_t row = 0;
   for (GpuSegment* segment : segments) {
@@ -202,7 +238,7 @@ void CudaModel::StepFew(std::span<GpuSegment* const> segments) {
     const auto count = static_cast<uint32_t>(segment->tokens.size());
     for (uint32_t t = 0; t < count; ++t, ++row) {
       if (status.ok() && t + segment->logits >= count) {
-        (*segment->sink)(segment->first + t, stage_->pass().logits(row));
+        (*segment->sink)(segment->first + t, pipeline_->back().pass().logits(row));
       }
     }
   }
@@ -214,50 +250,67 @@ Status CudaModel::RunFew(std::span<GpuSegment* const> segments, uint32_t count, 
     return hybrid_->Run(segments, count, logits);
   }
   // Pages that are handed over differ from step to step, and are no part of a graph.
-  return handover_ != nullptr ? stage_->EnqueueFew(count, logits) : stage_->RunFew(count, logits);
+  return handover_ != nullptr ? stage_->EnqueueFew(count, logits)
+                              : pipeline_->RunFew(count, logits);
 }
 
 Status CudaModel::RunMany(const GpuSegment& segment) {
-  const auto count = static_cast<uint32_t>(segment.tokens.size());
-  CHECK(count <= plan_.chunk, "more tokens than max_chunk");
-  RETURN_IF_ERROR(stage_->Use());
-  GpuPass& pass = stage_->pass();
-  pass.PrepareMany(segment.tokens, segment.first, segment.pages);
-  const Status enqueued = pass.EnqueueMany(0, count, segment.cancelled);
-  if (!enqueued.ok() || segment.logits == 0) {
-    const Status done = stage_->Synchronize();
-    return enqueued.ok() ? done : enqueued;
+  CHECK(segment.tokens.size() <= prompt_tokens_, "more tokens than max_chunk");
+  pipeline_->PrepareMany(segment.tokens, segment.first, segment.pages);
+  const Status status = RunPieces(segment);
+  const Status done = pipeline_->Synchronize();
+  return status.ok() ? done : status;
+}
+
+Status CudaModel::RunPieces(const GpuSegment& segment) {
+  const auto tokens = static_cast<uint32_t>(segment.tokens.size());
+  for (uint32_t begin = 0, count = 0; begin < tokens; begin += count) {
+    count = std::min(plan_.chunk, tokens - begin);
+    if (begin > 0 && count <= kFewTokens) {
+      // As the last chunk of a prompt goes on one GPU.
+      GpuSegment rest = {.tokens = segment.tokens.subspan(begin),
+                         .first = segment.first + begin,
+                         .pages = segment.pages,
+                         .logits = std::min(segment.logits, count),
+                         .sink = segment.sink};
+      GpuSegment* const alone[] = {&rest};
+      RETURN_IF_ERROR(pipeline_->Synchronize());
+      StepFew(alone);
+      return rest.status;
+    }
+    RETURN_IF_ERROR(pipeline_->EnqueueMany(begin, count, segment.cancelled));
+    RETURN_IF_ERROR(GiveLogits(segment, begin, count));
   }
-  for (uint32_t row = count - segment.logits; row < count; row += pass.logit_rows()) {
+  return OkStatus();
+}
+
+// Those that are wanted of a piece that has been enqueued. Waits for them, if there are any.
+Status CudaModel::GiveLogits(const GpuSegment& segment, uint32_t begin, uint32_t count) {
+  const uint32_t first = static_cast<uint32_t>(segment.tokens.size()) - segment.logits;
+  GpuStage& stage = pipeline_->back();
+  GpuPass& pass = stage.pass();
+  for (uint32_t row = first > begin ? first - begin : 0; row < count; row += pass.logit_rows()) {
     const uint32_t rows = std::min(pass.logit_rows(), count - row);
+    RETURN_IF_ERROR(stage.Use());
     const Status logits = pass.EnqueueLogits(row, rows);
-    RETURN_IF_ERROR(stage_->Synchronize());
+    RETURN_IF_ERROR(stage.Synchronize());
     RETURN_IF_ERROR(logits);
     for (uint32_t i = 0; i < rows; ++i) {
-      (*segment.sink)(segment.first + row + i, pass.logits(i));
+      (*segment.sink)(segment.first + begin + row + i, pass.logits(i));
     }
   }
   return OkStatus();
 }
 
 Result<double> CudaModel::MeasureLink() {
-  constexpr uint64_t kBytes = 128 * kMiB;
-  constexpr int kRounds = 9;
-  ASSIGN_OR_RETURN(const gpu::PinnedMemory from, gpu::PinnedMemory::Allocate(kBytes));
-  ASSIGN_OR_RETURN(const gpu::DeviceMemory to, gpu::DeviceMemory::Allocate(kBytes, "measuring"));
-  ASSIGN_OR_RETURN(const gpu::Event before, gpu::Event::Create());
-  ASSIGN_OR_RETURN(const gpu::Event after, gpu::Event::Create());
-  std::vector<float> ms;
-  for (int i = 0; i < kRounds; ++i) {
-    RETURN_IF_ERROR(before.Record(stage_->stream()));
-    RETURN_IF_ERROR(gpu::Copy(to.data(), from.data(), kBytes, stage_->stream()));
-    RETURN_IF_ERROR(after.Record(stage_->stream()));
-    RETURN_IF_ERROR(after.Synchronize());
-    ASSIGN_OR_RETURN(const float elapsed, gpu::Event::Elapsed(before, after));
-    ms.push_back(elapsed);
-  }
-  std::ranges::nth_element(ms, ms.begin() + kRounds / 2);
-  return static_cast<double>(kBytes) * 1e-6 / ms[kRounds / 2];
+  RETURN_IF_ERROR(stage_->Use());
+  ASSIGN_OR_RETURN(const double bytes_per_s, MeasureLinkRate());
+  return bytes_per_s * 1e-9;
+}
+
+Result<PeerSpeed> CudaModel::MeasurePeers() {
+  if (pipeline_->alone()) return PeerSpeed{};
+  return MeasurePeerCopies(pipeline_->stage(0).device(), pipeline_->stage(1).device());
 }
 
 }  // namespace
@@ -270,7 +323,8 @@ Result<std::unique_ptr<GpuModel>> GpuModel::Open(const Store& store, const Model
   return std::unique_ptr<GpuModel>(std::move(model));
 }
 
-Status FindGpu() { return gpu::QueryGpu().status(); }
+Status FindGpu() { return gpu::CountGpus().status(); }
+Result<uint32_t> CountGpus() { return gpu::CountGpus(); }
 
 Result<std::shared_ptr<void>> LockForGpu(std::span<std::byte> memory) {
   ASSIGN_OR_RETURN(gpu::PageLock lock, gpu::PageLock::Lock(memory));

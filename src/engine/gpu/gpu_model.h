@@ -22,6 +22,8 @@
 // where its owner says: in a slot of vram_slots(), in page-locked memory, or by him on the CPU meanwhile
 // (host_experts.h). If all experts fit into VRAM, he is never asked, and there are no slots.
 //
+// Several GPUs: layers are divided among them, and a prompt's pieces follow each other through (gpu_pipeline.h).
+//
 // The KV cache is a pool of pages of 64 positions; whose they are is the caller's business, who names a
 // sequence's pages with every step. So sequences can share pages, and a page number means the same in
 // all layers.
@@ -35,11 +37,13 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/status.h"
 #include "compute/encoding.h"
 #include "compute/kv_format.h"
 #include "engine/gpu/host_experts.h"
+#include "engine/gpu/stage_plan.h"
 #include "engine/gpu/streamed_experts.h"
 #include "engine/gpu/vram_plan.h"
 #include "io/block_reader.h"
@@ -52,7 +56,10 @@ namespace moraine {
 inline constexpr uint32_t kGpuPagePositions = 64;
 
 struct GpuModelOptions {
-  uint64_t vram_budget_bytes = 0;  // 0: what is free, but for a reserve
+  uint64_t vram_budget_bytes = 0;  // of each GPU; 0: what is free, but for a reserve
+  // By number, in the order of layers, which are divided among them (stage_plan.h); empty: the first. One that is
+  // named twice has two stages. Several not with host_kv.
+  std::vector<uint32_t> gpus = {};
   uint32_t max_context = 0;        // positions of a sequence, and of the whole cache
   uint32_t prefill_chunk = 0;      // 0: chosen by what the budget spares
   KvFormat kv_format = KvFormat::kBf16;  // or kF32
@@ -75,6 +82,12 @@ struct GpuSegment {
   const std::function<void(uint32_t position, std::span<const float> logits)>* sink = nullptr;
   const std::atomic<bool>* cancelled = nullptr;  // looked at while layers are enqueued
   Status status = {};  // out: if not ok, positions from `first` on hold nothing of meaning
+};
+
+// Of copies from one GPU to the next.
+struct PeerSpeed {
+  double gb_per_s = 0;     // of 64 MiB
+  double small_us = 0;     // of 8 KiB: a token's hidden state of 2048 floats
 };
 
 class GpuModel {
@@ -100,14 +113,20 @@ class GpuModel {
   virtual VramSlots vram_slots() const = 0;
   virtual DeviceCopier& slot_copier() = 0;
 
+  // Of all GPUs together, and of each.
   virtual const VramPlan& plan() const = 0;
+  virtual std::span<const StagePlan> stages() const { return {}; }
   virtual const std::string& gpu_name() const = 0;
-  // GB/s of copies from page-locked memory, measured now.
+  // GB/s of copies from page-locked memory to the first GPU, measured now.
   virtual Result<double> MeasureLink() = 0;
+  // From the first GPU to the second, measured now; zeros where there is one.
+  virtual Result<PeerSpeed> MeasurePeers() { return PeerSpeed{}; }
 };
 
 // Ok, or why there is no GPU here.
 Status FindGpu();
+// How many there are; the status of FindGpu if none.
+Result<uint32_t> CountGpus();
 // Memory that the GPU copies from and to at the link's speed, as long as the handle lives.
 Result<std::shared_ptr<void>> LockForGpu(std::span<std::byte> memory);
 

@@ -345,6 +345,7 @@ Status GpuPass::FewDense(const GpuLayer& layer) {
 Status GpuPass::EnqueueMany(uint32_t begin, uint32_t count, const std::atomic<bool>* cancelled) {
   token_count_ = count;
   first_ = prompt_first_ + begin;
+  const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(BringTokens(1, begin));
   for (uint32_t i = network_.range().begin; i < network_.range().end; ++i) {
     if (cancelled != nullptr && cancelled->load(std::memory_order_relaxed)) {
@@ -355,7 +356,9 @@ Status GpuPass::EnqueueMany(uint32_t begin, uint32_t count, const std::atomic<bo
     RETURN_IF_ERROR(HandOverKeysAndValues(i));
     RETURN_IF_ERROR(layer.moe ? ManyExperts(i, layer) : ManyDense(layer));
   }
-  return OkStatus();
+  // Another pass goes on with the whole stream: what is pending is taken in by a norm that nobody reads.
+  if (network_.has_output() || !pending_delta_) return OkStatus();
+  return Normalize(network_.layers()[network_.range().end - 1].attention_norm, s.normed, nullptr);
 }
 
 // Takes in what the experts of the layer before have added.
@@ -453,8 +456,7 @@ Status GpuPass::ManyExperts(uint32_t index, const GpuLayer& layer) {
   RETURN_IF_ERROR(gemm_.GateUp(experts, s.expert_rows, s.expert_activated, stream_));
   RETURN_IF_ERROR(gemm_.Down(experts, s.expert_activated, s.expert_rows, stream_));
   RETURN_IF_ERROR(experts_.Release(index, stream_));
-  // Added by the next norm, unless another pass has it.
-  pending_delta_ = network_.has_output() || index + 1 < network_.range().end;
+  pending_delta_ = true;
   return gemm_.Combine({.rows = s.expert_rows,
                         .row_stride = gpu::RowStride(config_.hidden),
                         .positions = s.rows_of_ranks,
@@ -462,8 +464,7 @@ Status GpuPass::ManyExperts(uint32_t index, const GpuLayer& layer) {
                         .token_count = token_count_,
                         .top_k = config_.top_k,
                         .hidden = config_.hidden,
-                        .out = pending_delta_ ? s.delta : s.hidden,
-                        .add = !pending_delta_},
+                        .out = s.delta},
                        stream_);
 }
 

@@ -98,8 +98,10 @@ VramNeeds CountVramNeeds(const Manifest& manifest, const ModelConfig& config,
   const uint32_t pages =
       (options.max_context + gpu::kKvPagePositions - 1) / gpu::kKvPagePositions;
   needs.kv_bytes = GpuKvBytes(config, layers, pages, options.kv_format);
-  needs.scratch_bytes = [config, pages](uint32_t chunk) {
-    return PassScratchBytes(config, chunk, pages);
+  const bool inbox = layers.begin > 0;  // for hidden states from another GPU (gpu_link.h)
+  needs.scratch_bytes = [config, pages, inbox](uint32_t chunk) {
+    return PassScratchBytes(config, chunk, pages) +
+           (inbox ? uint64_t{std::max(chunk, kFewTokens)} * config.hidden * sizeof(float) : 0);
   };
   for (uint32_t i = 0; i < manifest.layers.size(); ++i) {
     const LayerManifest& layer = manifest.layers[i];

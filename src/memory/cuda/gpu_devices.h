@@ -19,4 +19,17 @@ Result<uint32_t> CountGpus();
 // is no such GPU.
 Status UseGpu(uint32_t device);
 
+// Lets two GPUs copy to each other directly. False: they cannot, and CUDA takes copies through the host. Of a GPU
+// and itself true.
+Result<bool> AllowPeerAccess(uint32_t a, uint32_t b);
+struct PeerCopy {
+  void* to = nullptr;
+  uint32_t to_device = 0;
+  const void* from = nullptr;
+  uint32_t from_device = 0;
+  uint64_t bytes = 0;
+};
+// On a stream of either GPU.
+Status CopyToPeer(const PeerCopy& copy, Stream stream);
+
 }  // namespace moraine::gpu

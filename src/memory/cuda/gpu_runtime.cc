@@ -146,7 +146,8 @@ Result<PinnedMemory> PinnedMemory::Allocate(uint64_t bytes) {
 
 Result<PageLock> PageLock::Lock(std::span<std::byte> memory) {
   if (const cudaError_t error =
-          cudaHostRegister(memory.data(), memory.size(), cudaHostRegisterMapped);
+          cudaHostRegister(memory.data(), memory.size(),
+                           cudaHostRegisterMapped | cudaHostRegisterPortable);  // for all GPUs
       error != cudaSuccess) {
     cudaGetLastError();
     return ResourceExhausted("page-locking " + FormatByteSize(memory.size()) + ": " +
