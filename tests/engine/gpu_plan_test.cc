@@ -127,6 +127,33 @@ TEST(VramPlan, NeedsNameTheLargestRecord) {
   EXPECT_GT(needs.largest_record_bytes, 0u);
 }
 
+// A position of a layer has one latent and one rotated key for all heads; prompts on tensor cores want keys of
+// each head, and k_up transposed for them.
+TEST(VramPlan, NeedsOfLatentAttention) {
+  const TestStore store(GoldenPath("fixtures/deepseek_v3"), Encoding::kBf16);
+  const auto opened = Store::Open(store.directory(), StoreMode::kReadOnly);
+  ASSERT_TRUE(opened.ok()) << opened.status().message();
+  const Manifest& manifest = (*opened)->manifest();
+  const ModelConfig config = *ParseModelConfig(manifest.model_config, "config.json");
+  const auto needs = [&](uint32_t context, KvFormat format) {
+    return CountVramNeeds(manifest, config,
+                          {.max_context = context, .prefill_chunk = 64, .kv_format = format});
+  };
+  constexpr uint64_t kLayers = 4, kHeads = 4, kRank = 64, kRope = 16, kNope = 32, kValue = 32;
+  const VramNeeds bf16 = needs(100, KvFormat::kBf16), f32 = needs(100, KvFormat::kF32);
+  EXPECT_EQ(bf16.kv_bytes, kLayers * 128 * (kRank + kRope) * 2);
+  EXPECT_EQ(f32.kv_bytes, 2 * bf16.kv_bytes);
+  EXPECT_EQ(bf16.dense_bytes - f32.dense_bytes, kLayers * kHeads * kNope * kRank * 2);
+  // Latents of all positions as an operand, and keys and values of all heads, which fit.
+  const uint64_t position = (kRank + kHeads * (kNope + kValue)) * 2;
+  EXPECT_GE(needs(1 << 16, KvFormat::kBf16).scratch_bytes(64) -
+                needs(1 << 15, KvFormat::kBf16).scratch_bytes(64),
+            position << 15);
+  EXPECT_LT(needs(1 << 24, KvFormat::kBf16).scratch_bytes(64),
+            (uint64_t{1} << 24) * (kRank * 2 + (kNope + kValue) * 2 + 64))
+      << "keys and values of more heads than fit";
+}
+
 TEST(VramPlan, Budgets) {
   EXPECT_EQ(*ParseVramBudget("auto"), 0u);
   EXPECT_EQ(*ParseVramBudget("16GiB"), uint64_t{16} << 30);
