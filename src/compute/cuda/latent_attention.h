@@ -107,10 +107,12 @@ inline constexpr uint32_t kLatentHeads = 16;  // of a block
 // Parts of a past, at most: with those of the heads a wave of blocks.
 constexpr uint32_t LatentRuns(uint32_t heads) {
   const uint32_t slices = (heads + kLatentHeads - 1) / kLatentHeads;
-  return slices >= 8 ? 16 : slices >= 2 ? 32 : 64;
+  return slices >= 8 ? 16 : slices >= 2 ? 32 : 128;
 }
+constexpr uint32_t LatentStateFloats(uint32_t rank) { return rank + 4; }
 constexpr uint64_t LatentDecodeScratchBytes(uint32_t max_tokens, uint32_t heads, uint32_t rank) {
-  return uint64_t{max_tokens} * heads * LatentRuns(heads) * (rank + 2) * sizeof(float);
+  return uint64_t{max_tokens} * heads * LatentRuns(heads) * LatentStateFloats(rank) *
+         sizeof(float);
 }
 
 // operand: position_count rows of OperandStride(rank), positions 0 .. of a sequence, in operand

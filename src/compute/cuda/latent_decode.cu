@@ -4,8 +4,8 @@
 // positions at a time through shared memory, twice, one part being filled. Its 8 warps share all
 // three steps:
 //
-//   scores    warp w: 8 positions (w % 4), half of the dimensions (w / 4)   -> shared
-//   softmax   warp w: heads 2w and 2w + 1, a lane a position                -> weights, shared
+//   scores    warp w: 16 positions (w % 2), a quarter of the dimensions (w / 2) -> shared
+//   softmax   warp w: heads 2w and 2w + 1, a lane a position                    -> weights, shared
 //   values    warp w: an 8th of the latent's columns of all heads, in registers
 //
 // A warp of its own positions, as decode_attention.cu has it, would need 256 registers for the sums
@@ -33,8 +33,8 @@ template <int kRank, int kRope>
 struct Sizes {
   static constexpr uint32_t kWidth = kRank + kRope, kChunks = kWidth / 8;
   static constexpr uint32_t kRowBytes = (kChunks + 1) * 16;
-  static constexpr uint32_t kPairs = (kWidth / 16 + 1) / 2;     // of steps of 16 dimensions
-  static constexpr uint32_t kHalf = (kPairs + 1) / 2;           // of these, warps 0 .. 3 have
+  static constexpr uint32_t kSteps = kWidth / 16;               // of 16 dimensions
+  static constexpr uint32_t kQuarter = (kSteps + 3) / 4;        // of these, a warp has
   static constexpr uint32_t kUnitBytes = kUnit * kRowBytes;     // one stage
   static constexpr uint32_t kQueryBytes = kHeads * kRowBytes;   // and as much for the rest
   static constexpr uint32_t kSharedBytes = 2 * kUnitBytes + 2 * kQueryBytes;
@@ -43,7 +43,7 @@ struct Sizes {
 };
 constexpr uint32_t kWeightRow = kUnit + 8;  // 80 bytes: an odd number of 16
 struct Exchange {
-  float scores[2][kHeads][kUnit + 1];
+  float scores[4][kHeads][kUnit + 1];  // of each quarter of the dimensions
   __align__(16) uint16_t weights[2][kHeads][kWeightRow];  // rounded, and what is left
   float factor[kHeads];
 };
@@ -69,6 +69,7 @@ struct Block {
   // rows: of the block's first head; those from head_count on are zero.
   __device__ void LoadQueries(const float* rows, uint32_t head_count) const {
     const float scale = attention.scale * 1.4426950408889634f;
+#pragma unroll 9
     for (uint32_t i = threadIdx.x; i < kHeads * (Size::kWidth / 4); i += kThreads) {
       const uint32_t head = i / (Size::kWidth / 4), column = i % (Size::kWidth / 4) * 4;
       const float* const from = rows + head * Size::kWidth + column;
@@ -97,32 +98,37 @@ struct Block {
     }
   }
 
+  // Sums of one step each in four of their own: products that wait for each other take longer.
   __device__ void Score(uint32_t stage) {
-    const uint32_t tile = warp % 4, half = warp / 4;
-    float scores[4] = {};
+    const uint32_t tile = warp % 2, quarter = warp / 2;
+    float scores[2][2][4] = {};  // of 8 positions each, by rounded queries and by their rest
     const uint32_t row_of_query = queries + lane % 16 * Size::kRowBytes;
-    const uint32_t row_of_key = stage + (tile * 8 + lane % 8) * Size::kRowBytes;
-#pragma unroll 6
-    for (uint32_t i = 0; i < Size::kHalf; ++i) {
-      const uint32_t pair = half * Size::kHalf + i;
-      if (pair >= Size::kPairs) break;
-      uint32_t keys[4];  // 8 positions of 32 dimensions; the last pair may have 16
-      LoadMatrices(row_of_key + min(pair * 4 + lane / 8, Size::kChunks - 1) * 16, keys);
+    const uint32_t row_of_key =
+        stage + (tile * 16 + lane / 16 * 8 + lane % 8) * Size::kRowBytes;
 #pragma unroll
-      for (uint32_t s = 0; s < 2; ++s) {
-        if (pair * 2 + s >= Size::kWidth / 16) break;
-        const uint32_t at = row_of_query + (pair * 4 + s * 2 + lane / 16) * 16;
-        uint32_t a[4];
-        LoadMatrices(at, a);
-        Mma(scores, a, keys[2 * s], keys[2 * s + 1]);
-        LoadMatrices(at + Size::kQueryBytes, a);
-        Mma(scores, a, keys[2 * s], keys[2 * s + 1]);
+    for (uint32_t i = 0; i < Size::kQuarter; ++i) {
+      const uint32_t step = quarter * Size::kQuarter + i;
+      if (step >= Size::kSteps) break;
+      uint32_t keys[4], a[2][4];
+      LoadMatrices(row_of_key + (step * 2 + lane / 8 % 2) * 16, keys);
+      const uint32_t at = row_of_query + (step * 2 + lane / 16) * 16;
+      LoadMatrices(at, a[0]);
+      LoadMatrices(at + Size::kQueryBytes, a[1]);
+#pragma unroll
+      for (uint32_t n = 0; n < 2; ++n) {
+        Mma(scores[n][0], a[0], keys[2 * n], keys[2 * n + 1]);
+        Mma(scores[n][1], a[1], keys[2 * n], keys[2 * n + 1]);
       }
     }
-    const uint32_t g = lane / 4, column = tile * 8 + lane % 4 * 2;
-    float(*const to)[kUnit + 1] = exchange.scores[half];
-    to[g][column] = scores[0], to[g][column + 1] = scores[1];
-    to[g + 8][column] = scores[2], to[g + 8][column + 1] = scores[3];
+    float(*const to)[kUnit + 1] = exchange.scores[quarter];
+#pragma unroll
+    for (uint32_t n = 0; n < 2; ++n) {
+      const uint32_t g = lane / 4, column = tile * 16 + n * 8 + lane % 4 * 2;
+#pragma unroll
+      for (uint32_t e = 0; e < 4; ++e) {
+        to[g + e / 2 * 8][column + e % 2] = scores[n][0][e] + scores[n][1][e];
+      }
+    }
   }
 
   // visible: how many of the unit's positions the token sees, at least one.
@@ -130,7 +136,8 @@ struct Block {
 #pragma unroll
     for (uint32_t r = 0; r < 2; ++r) {
       const uint32_t head = 2 * warp + r;
-      float score = exchange.scores[0][head][lane] + exchange.scores[1][head][lane];
+      float score = (exchange.scores[0][head][lane] + exchange.scores[1][head][lane]) +
+                    (exchange.scores[2][head][lane] + exchange.scores[3][head][lane]);
       if (lane >= visible) score = -INFINITY;
       float highest = score;
       for (int step = 16; step > 0; step /= 2) {
@@ -245,35 +252,64 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();  // this stage is the next to be filled
     stage = other;
   }
-  constexpr uint64_t kState = kRank + 2;
+  constexpr uint64_t kState = LatentStateFloats(kRank);
   block.Store(states + (place * gridDim.x + run) * kState, gridDim.x * kState, head_count);
 }
 
-// Runs of one head of a token, in order.
+// Runs of one head of a token. A thread has 4 columns of every 4th run; the four parts of a column are
+// added in order, so that the result depends on the runs alone.
+constexpr uint32_t kParts = 4, kMostRuns = 128;
 template <int kRank>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(kRank / 4 * kParts)
     AddRuns(const LatentDecodeAttention attention, const float* states, uint32_t most) {
-  __shared__ float factors[64];
-  constexpr uint32_t kState = kRank + 2;
-  const uint32_t head = blockIdx.x, token = blockIdx.y;
+  constexpr uint32_t kState = LatentStateFloats(kRank), kThreadsOfRow = kRank / 4;
+  __shared__ float factors[kMostRuns];
+  __shared__ float4 partial[kParts][kThreadsOfRow];
+  const uint32_t head = blockIdx.x, token = blockIdx.y, lane = threadIdx.x % 32;
   LetNextStart();
   WaitForPrevious();
   const Runs runs(attention, token, most);
   const uint64_t place = uint64_t{token} * attention.heads + head;
   const float* const first = states + place * most * kState;
-  float highest = -INFINITY, total = 0;
-  for (uint32_t i = 0; i < runs.count; ++i) highest = fmaxf(highest, first[i * kState + kRank]);
-  for (uint32_t i = threadIdx.x; i < runs.count; i += 128) {
-    factors[i] = Exp2(first[i * kState + kRank] - highest);
+  float maxima[kMostRuns / 32], sums[kMostRuns / 32], highest = -INFINITY, total = 0;
+#pragma unroll
+  for (uint32_t i = 0; i < kMostRuns / 32; ++i) {
+    const bool there = i * 32 + lane < runs.count;
+    const float* const end = first + uint64_t{i * 32 + lane} * kState + kRank;
+    const float2 state = there ? *reinterpret_cast<const float2*>(end) : make_float2(-INFINITY, 0);
+    maxima[i] = state.x, sums[i] = state.y;
+    highest = fmaxf(highest, state.x);
   }
+  for (int step = 16; step > 0; step /= 2) {
+    highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, step));
+  }
+#pragma unroll
+  for (uint32_t i = 0; i < kMostRuns / 32; ++i) {
+    const float factor = Exp2(maxima[i] - highest);
+    total += sums[i] * factor;
+    if (threadIdx.x < 32) factors[i * 32 + lane] = factor;
+  }
+  total = WarpSum(total);
   __syncthreads();
-  for (uint32_t i = 0; i < runs.count; ++i) total += first[i * kState + kRank + 1] * factors[i];
-  for (uint32_t c = threadIdx.x; c < kRank; c += 128) {
-    float value = 0;
+  const uint32_t part = threadIdx.x / kThreadsOfRow, column = threadIdx.x % kThreadsOfRow;
+  float4 value = {};
 #pragma unroll 8
-    for (uint32_t i = 0; i < runs.count; ++i) value += first[i * kState + c] * factors[i];
-    attention.out[place * kRank + c] = value / total;
+  for (uint32_t i = part; i < runs.count; i += kParts) {
+    const float4 v = *reinterpret_cast<const float4*>(first + uint64_t{i} * kState + column * 4);
+    const float factor = factors[i];
+    value.x += v.x * factor, value.y += v.y * factor;
+    value.z += v.z * factor, value.w += v.w * factor;
   }
+  partial[part][column] = value;
+  __syncthreads();
+  if (part > 0) return;
+  for (uint32_t i = 1; i < kParts; ++i) {
+    const float4 v = partial[i][column];
+    value.x += v.x, value.y += v.y, value.z += v.z, value.w += v.w;
+  }
+  const float factor = 1 / total;
+  reinterpret_cast<float4*>(attention.out + place * kRank)[column] =
+      make_float4(value.x * factor, value.y * factor, value.z * factor, value.w * factor);
 }
 
 template <int kRank, int kRope>
@@ -283,14 +319,15 @@ Status Launch(const LatentDecodeAttention& attention, Stream stream) {
   const auto kernel = AttendToLatents<kRank, kRope>;
   RETURN_IF_ERROR(Checked(AllowShared(kernel, kShared), what));
   const uint32_t runs = LatentRuns(attention.heads);
-  static_assert(LatentRuns(1) <= 64, "factors of runs in shared memory");
+  static_assert(LatentRuns(1) <= kMostRuns);
   auto* const states = static_cast<float*>(attention.scratch);
   const dim3 grid(runs, CeilDivide(attention.heads, kHeads), attention.token_count);
   RETURN_IF_ERROR(
       Checked(LaunchChained(kernel, grid, kThreads, kShared, stream, attention, states), what));
-  return Checked(LaunchChained(AddRuns<kRank>, dim3(attention.heads, attention.token_count), 128, 0,
-                               stream, attention, static_cast<const float*>(states), runs),
-                 what);
+  return Checked(
+      LaunchChained(AddRuns<kRank>, dim3(attention.heads, attention.token_count),
+                    kRank / 4 * kParts, 0, stream, attention, static_cast<const float*>(states), runs),
+      what);
 }
 
 }  // namespace
