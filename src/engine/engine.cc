@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "engine/batch_scheduler.h"
+#include "engine/gpu_answers.h"
 #include "engine/generation_config.h"
 #include "engine/profile_saver.h"
 #include "engine/residency_observer.h"
@@ -89,6 +90,7 @@ Status Engine::Impl::Open(const EngineOptions& options) {
   stats_ = runner_->Stats();
   observer_.emplace(runner_->residency(), runner_->config().experts_per_layer(),
                     runner_->config().top_k);
+  if (runner_->gpu_answers() != nullptr) observer_->set_vram(&runner_->gpu_answers()->tier());
   feed_->SetWanted([this] {
     std::lock_guard lock(mutex_);
     publish_wanted_ = true;

@@ -42,6 +42,7 @@ class GpuAnswers {
   // For the model that is about to be opened, which then is attached:
   HybridExperts& experts() { return experts_; }
   VramTier& tier() { return tier_; }
+  const VramTier& tier() const { return tier_; }
   // gpu must outlive it. heat: as VramTier::ImportHeat. page_locked: the GPU can read DRAM slots.
   void Attach(GpuPrefill& gpu, std::span<const float> heat, bool page_locked);
 

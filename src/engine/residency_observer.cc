@@ -76,7 +76,8 @@ std::unique_ptr<ResidencySnapshot> ResidencyObserver::Observe(const EngineStats&
       const LookupCounters& counters = residency_->counters(key);
       const uint64_t misses = counters.cold_miss + counters.in_flight_miss;
       const uint64_t lookups = counters.hit + counters.prefetch_hit + misses;
-      snapshot->residences.push_back(residency_->residence(key));
+      const bool in_vram = vram_ != nullptr && vram_->Find(key) != nullptr;
+      snapshot->residences.push_back(in_vram ? Residence::kVram : residency_->residence(key));
       snapshot->lookups.push_back(static_cast<uint16_t>(lookups));
       snapshot->misses.push_back(static_cast<uint16_t>(misses));
     }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/residency_snapshot.h"
+#include "engine/vram_tier.h"
 #include "residency/residency_manager.h"
 
 namespace moraine {
@@ -23,6 +24,9 @@ class ResidencyObserver {
   ResidencyObserver(const ResidencyManager* residency, std::vector<uint32_t> experts_per_layer,
                     uint32_t top_k);
 
+  // What is in VRAM, which the manager does not know; outlives the observer. Null: nothing.
+  void set_vram(const VramTier* vram) { vram_ = vram; }
+
   // After each step, with the totals since the start.
   void NoteStep(const PhaseStats& prefill, const PhaseStats& decode);
   // Between two steps, or two layers of one. `stats` is of this moment.
@@ -33,6 +37,7 @@ class ResidencyObserver {
   void FillHeats(std::vector<uint8_t>* heats);
 
   const ResidencyManager* residency_;
+  const VramTier* vram_ = nullptr;
   const std::vector<uint32_t> experts_per_layer_;
   const uint32_t top_k_;
   std::vector<float> heat_;   // scratch

@@ -14,18 +14,19 @@ enum class Residence : uint8_t {
   kMemoryAhead,   // read by speculation and not asked for since
   kRing,          // passes through, for a prompt
   kLost,          // its record is damaged (quarantined)
+  kVram,          // on a GPU, whether in memory or not; the manager does not know of it
 };
-inline constexpr int kResidenceCount = 7;
+inline constexpr int kResidenceCount = 8;
 
 constexpr const char* ResidenceName(Residence residence) {
   constexpr const char* kNames[kResidenceCount] = {"drive",  "reading", "reading_ahead", "memory",
-                                                   "memory_ahead", "ring", "lost"};
+                                                   "memory_ahead", "ring", "lost", "vram"};
   return kNames[static_cast<int>(residence)];
 }
 
 constexpr bool IsInMemory(Residence residence) {
   return residence == Residence::kMemory || residence == Residence::kMemoryAhead ||
-         residence == Residence::kRing;
+         residence == Residence::kRing || residence == Residence::kVram;
 }
 
 }  // namespace moraine

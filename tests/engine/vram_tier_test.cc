@@ -8,6 +8,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "engine/residency_observer.h"
 #include "engine_world.h"
 #include "late_copier.h"
 
@@ -215,6 +216,22 @@ TEST(VramTier, BeginsWithTheHeatOfBefore) {
   }
   EXPECT_EQ(world.tier().counts().live, 8u);
   EXPECT_EQ(world.world().manager().leases(), 0u);
+}
+
+TEST(VramTier, WhoWatchesSeesWhatIsThere) {
+  TierWorld world(70, kSlots, 9);
+  Workload workload(9, 1.2);
+  world.Steps(&workload, 300, world.record_bytes());
+  ResidencyObserver observer(&world.world().manager(),
+                             std::vector<uint32_t>(kLayers, kExperts), kTopK);
+  const auto count = [&] {
+    const auto snapshot = observer.Observe({});
+    return std::ranges::count(snapshot->residences, Residence::kVram);
+  };
+  EXPECT_EQ(count(), 0);
+  observer.set_vram(&world.tier());
+  EXPECT_EQ(count(), static_cast<ptrdiff_t>(world.tier().counts().live));
+  EXPECT_GT(count(), 0);
 }
 
 TEST(VramTier, OfADeviceThatFailsNothingIsLive) {

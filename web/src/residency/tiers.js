@@ -1,6 +1,7 @@
 // How each residence looks: a colour of a palette that all kinds of colour vision tell apart (Okabe and
 // Ito), and a pattern, so that no information is in colour alone. Keys: header.residences.
 export const TIERS = {
+  vram: { name: 'in VRAM', colour: '--tier-vram', pattern: 'bars' },
   memory: { name: 'in memory', colour: '--tier-memory', pattern: 'solid' },
   memory_ahead: { name: 'read ahead, not used yet', colour: '--tier-ahead', pattern: 'diagonal' },
   ring: { name: 'streamed for a prompt', colour: '--tier-ring', pattern: 'lines' },
@@ -28,6 +29,11 @@ export function drawPattern(context, pattern, x, y, width, height, ink) {
     for (let at = 2; at < height; at += 4) {
       context.moveTo(x, y + at);
       context.lineTo(x + width, y + at);
+    }
+  } else if (pattern === 'bars') {
+    for (let at = 2; at < width; at += 4) {
+      context.moveTo(x + at, y);
+      context.lineTo(x + at, y + height);
     }
   } else if (pattern === 'cross') {
     context.moveTo(x, y);
