@@ -2,9 +2,10 @@
 # The Qwen3-MoE family on a GPU: tests, compute-sanitizer, then speed on a store of random weights in the
 # published shape of Qwen3-30B-A3B (17 GB), resident and streamed, beside transformers in the same run.
 #
-#   bench/gpu_model.sh BUILD_DIR STORE_DIR [part...]     parts: tests sanitize prefill decode stream peer latent
+#   bench/gpu_model.sh BUILD_DIR STORE_DIR [part...]     parts: tests sanitize prefill decode stream peer latent gpus
 #
 # latent: DeepSeek-V2-Lite, a store of its own beside STORE_DIR (9 GB), prefill, decode and the peer; not by default.
+# gpus: on two GPUs beside one; not by default.
 #
 # Builds nothing. Needs 40 GB of RAM, 20 GB of disk; the peer 61 GB of VRAM. Every part prints JSON lines.
 set -uo pipefail
@@ -60,6 +61,15 @@ for part in $parts; do
       bench decode "$lite" --gpu --prompt-tokens 64 --tokens 128 --max-context 9000 --rounds 3
       bench decode "$lite" --gpu --prompt-tokens 8192 --tokens 128 --max-context 9000 --rounds 2
       python3 "$root/bench/peers/transformers_moe.py" --model deepseek-v2-lite || failed=1 ;;
+    gpus)
+      need_store
+      "$build/engine_gpu_stages_test" || failed=1
+      for gpus in 0 0,1; do
+        for tokens in 8192 16384; do
+          bench prefill "$store" --gpu --gpus $gpus --prompt-tokens $tokens --max-context 17000 --rounds 3
+        done
+        bench decode "$store" --gpu --gpus $gpus --prompt-tokens 64 --tokens 128 --rounds 3
+      done ;;
     peer) python3 "$root/bench/peers/transformers_moe.py" || failed=1 ;;
     *) echo "unknown part $part" >&2; exit 2 ;;
   esac
