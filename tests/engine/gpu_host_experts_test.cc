@@ -1,8 +1,9 @@
-// Answers that GPU and CPU compute together, without an engine: the experts' owner is SplitExperts, who puts
-// each of them where a test says. Skipped, saying so, where there is no GPU.
+// Answers that GPU and CPU compute together, without an engine: the experts' owner is SplitExperts,
+// who puts each of them where a test says. Skipped, saying so, where there is no GPU.
 //
-// In float32 the reference holds wherever experts are computed: 16 bits of activations on the GPU, all on the
-// CPU. Bits depend on where, so tests of bits keep a split that depends on layer and expert only.
+// In float32 the reference holds wherever experts are computed: 16 bits of activations on the GPU,
+// all on the CPU. Bits depend on where, so tests of bits keep a split that depends on layer and
+// expert only.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -109,7 +110,8 @@ TEST_F(GpuHostExpertsTest, ContinuationsAreTheReferencesAtEverySplit) {
   EXPECT_GT(model.experts().places(), 1000u);
 }
 
-// Twice, in pieces of any length, alone or with others, with the host's pool locked or not: the same bits.
+// Twice, in pieces of any length, alone or with others, with the host's pool locked or not: the
+// same bits.
 TEST_F(GpuHostExpertsTest, BitsDependOnTheSplitAlone) {
   const TestStore quantised(DemoModelPath(), Encoding::kQ4);
   const std::vector<int32_t> tokens = SomeTokens(70, 3);
@@ -132,7 +134,8 @@ TEST_F(GpuHostExpertsTest, BitsDependOnTheSplitAlone) {
     std::vector<Part> parts;
     std::vector<std::vector<float>> single;
     for (uint32_t i = 0; i < 3; ++i) {
-      const std::vector<int32_t> past = SomeTokens(20 + 50 * i, 10 + i), next = SomeTokens(1 + i, i);
+      const std::vector<int32_t> past = SomeTokens(20 + 50 * i, 10 + i);
+      const std::vector<int32_t> next = SomeTokens(1 + i, i);
       model.Run(alone[i], past, 8);
       single.push_back(model.Run(alone[i], next, 8));
       model.Run(together[i], past, 8);
@@ -199,8 +202,8 @@ TEST_F(GpuHostExpertsTest, AnErrorInALayerLeavesTheModelUsable) {
   }
 }
 
-// A prompt on tensor cores takes from the slots what is there, and copies the rest: the bits of one that copies
-// everything.
+// A prompt on tensor cores takes from the slots what is there, and copies the rest: the bits of one
+// that copies everything.
 TEST_F(GpuHostExpertsTest, PromptsSkipWhatIsInASlot) {
   const TestStore quantised(DemoModelPath(), Encoding::kQ4);
   SplitModel model(quantised, {.kv = KvFormat::kBf16, .chunk = 64});

@@ -1,5 +1,6 @@
-// Experts whose owner is told where each is computed: in a VRAM slot, read over the link, or on the CPU, by the
-// scalar reference. And the model around them, without an engine: pages, tokens, logits.
+// Experts whose owner is told where each is computed: in a VRAM slot, read over the link, or on the
+// CPU, by the scalar reference. And the model around them, without an engine: pages, tokens,
+// logits.
 #pragma once
 
 #include <algorithm>

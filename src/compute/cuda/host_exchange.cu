@@ -1,17 +1,21 @@
-// Words and rows between the GPU and the host while a step runs (host_exchange.h). Loads of what the host writes
-// meanwhile are volatile: they pass the caches by.
+// Words and rows between the GPU and the host while a step runs (host_exchange.h). What the host
+// writes meanwhile is read past the first cache, behind an acquire of the word that says it is
+// there. All kernels are links of the chain of a decode step (launch.h): the next one starts, and
+// asks for its weights, while these wait.
 #include <cuda_runtime.h>
 
 #include <string>
 
 #include "compute/cuda/host_exchange.h"
 #include "compute/cuda/launch.h"
+#include "compute/cuda/mma.cuh"
 
 namespace moraine::gpu {
 namespace {
 
 constexpr uint32_t kExchangeThreads = 512;
-constexpr uint32_t kSumThreads = 256;
+// Four values a thread: an add is a read over the link, many at once.
+constexpr uint32_t kSumThreads = 128;
 
 __device__ uint32_t LoadAcquire(const uint32_t* word) {
   uint32_t value;
@@ -29,13 +33,13 @@ __device__ uint64_t GlobalNanoseconds() {
 
 // Until `word` is at least `least`; kAbandoned if the host does not say so in time. By one thread.
 __device__ uint32_t AwaitHost(HostMailbox* mailbox, const uint32_t* word, uint32_t least,
-                              uint32_t turn) {
+                              uint32_t turn, uint32_t wait_ms) {
   const uint64_t begin = GlobalNanoseconds();
   while (true) {
     const uint32_t value = LoadAcquire(word);
     if (value >= least) return value;
     if (LoadAcquire(&mailbox->timed_out) != 0) return kAbandoned;
-    if (GlobalNanoseconds() - begin > uint64_t{kHostWaitSeconds} * 1'000'000'000) {
+    if (GlobalNanoseconds() - begin > uint64_t{wait_ms} * 1'000'000) {
       StoreRelease(&mailbox->timed_out, turn);
       return kAbandoned;
     }
@@ -73,12 +77,16 @@ __device__ void CopyKvRows(const KvRowsToHost& rows) {
 }
 
 __global__ void __launch_bounds__(kExchangeThreads) KvRows(const KvRowsToHost rows) {
+  LetNextStart();
+  WaitForPrevious();
   CopyKvRows(rows);
 }
 
 // One block: what it writes must be there before the word, and what it reads is a few kilobytes.
 __global__ void __launch_bounds__(kExchangeThreads) Exchange(const HostExchange exchange) {
   __shared__ uint32_t placed;
+  LetNextStart();
+  WaitForPrevious();
   const uint32_t ranked = exchange.token_count * exchange.top_k;
   const uint32_t fours = exchange.token_count * (exchange.hidden / 4);
   for (uint32_t i = threadIdx.x; i < ranked; i += blockDim.x) {
@@ -96,7 +104,7 @@ __global__ void __launch_bounds__(kExchangeThreads) Exchange(const HostExchange 
   if (exchange.kv_rows.host_blocks != nullptr) CopyKvRows(exchange.kv_rows);
   if (threadIdx.x == 0) {
     placed = AwaitHost(exchange.host_mailbox, &exchange.host_mailbox->placed,
-                       PlacedWord(exchange.turn, false), exchange.turn);
+                       PlacedWord(exchange.turn, false), exchange.turn, exchange.wait_ms);
     *exchange.sum_follows = placed != kAbandoned && placed % 2 == 1 ? 1 : 0;
   }
   __syncthreads();
@@ -106,27 +114,29 @@ __global__ void __launch_bounds__(kExchangeThreads) Exchange(const HostExchange 
     exchange.records[expert] =
         placed == kAbandoned
             ? nullptr
-            : reinterpret_cast<const std::byte*>(__ldcv(
+            : reinterpret_cast<const std::byte*>(__ldcg(
                   reinterpret_cast<const unsigned long long*>(exchange.host_records) + expert));
   }
 }
 
-// A block a token.
+// Blocks of a row, and tokens.
 __global__ void __launch_bounds__(kSumThreads) AddHostSum(const HostSum sum) {
   __shared__ bool abandoned;
+  LetNextStart();
+  WaitForPrevious();
   if (*sum.sum_follows == 0) return;
   if (threadIdx.x == 0) {
-    abandoned = AwaitHost(sum.host_mailbox, &sum.host_mailbox->computed, sum.turn, sum.turn) ==
-                kAbandoned;
+    abandoned = AwaitHost(sum.host_mailbox, &sum.host_mailbox->computed, sum.turn, sum.turn,
+                          sum.wait_ms) == kAbandoned;
   }
   __syncthreads();
   if (abandoned) return;
-  const uint64_t row = uint64_t{blockIdx.x} * (sum.hidden / 4);
-  for (uint32_t i = threadIdx.x; i < sum.hidden / 4; i += kSumThreads) {
-    const float4 add = __ldcv(reinterpret_cast<const float4*>(sum.host_sum) + row + i);
-    float4& x = reinterpret_cast<float4*>(sum.x)[row + i];
-    x = make_float4(x.x + add.x, x.y + add.y, x.z + add.z, x.w + add.w);
-  }
+  const uint32_t column = blockIdx.x * kSumThreads + threadIdx.x;
+  if (column >= sum.hidden / 4) return;
+  const uint64_t at = uint64_t{blockIdx.y} * (sum.hidden / 4) + column;
+  const float4 add = __ldcg(reinterpret_cast<const float4*>(sum.host_sum) + at);
+  float4& x = reinterpret_cast<float4*>(sum.x)[at];
+  x = make_float4(x.x + add.x, x.y + add.y, x.z + add.z, x.w + add.w);
 }
 
 Status CheckKvRows(const KvRowsToHost& rows) {
@@ -147,21 +157,23 @@ Status CheckHidden(uint32_t hidden) {
 Status RunKvRowsToHost(const KvRowsToHost& rows, Stream stream) {
   RETURN_IF_ERROR(CheckKvRows(rows));
   if (rows.host_blocks == nullptr || rows.token_count == 0) return OkStatus();
-  KvRows<<<1, kExchangeThreads, 0, stream>>>(rows);
-  return Checked(cudaGetLastError(), "keys and values to the host");
+  return Checked(LaunchChained(KvRows, dim3(1), kExchangeThreads, 0, stream, rows),
+                 "keys and values to the host");
 }
 
 Status RunHostExchange(const HostExchange& exchange, Stream stream) {
   RETURN_IF_ERROR(CheckHidden(exchange.hidden));
   RETURN_IF_ERROR(CheckKvRows(exchange.kv_rows));
-  Exchange<<<1, kExchangeThreads, 0, stream>>>(exchange);
-  return Checked(cudaGetLastError(), "choice of experts to the host");
+  return Checked(LaunchChained(Exchange, dim3(1), kExchangeThreads, 0, stream, exchange),
+                 "choice of experts to the host");
 }
 
 Status RunAddHostSum(const HostSum& sum, Stream stream) {
   RETURN_IF_ERROR(CheckHidden(sum.hidden));
-  AddHostSum<<<sum.token_count, kSumThreads, 0, stream>>>(sum);
-  return Checked(cudaGetLastError(), "the host's experts");
+  if (sum.token_count == 0) return OkStatus();
+  const dim3 grid(CeilDivide(sum.hidden / 4, kSumThreads), sum.token_count);
+  return Checked(LaunchChained(AddHostSum, grid, kSumThreads, 0, stream, sum),
+                 "the host's experts");
 }
 
 }  // namespace moraine::gpu

@@ -1,5 +1,6 @@
-// Where the GPU and the host meet inside a step that both compute: the GPU hands a layer's choice over, waits for
-// word where its experts are, and at the layer's end for the sum of those that the host has computed.
+// Where the GPU and the host meet inside a step that both compute: the GPU hands a layer's choice
+// over, waits for word where its experts are, and at the layer's end for the sum of those that the
+// host has computed.
 //
 //   GPU   .. router, RunHostExchange ----- routed ----> host: where are they?
 //                    |  waits for   <----- placed -----  addresses
@@ -7,22 +8,24 @@
 //         RunAddHostSum, waits for  <----- computed ---  their sum
 //         next layer ..
 //
-// Kernels that wait for words in page-locked memory, instead of events and launches between them: the whole step
-// is one recorded graph, the host makes no call to CUDA while it runs, and a word takes a microsecond or two
-// across the link where a launch takes five and an event as much again. The price is that the host must answer,
-// come what may: until then the GPU is busy waiting. So
+// Kernels that wait for words in page-locked memory, instead of events and launches between them:
+// the whole step is one recorded graph, and the host makes no call to CUDA while it runs. Cost: two
+// kernels and three crossings of the link, four with a sum (docs/gpu.md has microseconds). The price
+// is that the host must answer, come what may: until then the GPU is busy waiting. So
 //
-//   - whoever gives a step up answers kAbandoned to everything: what waits goes on, without experts;
-//   - a kernel that has waited for kHostWaitSeconds says so (timed_out) and goes on as if abandoned: whoever
-//     makes launches wait for kernels (debuggers, CUDA_LAUNCH_BLOCKING) gets an error, not a process that hangs;
-//   - while a step waits, nothing may be asked of CUDA that waits for the device: freeing memory, or the first
-//     launch of a kernel, whose code is loaded then. Copies on other streams may.
+//   - whoever gives a step up answers kAbandoned to everything: what waits goes on, without
+//     experts;
+//   - a kernel that has waited for wait_ms says so (timed_out) and goes on as if abandoned: whoever
+//     makes launches wait for kernels (debuggers, CUDA_LAUNCH_BLOCKING) gets an error, not a
+//     process that hangs;
+//   - while a step waits, nothing may be asked of CUDA that waits for the device: freeing memory,
+//     or the first launch of a kernel, whose code is loaded then. Copies on other streams may.
 //
-// Rows of keys and values go to the host in the same kernel, straight into its pool: 2 KB a token and layer of
-// Qwen3-30B-A3B, for which no copy is launched.
+// Rows of keys and values go to the host in the same kernel, straight into its pool: 2 KB a token
+// and layer of Qwen3-30B-A3B, for which no copy is launched.
 //
-// Units, pointers, threads, capture: as in gemv.h. Pointers named host_ are page-locked memory's addresses on
-// the device. A mailbox is one step's: set to zeros before each.
+// Units, pointers, threads, capture: as in gemv.h. Pointers named host_ are page-locked memory's
+// addresses on the device. A mailbox is one step's: set to zeros before each.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +36,8 @@
 
 namespace moraine::gpu {
 
-inline constexpr uint32_t kHostWaitSeconds = 30;
+// Longer than any drive makes a layer wait.
+inline constexpr uint32_t kHostWaitMs = 30'000;
 inline constexpr uint32_t kAbandoned = UINT32_MAX;
 
 // Layers that meet are numbered from 1 on: turns. Each side's words have a line of their own.
@@ -48,9 +52,9 @@ constexpr uint32_t PlacedWord(uint32_t turn, bool sum_follows) {
   return turn * 2 + (sum_follows ? 1 : 0);
 }
 
-// Of each token of a step its row of keys and values in one layer: page p of the GPU's is block p of the
-// host's pool, which has the keys of a page and then its values, in the same order. Latents are keys of
-// one head, without values.
+// Of each token of a step its row of keys and values in one layer: page p of the GPU's is block p
+// of the host's pool, which has the keys of a page and then its values, in the same order. Latents
+// are keys of one head, without values. bf16 or float32.
 struct KvRowsToHost {
   PagedKv kv;
   const uint32_t* positions = nullptr;
@@ -71,11 +75,12 @@ struct HostExchange {
   uint32_t* host_experts = nullptr;                 // the same, for the host
   float* host_weights = nullptr;
   float* host_x = nullptr;
-  // By expert: what the host answers, read for the experts of the choice only, and where it is put for
-  // ExpertGemv.
+  // By expert: what the host answers, read for the experts of the choice only, and where it is put
+  // for ExpertGemv.
   const std::byte* const* host_records = nullptr;
   const std::byte** records = nullptr;
   uint32_t* sum_follows = nullptr;  // on the device, for RunAddHostSum
+  uint32_t wait_ms = kHostWaitMs;
 };
 Status RunHostExchange(const HostExchange& exchange, Stream stream);
 
@@ -87,6 +92,7 @@ struct HostSum {
   const float* host_sum = nullptr;  // token_count x hidden
   uint32_t token_count = 0, hidden = 0;
   float* x = nullptr;  // token_count x hidden
+  uint32_t wait_ms = kHostWaitMs;
 };
 Status RunAddHostSum(const HostSum& sum, Stream stream);
 

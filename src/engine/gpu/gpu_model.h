@@ -109,7 +109,8 @@ class GpuModel {
 
   // With host_experts: places for single experts, plan().hot_slots of them. What slot_copier() has copied is there
   // for every Step that is called after the copy was asked for; a slot that a Step may read is not to be
-  // overwritten before the Step has returned.
+  // overwritten before the Step has returned. Copies may be asked for while a Step asks its HostExperts, but
+  // not waited for: the GPU is waiting for them meanwhile.
   virtual VramSlots vram_slots() const = 0;
   virtual DeviceCopier& slot_copier() = 0;
 

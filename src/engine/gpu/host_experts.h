@@ -9,7 +9,11 @@
 //   GPU   adds both to the residual stream
 //
 // Addresses are those of VRAM slots (VramSlots), whose records somebody has copied there before, or of
-// page-locked memory, which the GPU then reads over the link, each byte once, without a copy.
+// page-locked memory (where the host has it: a GPU of a 64-bit system reads it under the same address), which the
+// GPU then reads over the link, each byte once, without a copy.
+//
+// While Place and Compute run the GPU waits for them, busily (compute/cuda/host_exchange.h): nothing in them may wait
+// for the GPU, nor allocate or free its memory.
 //
 // An interface, so that who knows slots, leases and costs (engine/) and who knows streams and events (engine/gpu/)
 // do not know each other, and either is tested without the other.

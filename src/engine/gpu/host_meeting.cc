@@ -11,8 +11,8 @@
 namespace moraine {
 namespace {
 
-// The GPU reads and writes these words, too: release pairs with the kernels' acquire, and acquire with their
-// release.
+// The GPU reads and writes these words, too: release pairs with the kernels' acquire, and acquire
+// with their release.
 void Tell(uint32_t& word, uint32_t value) {
   std::atomic_ref<uint32_t>(word).store(value, std::memory_order_release);
 }
@@ -54,12 +54,15 @@ Result<std::unique_ptr<HostMeeting>> HostMeeting::Create(const ModelConfig& conf
     meeting->hidden_[i] = reinterpret_cast<float*>(take(row_bytes));
   }
   meeting->sum_ = reinterpret_cast<float*>(take(row_bytes));
-  ASSIGN_OR_RETURN(meeting->on_device_,
-                   gpu::DeviceMemory::Allocate(table_bytes + sizeof(uint32_t), "exchange with the host"));
+  ASSIGN_OR_RETURN(meeting->on_device_, gpu::DeviceMemory::Allocate(table_bytes + sizeof(uint32_t),
+                                                                    "exchange with the host"));
   return meeting;
 }
 
-void HostMeeting::FindPool() { pool_on_device_ = gpu::MappedAddress(pool_.memory().data()); }
+void HostMeeting::FindPool() {
+  if (pool_.format() != KvFormat::kF32 && pool_.format() != KvFormat::kBf16) return;
+  pool_on_device_ = gpu::MappedAddress(pool_.memory().data());
+}
 
 const std::byte* const* HostMeeting::records() const {
   return reinterpret_cast<const std::byte* const*>(on_device_.data());

@@ -1,18 +1,20 @@
-// HostMeeting: what a step of few tokens and the host exchange while it runs: the page-locked memory, the words
-// by which each tells the other (compute/cuda/host_exchange.h), and the kernels for it that GpuPass enqueues
-// among its own.
+// HostMeeting: what a step of few tokens and the host exchange while it runs: the page-locked
+// memory, the words by which each tells the other (compute/cuda/host_exchange.h), and the kernels
+// for it that GpuPass enqueues among its own.
 //
-// A layer that meets is one whose experts do not stay in VRAM. Its number among those is its turn, from 1 on.
+// A layer that meets is one whose experts do not stay in VRAM. Its number among those is its turn,
+// from 1 on.
 //
 //   host, before a step   Begin                       all words 0
 //   GPU                   EnqueueExchange's kernel    routed = turn; waits for placed
 //   host                  Routed, then Place          placed
 //   host                  Compute                     computed, where a sum follows
 //   GPU                   EnqueueSum's kernel         waits for computed, if so
-//   host, whenever        Abandon                     the GPU waits for nothing any more, experts count for nothing
+//   host, whenever        Abandon                     the GPU waits for nothing any more
 //
-// What the GPU hands over lies in two buffers in turn: it may go on to the next layer, which begins by writing there,
-// while the host still looks at this one; to the one after it cannot, without word from the host.
+// What the GPU hands over lies in two buffers in turn: it may go on to the next layer, which begins
+// by writing there, while the host still looks at this one; to the one after it cannot, without
+// word from the host.
 //
 // Rows of keys and values go straight to the host's pool if that is page-locked.
 //
@@ -46,7 +48,8 @@ class HostMeeting {
   bool meets(uint32_t layer) const { return turns_[layer] > 0; }
   // Layers that meet, in order.
   const std::vector<uint32_t>& layers() const { return layers_; }
-  // Once: finds out whether the pool is page-locked, and so whether rows go there from the kernels.
+  // Once: finds out whether the pool is page-locked and of a format whose rows are runs of bytes,
+  // and so whether rows go there from the kernels.
   void FindPool();
   bool rows_to_pool() const { return pool_on_device_ != nullptr; }
 

@@ -7,8 +7,8 @@
 namespace moraine {
 namespace {
 
-// Between questions whether the device has failed: 2048 pauses are some 100 us, so that a question, which takes
-// about one, does not matter.
+// Between questions whether the device has failed: 2048 pauses are some 100 us, so that a question,
+// which takes about one, does not matter.
 constexpr uint32_t kLooksBetweenQuestions = 2048;
 
 // The other thread of this core may be computing experts.
@@ -22,7 +22,7 @@ void Pause() {
 
 Status TimedOut() {
   return Internal(fmt::format("the GPU has waited {} s for the host in the middle of a step",
-                              gpu::kHostWaitSeconds));
+                              gpu::kHostWaitMs / 1000));
 }
 
 }  // namespace
