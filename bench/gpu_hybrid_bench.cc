@@ -1,10 +1,11 @@
-// gpu_hybrid_bench STORE-DIRECTORY [LAYERS]: what it costs a decode step that the host is asked in every layer where
-// its experts are (src/engine/gpu/hybrid_step.h), beside the same step as one graph that asks nobody. Makes a store
-// of Qwen3-30B-A3B's shape with that many layers there (8), and removes it.
+// gpu_hybrid_bench STORE-DIRECTORY [LAYERS]: what it costs a decode step that the host is asked in
+// every layer where its experts are (src/engine/gpu/hybrid_step.h), beside the same step as one
+// graph that asks nobody. Makes a store of Qwen3-30B-A3B's shape with that many layers there (8),
+// and removes it.
 //
-// The host answers at once, with addresses of VRAM slots, of page-locked memory, or with a sum of zeros, so that
-// what is measured is the meeting, not the experts. Records of a layer all have the bytes of its first.
-// Medians over steps of one token; a JSON line each.
+// The host answers at once, with addresses of VRAM slots, of page-locked memory, or with a sum of
+// zeros, so that what is measured is the meeting, not the experts. Records of a layer all have the
+// bytes of its first. Medians over steps of one token; a JSON line each.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -23,6 +24,7 @@
 #include "engine/gpu/gpu_model.h"
 #include "engine/gpu/vram_needs.h"
 #include "engine/manifest_check.h"
+#include "engine/published_models.h"
 #include "engine/synthetic_model.h"
 #include "memory/host_arena.h"
 #include "model/kv_pool.h"
@@ -178,8 +180,9 @@ void Print(const Model& model, const char* what, uint32_t tokens, double ms, dou
 
 void MakeStore(const std::string& directory, uint32_t layers) {
   SyntheticModelOptions options;
-  options.shape = *FindPublishedShape("qwen3-30b-a3b");
-  options.shape.layers = layers;
+  const PublishedModel& published = *FindPublishedModel("qwen3-30b-a3b");
+  options.name = published.name;
+  options.config = PublishedConfig(published, layers);
   const SyntheticModel synthetic = Need(MakeSyntheticModel(options));
   ImportOptions import;
   import.store_directory = directory;

@@ -203,7 +203,7 @@ Json ToJson(const ServingEstimate& e) {
 
 // Of a VRAM budget: what lies there, and what it is worth with so much of the experts in DRAM.
 struct VramRow {
-  VramPlan plan, with_cpu;  // of --gpu, and of --gpu-prefill
+  VramPlan plan, with_cpu;  // of --gpu, and of --gpu-hybrid
   double dram_share = 0;
   GpuEstimate estimate{};
 };
@@ -285,7 +285,7 @@ void PrintVram(const PlanArguments& a, const std::vector<VramRow>& rows) {
                OrNa(row.estimate.decode_tok_per_s, "{:.1f}"), row.estimate.decode_bound_by,
                row.plan.ToText());
     if (row.with_cpu.streamed_layers == 0) continue;
-    fmt::print("  with --gpu-prefill: {}\n", row.with_cpu.ToText());
+    fmt::print("  with --gpu-hybrid: {}\n", row.with_cpu.ToText());
   }
 }
 
