@@ -20,6 +20,18 @@ std::vector<std::string> ChoicesOf(const CLI::Option& option) {
   return choices;
 }
 
+// Validators that model_arguments.h made have a name.
+std::string NamesOf(CLI::Option* option) {
+  for (const char* kind : {"stores", "checkpoints", "models"}) {
+    try {
+      option->get_validator(kind);
+      return kind;
+    } catch (const CLI::OptionNotFound&) {  // the only way that CLI11 has to ask
+    }
+  }
+  return "";
+}
+
 OptionDescription Describe(CLI::Option* option) {
   OptionDescription out;
   out.option = option;
@@ -30,6 +42,7 @@ OptionDescription Describe(CLI::Option* option) {
   out.default_text = option->get_default_str();
   out.environment = option->get_envname();
   out.choices = ChoicesOf(*option);
+  out.names = NamesOf(option);
   out.takes_value = option->get_items_expected_max() > 0;
   out.required = option->get_required();
   out.repeats = option->get_items_expected_max() > 1;

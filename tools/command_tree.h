@@ -16,6 +16,7 @@ struct OptionDescription {
   std::string positional;  // "STORE", or empty
   std::string help, default_text, environment;
   std::vector<std::string> choices;  // all values there are, if they are few
+  std::string names;  // what of `moraine models` it takes: "stores", "checkpoints" or "models"; or empty
   bool takes_value = false, required = false, repeats = false;
   // A configuration file may set it: all but one of several positional arguments, since the words that are
   // typed would be taken for the wrong ones.

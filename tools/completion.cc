@@ -50,19 +50,34 @@ std::string BashValues(const CommandDescription& command) {
   return out;
 }
 
+// What of `moraine models` a command takes for an argument without a dash; empty: nothing.
+std::string NamesOf(const CommandDescription& command) {
+  for (const OptionDescription& option : command.options) {
+    if (!option.positional.empty() && !option.names.empty()) return option.names;
+  }
+  return "";
+}
+
 }  // namespace
 
-// The words before the cursor that are commands make the path; the rest is the path's options, or files.
+// The words before the cursor that are commands make the path; the rest is the path's options, names of models
+// that are here, or files. Names have colons, at which bash divides words: what is typed is taken from the line,
+// and what is before its last colon is on the line already.
 std::string BashCompletion(const CommandDescription& program) {
-  std::string paths, values = BashValues(program), words;
+  std::string paths, values = BashValues(program), words, names;
   for (const CommandDescription* command : AllCommands(program)) {
     paths += fmt::format("      {}) path=\"$next\" ;;\n", Quoted(command->path));
     values += BashValues(*command);
     words += fmt::format("    {}) words={} ;;\n", Quoted(command->path), Quoted(Joined(WordsOf(*command))));
+    if (const std::string kind = NamesOf(*command); !kind.empty()) {
+      names += fmt::format("    {}) names={} ;;\n", Quoted(command->path), kind);
+    }
   }
-  return fmt::format(R"(# bash completion of moraine; made by `moraine completion bash`
+  return fmt::format(R"sh(# bash completion of moraine; made by `moraine completion bash`
 _moraine() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" path="" next words i
+  local names="" typed="${{COMP_LINE:0:COMP_POINT}}" found known
+  typed="${{typed##*[[:space:]]}}"
   for ((i = 1; i < COMP_CWORD; ++i)); do
     next="${{path:+$path }}${{COMP_WORDS[i]}}"
     case "$next" in
@@ -74,11 +89,24 @@ _moraine() {{
     '') words={} ;;
 {}  esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
-  if [[ "$word" != -* && -n "$path" ]]; then COMPREPLY+=($(compgen -f -- "$word")); fi
+  if [[ "$word" == -* || -z "$path" ]]; then return; fi
+  case "$path" in
+{}  esac
+  if [[ -n "$names" ]]; then
+    known="$("${{COMP_WORDS[0]/#\~/$HOME}}" models --names "$names" --beginning "$typed" 2> /dev/null)"
+    while IFS= read -r found; do
+      if [[ -z "$found" ]]; then continue; fi
+      if [[ "$typed" == *:* && "$COMP_WORDBREAKS" == *:* ]]; then found="${{found#"${{typed%:*}}:"}}"; fi
+      COMPREPLY+=("$found")
+    done <<< "$known"
+    # Else a name's colons would be written with backslashes.
+    if [[ -n "$known" ]]; then compopt +o filenames 2> /dev/null; fi
+  fi
+  COMPREPLY+=($(compgen -f -- "$word"))
 }}
 complete -o filenames -F _moraine moraine
-)",
-                     paths, values, Quoted(Joined(WordsOf(program))), words);
+)sh",
+                     paths, values, Quoted(Joined(WordsOf(program))), words, names);
 }
 
 std::string ZshCompletion(const CommandDescription& program) {
@@ -105,6 +133,10 @@ std::string FishCompletion(const CommandDescription& program) {
     for (const CommandDescription& inner : command->commands) {
       out += fmt::format("complete -c moraine -n {} -f -a {} -d {}\n", when, inner.app->get_name(),
                          Quoted(first_line(inner.help)));
+    }
+    if (const std::string names = NamesOf(*command); !names.empty()) {
+      out += fmt::format("complete -c moraine -n {} -a '(moraine models --names {} --beginning "
+                         "(commandline -ct) 2> /dev/null)' -d model\n", when, names);
     }
     for (const OptionDescription& option : command->options) {
       if (option.long_name.empty()) continue;

@@ -13,6 +13,7 @@
 #include "engine/import_plan.h"
 #include "engine/importance.h"
 #include "engine/text_model.h"
+#include "model_arguments.h"
 #include "models/model_names.h"
 #include "progress_display.h"
 #include "store/checkpoint.h"
@@ -141,6 +142,7 @@ void RegisterImportCommand(CLI::App& app, int* exit_code) {
       ->add_option("CHECKPOINT", a->checkpoint,
                    "directory with config.json and *.safetensors, a GGUF file, or the name of either "
                    "(hf:org/name, ollama:name:tag, ...; moraine models lists them)")
+      ->check(CheckpointNameOrPath())
       ->required();
   command->add_option("STORE_DIR", a->store_directory, "the store to make or to finish")
       ->required();

@@ -11,7 +11,11 @@ CLI::Validator StoreByName() {
     text = std::move(*path);
     return "";
   };
-  return CLI::Validator(replace, "");
+  return CLI::Validator(replace, "", "stores");
+}
+
+CLI::Validator CheckpointNameOrPath() {
+  return CLI::Validator([](std::string&) { return std::string(); }, "", "checkpoints");
 }
 
 CLI::Validator ModelByName() {
@@ -26,7 +30,7 @@ CLI::Validator ModelByName() {
     if (path.ok()) text = std::move(*path);
     return "";
   };
-  return CLI::Validator(replace, "");
+  return CLI::Validator(replace, "", "models");
 }
 
 }  // namespace moraine

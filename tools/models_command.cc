@@ -12,6 +12,7 @@
 #include "commands.h"
 #include "models/model_caches.h"
 #include "models/model_facts.h"
+#include "models/model_names.h"
 
 namespace moraine {
 namespace {
@@ -21,6 +22,7 @@ using Json = nlohmann::ordered_json;
 struct ModelsArguments {
   std::vector<std::string> directories;
   bool json = false;
+  std::string names, beginning;
 };
 
 struct ListedModel {
@@ -65,6 +67,16 @@ void PrintTable(const std::vector<ListedModel>& models) {
   }
 }
 
+// No file is opened: this is asked at each press of a key.
+void PrintNames(const std::vector<FoundModel>& models, const ModelsArguments& a) {
+  std::vector<ModelKind> kinds;
+  if (a.names != "checkpoints") kinds.push_back(ModelKind::kStore);
+  if (a.names != "stores") kinds.push_back(ModelKind::kCheckpoint);
+  for (const std::string& name : NamesBeginningWith(models, kinds, a.beginning)) {
+    fmt::print("{}\n", name);
+  }
+}
+
 void ListModels(const ModelsArguments& a) {
   std::vector<ModelRoot> roots;
   for (const std::string& directory : a.directories) {
@@ -74,8 +86,10 @@ void ListModels(const ModelsArguments& a) {
   for (ModelRoot& root : FindModelRoots([](const char* name) { return std::getenv(name); })) {
     roots.push_back(std::move(root));
   }
+  std::vector<FoundModel> found = FindModels(roots);
+  if (!a.names.empty()) return PrintNames(found, a);
   std::vector<ListedModel> models;
-  for (FoundModel& model : FindModels(roots)) {
+  for (FoundModel& model : found) {
     ModelFacts facts = Examine(model);
     models.push_back({std::move(model), std::move(facts)});
   }
@@ -111,6 +125,10 @@ void RegisterModelsCommand(CLI::App& app, int*) {
       "and /var/lib/moraine)");
   command->add_option("DIRECTORY", a->directories, "more directories of stores to look in");
   command->add_flag("--json", a->json, "one JSON object on stdout");
+  command
+      ->add_option("--names", a->names, "only what can be typed for each, one a line; for completions")
+      ->check(CLI::IsMember({"stores", "checkpoints", "models"}));
+  command->add_option("--beginning", a->beginning, "of --names: those that begin with this");
   command->callback([a] { ListModels(*a); });
 }
 

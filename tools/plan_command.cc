@@ -393,7 +393,7 @@ void RegisterPlanCommand(CLI::App& app, int* exit_code) {
     return FindPublishedModel(text) == nullptr ? names(text) : std::string();
   };
   command->add_option("MODEL", a->model, "what to plan for, or its name (moraine models)")
-      ->transform(CLI::Validator(by_name, ""))
+      ->transform(CLI::Validator(by_name, "", "models"))
       ->required();
   command->add_option("--ram-budget", a->ram_budgets,
                       "memory of the process (64GiB), a share of the experts (25%), or auto; several "

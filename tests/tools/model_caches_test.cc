@@ -252,5 +252,28 @@ TEST_F(ModelCachesTest, NamesAreFoundByAnyEndThatIsOnlyOnes) {
   EXPECT_EQ(FindNamedModel(models, ModelKind::kStore, "alone")->full_name(), "store:alone");
 }
 
+TEST_F(ModelCachesTest, NamesToTypeAreTheShortestThatStandForOneModel) {
+  Link("models--Qwen--Qwen3-30B-A3B", "model.safetensors");
+  Link("models--other--Qwen3-30B-A3B", "model.safetensors");
+  Link("models--Qwen--Alone", "model.safetensors");
+  WriteManifest("registry.ollama.ai/library/qwen3/latest", kDigest, 1);
+  Write("ollama/blobs/sha256-" + kDigest);
+  Write("stores/Alone/STORE_FORMAT");
+  const std::vector<FoundModel> models = Models();
+  const std::vector<ModelKind> checkpoints = {ModelKind::kCheckpoint}, stores = {ModelKind::kStore};
+  EXPECT_THAT(NamesBeginningWith(models, checkpoints, ""),
+              ElementsAre("Alone", "hf:Qwen/Qwen3-30B-A3B", "hf:other/Qwen3-30B-A3B", "qwen3:latest"));
+  EXPECT_THAT(NamesBeginningWith(models, checkpoints, "hf:Qwen/"),
+              ElementsAre("hf:Qwen/Alone", "hf:Qwen/Qwen3-30B-A3B"));
+  EXPECT_THAT(NamesBeginningWith(models, checkpoints, "hf:o"), ElementsAre("hf:other/Qwen3-30B-A3B"));
+  EXPECT_THAT(NamesBeginningWith(models, stores, "A"), ElementsAre("Alone"));
+  EXPECT_THAT(NamesBeginningWith(models, stores, "store:"), ElementsAre("store:Alone"));
+  EXPECT_TRUE(NamesBeginningWith(models, stores, "hf:").empty());
+  // What each stands for is what is found by it.
+  for (const std::string& name : NamesBeginningWith(models, checkpoints, "")) {
+    EXPECT_TRUE(FindNamedModel(models, ModelKind::kCheckpoint, name).ok()) << name;
+  }
+}
+
 }  // namespace
 }  // namespace moraine

@@ -5,10 +5,13 @@ Usage: models_test.py MORAINE CHECKOUT
 import hashlib
 import json
 import os
+import re
+import shutil
+import subprocess
 import unittest
 
 from gguf_families_test import Fixture, gguf_of
-from moraine_command import DEMO, FAILED, OK, USAGE, CommandTestCase
+from moraine_command import DEMO, FAILED, MORAINE, OK, USAGE, CommandTestCase
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME", "OLLAMA_MODELS")
@@ -141,6 +144,49 @@ class ModelsTest(CommandTestCase):
         for name, source in (("hf:moraine/demo", "checkpoint"), ("by-name", "store"), ("ollama:olmoe", "checkpoint")):
             plan = json.loads(self.expect(OK, [], "plan", name, *rates).stdout)
             self.assertEqual(plan["source"], source, name)
+
+    def test_names_are_what_can_be_typed(self):
+        def names(*arguments):
+            return self.expect(OK, [], "models", "--names", *arguments).stdout.split()
+        self.assertEqual(names("checkpoints"), ["demo", "llama", "olmoe:latest"])  # not what is not whole
+        self.assertEqual(names("checkpoints", "--beginning", "hf:m"), ["hf:meta/llama", "hf:moraine/demo"])
+        self.assertEqual(names("stores", self.scratch.name, "--beginning", "st"), ["store"])
+        self.expect(USAGE, ["--names"], "models", "--names", "all")
+
+    def test_bash_completes_names(self):
+        script = self.expect(OK, [], "completion", "bash").stdout
+
+        def complete(line):
+            # As readline calls it: a colon is a word of its own.
+            words = re.findall(r":|[^\s:]+", line) + ([""] if line.endswith(" ") else [])
+            program = script + "\nCOMP_WORDS=(" + " ".join(f"'{w}'" for w in [MORAINE, *words[1:]]) + ")\n" \
+                f"COMP_CWORD={len(words) - 1}\nCOMP_LINE='{line}'\nCOMP_POINT={len(line)}\n_moraine\n" \
+                'printf "%s\\n" "${COMPREPLY[@]}"\n'
+            result = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60,
+                                    cwd=self.path("empty"))
+            self.assertEqual((result.returncode, result.stderr), (0, ""))
+            return [word for word in result.stdout.split() if not word.startswith("-")]
+
+        os.makedirs(self.path("empty"), exist_ok=True)
+        self.assertEqual(complete("moraine import "), ["demo", "llama", "olmoe:latest"])
+        self.assertEqual(complete("moraine import d"), ["demo"])
+        self.assertEqual(complete("moraine import hf:m"), ["meta/llama", "moraine/demo"])  # what follows the colon
+        self.assertEqual(complete("moraine import olmoe:l"), ["latest"])
+        self.assertEqual(complete("moraine plan hf:moraine/d"), ["moraine/demo"])
+        self.assertEqual(complete("moraine run hf:"), [])  # stores only
+        self.assertEqual(complete("moraine doctor d"), [])
+
+    @unittest.skipIf(shutil.which("fish") is None, "fish is not installed")
+    def test_fish_completes_names(self):
+        script = self.path("moraine.fish")
+        with open(script, "w") as file:
+            file.write(self.expect(OK, [], "completion", "fish").stdout)
+        os.makedirs(self.path("empty"), exist_ok=True)
+        environment = dict(os.environ, PATH=os.path.dirname(os.path.abspath(MORAINE)) + ":" + os.environ["PATH"])
+        result = subprocess.run(["fish", "--no-config", "-c", f"source {script}; complete -C 'moraine import hf:m'"],
+                                capture_output=True, text=True, timeout=60, env=environment, cwd=self.path("empty"))
+        self.assertEqual([line.split("\t")[0] for line in result.stdout.splitlines()],
+                         ["hf:meta/llama", "hf:moraine/demo"], result.stderr)
 
     def test_a_gguf_file_of_ollama_is_imported_by_its_name(self):
         store = self.path("from-ollama")

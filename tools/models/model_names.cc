@@ -93,6 +93,27 @@ Result<FoundModel> FindNamedModel(const std::vector<FoundModel>& models, ModelKi
   return InvalidArgument(fmt::format("{}: could be any of{}", text, names));
 }
 
+std::vector<std::string> NamesBeginningWith(const std::vector<FoundModel>& models,
+                                            const std::vector<ModelKind>& kinds,
+                                            const std::string& text) {
+  std::vector<std::string> names;
+  for (const FoundModel& model : models) {
+    const bool is_store = model.place == ModelPlace::kStores;
+    const ModelKind kind = is_store ? ModelKind::kStore : ModelKind::kCheckpoint;
+    if (std::ranges::find(kinds, kind) == kinds.end() || model.path.empty()) continue;
+    // A name that stands for several, or for something else in the current directory, is no help.
+    for (const std::string& name : {model.short_name(), model.full_name()}) {
+      if (!name.starts_with(text) || IsPath(name)) continue;
+      const auto found = FindNamedModel(models, kind, name);
+      if (!found.ok() || found->full_name() != model.full_name()) continue;
+      names.push_back(name);
+      break;
+    }
+  }
+  std::ranges::sort(names);
+  return names;
+}
+
 Result<NamedCheckpoint> FindCheckpoint(const std::string& text) {
   if (IsPath(text)) return NamedCheckpoint{text, ""};
   ASSIGN_OR_RETURN(const FoundModel model,

@@ -16,6 +16,12 @@ enum class ModelKind : uint8_t { kCheckpoint, kStore };
 Result<FoundModel> FindNamedModel(const std::vector<FoundModel>& models, ModelKind kind,
                                   const std::string& text);
 
+// What may be typed for each model, for completions: the shortest names, the last part alone where no other model of
+// a kind has it, that begin with `text`; checkpoints in parts are left out. Sorted.
+std::vector<std::string> NamesBeginningWith(const std::vector<FoundModel>& models,
+                                            const std::vector<ModelKind>& kinds,
+                                            const std::string& text);
+
 struct NamedCheckpoint {
   std::string path;
   std::string name;  // what people call it; empty: a path was given, and has its own
