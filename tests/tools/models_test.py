@@ -148,8 +148,8 @@ class ModelsTest(CommandTestCase):
     def test_names_are_what_can_be_typed(self):
         def names(*arguments):
             return self.expect(OK, [], "models", "--names", *arguments).stdout.split()
-        self.assertEqual(names("checkpoints"), ["demo", "llama", "olmoe:latest"])  # not what is not whole
-        self.assertEqual(names("checkpoints", "--beginning", "hf:m"), ["hf:meta/llama", "hf:moraine/demo"])
+        self.assertEqual(names("checkpoints"), ["demo", "half", "llama", "olmoe:latest"])
+        self.assertEqual(names("checkpoints", "--beginning", "hf:m"), ["hf:meta/llama", "hf:moraine/demo", "hf:moraine/half"])
         self.assertEqual(names("stores", self.scratch.name, "--beginning", "st"), ["store"])
         self.expect(USAGE, ["--names"], "models", "--names", "all")
 
@@ -168,9 +168,9 @@ class ModelsTest(CommandTestCase):
             return [word for word in result.stdout.split() if not word.startswith("-")]
 
         os.makedirs(self.path("empty"), exist_ok=True)
-        self.assertEqual(complete("moraine import "), ["demo", "llama", "olmoe:latest"])
+        self.assertEqual(complete("moraine import "), ["demo", "half", "llama", "olmoe:latest"])
         self.assertEqual(complete("moraine import d"), ["demo"])
-        self.assertEqual(complete("moraine import hf:m"), ["meta/llama", "moraine/demo"])  # what follows the colon
+        self.assertEqual(complete("moraine import hf:m"), ["meta/llama", "moraine/demo", "moraine/half"])  # what follows the colon
         self.assertEqual(complete("moraine import olmoe:l"), ["latest"])
         self.assertEqual(complete("moraine plan hf:moraine/d"), ["moraine/demo"])
         self.assertEqual(complete("moraine run hf:"), [])  # stores only
@@ -186,7 +186,7 @@ class ModelsTest(CommandTestCase):
         result = subprocess.run(["fish", "--no-config", "-c", f"source {script}; complete -C 'moraine import hf:m'"],
                                 capture_output=True, text=True, timeout=60, env=environment, cwd=self.path("empty"))
         self.assertEqual([line.split("\t")[0] for line in result.stdout.splitlines()],
-                         ["hf:meta/llama", "hf:moraine/demo"], result.stderr)
+                         ["hf:meta/llama", "hf:moraine/demo", "hf:moraine/half"], result.stderr)
 
     def test_a_gguf_file_of_ollama_is_imported_by_its_name(self):
         store = self.path("from-ollama")

@@ -17,7 +17,7 @@ Result<FoundModel> FindNamedModel(const std::vector<FoundModel>& models, ModelKi
                                   const std::string& text);
 
 // What may be typed for each model, for completions: the shortest names, the last part alone where no other model of
-// a kind has it, that begin with `text`; checkpoints in parts are left out. Sorted.
+// a kind has it, that begin with `text`; what has no path is left out. Sorted.
 std::vector<std::string> NamesBeginningWith(const std::vector<FoundModel>& models,
                                             const std::vector<ModelKind>& kinds,
                                             const std::string& text);
