@@ -61,8 +61,10 @@ class IntegerReader {
   }
   // The place in its word of a row that shares words with its neighbours.
   uint64_t PlaceOf(uint64_t row) const {
-    constexpr uint8_t kAwq[] = {0, 4, 1, 5, 2, 6, 3, 7};
-    return weight_.kind == PackingKind::kAwq ? kAwq[row % in_word_] : row % in_word_;
+    constexpr uint8_t kAwq[] = {0, 4, 1, 5, 2, 6, 3, 7}, kAwq8[] = {0, 2, 1, 3};
+    const uint64_t in_word = row % in_word_;
+    if (weight_.kind != PackingKind::kAwq) return in_word;
+    return weight_.bits == 8 ? kAwq8[in_word] : kAwq[in_word];
   }
 
   Status ReadGroupIndex() {

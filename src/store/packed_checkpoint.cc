@@ -425,10 +425,10 @@ class Recogniser {
     const std::string& format = config_.format;
     const bool known = awq ? format == "gemm" || format.empty()
                            : format == "gptq" || format == "gptq_v2" || format.empty();
-    if ((config_.bits != 4 && (awq || config_.bits != 8)) || !known) {
+    if ((config_.bits != 4 && config_.bits != 8) || !known) {
       return RefuseKind(codes, "has " + std::to_string(config_.bits) + " bits in format '" +
-                                   format + "', expected " +
-                                   (awq ? "4 in 'gemm'" : "4 or 8 in 'gptq' or 'gptq_v2'"));
+                                   format + "', expected 4 or 8 in " +
+                                   (awq ? "'gemm'" : "'gptq' or 'gptq_v2'"));
     }
     weight->bits = static_cast<uint32_t>(config_.bits);
     const uint64_t in_word = 32 / weight->bits;

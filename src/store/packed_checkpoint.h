@@ -19,7 +19,7 @@ namespace moraine {
 
 // `raw` itself if nothing in it is packed. kCorruption listing parts that are missing, of another
 // shape or type than the others call for, or that belong to no weight; kUnsupported for packings
-// that are not read (asymmetric compressed-tensors, 2, 3 and 8 bits, AWQ's gemv layout).
+// that are not read (2 and 3 bits, AWQ's gemv layout).
 Result<std::unique_ptr<Checkpoint>> UnpackCheckpoint(std::unique_ptr<Checkpoint> raw);
 
 }  // namespace moraine

@@ -23,7 +23,8 @@
 //               each column. zero is stored less 1 unless the format is "gptq_v2". Of 8 bits: 4
 //               elements in a word.
 //   AWQ         X.qweight I32 [C, R / 8], rows 0 2 4 6 1 3 5 7 of eight in a word's nibbles from
-//               the lowest; X.qzeros I32 [groups, R / 8] likewise; X.scales [groups, R].
+//               the lowest; X.qzeros I32 [groups, R / 8] likewise; X.scales [groups, R]. Of 8 bits:
+//               rows 0 2 1 3 of four in a word's bytes.
 // R rows are outputs, C columns inputs, as in the plain weight. Integers of 4 bits less their zero
 // point are -15..16, and a group is at least 32 columns: under an f16 scale they are blocks of Q8_0
 // exactly, and of Q4_0 where the zero point is 8; under other scales, blocks of kInt8, as are 8 bits

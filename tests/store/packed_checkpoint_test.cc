@@ -141,14 +141,16 @@ struct GroupedWeight {
     AddZerosAndScales(raw, bias, order);
   }
   void AddAwq(RawCheckpoint& raw) {
-    const std::vector<uint64_t> order = {0, 2, 4, 6, 1, 3, 5, 7};
+    const std::vector<uint64_t> order = bits == 8 ? std::vector<uint64_t>{0, 2, 1, 3}
+                                                  : std::vector<uint64_t>{0, 2, 4, 6, 1, 3, 5, 7};
+    const uint64_t in_word = order.size();
     std::vector<uint8_t> stored;
     for (uint64_t c = 0; c < cols; ++c) {
       for (uint64_t r = 0; r < rows; ++r) {
-        stored.push_back(codes[(r / 8 * 8 + order[r % 8]) * cols + c]);
+        stored.push_back(codes[(r / in_word * in_word + order[r % in_word]) * cols + c]);
       }
     }
-    raw.Add("a.qweight", "I32", {cols, rows / 8}, WordsOfRows(stored));
+    raw.Add("a.qweight", "I32", {cols, rows / in_word}, WordsOfRows(stored, bits));
     AddZerosAndScales(raw, 0, order);
   }
 };
@@ -258,6 +260,15 @@ TEST_F(GroupedCheckpointTest, Awq) {
          SourceType::kQ8_0);
 }
 
+TEST_F(GroupedCheckpointTest, AwqOfEightBits) {
+  weight_.bits = 8;
+  weight_.codes = Codes(weight_.rows * weight_.cols, 256);
+  weight_.zeros = Codes(weight_.zeros.size(), 256);
+  weight_.AddAwq(raw_);
+  Expect(raw_, R"({"quant_method":"awq","bits":8,"group_size":64,"version":"gemm"})",
+         SourceType::kInt8Asymmetric, false);
+}
+
 TEST_F(GroupedCheckpointTest, WhatTheConfigAsksForAndIsNotReadIsRefused) {
   weight_.AddGptq(raw_, 1);
   const auto refused = [&](const char* config) {
@@ -268,7 +279,8 @@ TEST_F(GroupedCheckpointTest, WhatTheConfigAsksForAndIsNotReadIsRefused) {
   EXPECT_THAT(refused("{}"), HasSubstr("quant_method '' in config.json, expected 'gptq' or 'awq'"));
   EXPECT_THAT(refused(R"({"quant_method":"gptq","bits":3})"),
               HasSubstr("has 3 bits in format '', expected 4 or 8 in 'gptq' or 'gptq_v2'"));
-  EXPECT_THAT(refused(R"({"quant_method":"awq","bits":8})"), HasSubstr("expected 4 in 'gemm'"));
+  EXPECT_THAT(refused(R"({"quant_method":"awq","bits":3})"),
+              HasSubstr("has 3 bits in format '', expected 4 or 8 in 'gemm'"));
   EXPECT_THAT(refused(R"({"quant_method":"awq","version":"gemv"})"), HasSubstr("'gemv'"));
   EXPECT_THAT(refused(R"({"quant_method":"gptq","group_size":48})"),
               HasSubstr("has 128 columns in groups of 48"));
