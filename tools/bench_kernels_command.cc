@@ -173,18 +173,24 @@ class KernelBench {
     return work;
   }
 
+  // Of a head's keys, or of its values: whole blocks, as fp8 has them.
+  size_t PlaneBytes(KvFormat format) const {
+    return AlignUp(arguments_.positions, kKvBlockPositions) * KvHeadBytes(format, kHeadDim);
+  }
+
   // One layer's keys and values again and again. Returns the bytes of one copy; if that is more
   // than the arena has, nothing is written.
   uint64_t FillWithKeysAndValues(KvFormat format) {
-    const size_t head_bytes = KvHeadBytes(format, kHeadDim);
-    const uint64_t step = AlignUp(2 * kKvHeads * head_bytes * arguments_.positions, 4096);
+    const size_t plane = PlaneBytes(format);
+    const uint64_t step = AlignUp(2 * kKvHeads * plane, 4096);
     if (step > arena_.size_bytes()) return step;
     Random random(1);
     std::vector<float> position(kKvHeads * kHeadDim);
+    const KvStrides strides = {KvHeadBytes(format, kHeadDim), 2 * plane};
     for (uint32_t p = 0; p < 2 * arguments_.positions; ++p) {
       for (float& value : position) value = random.Normal();
-      EncodeKv(format, position.data(), 0, 1, kKvHeads, kHeadDim, arena_.data() + p * head_bytes,
-               {head_bytes, 2 * arguments_.positions * head_bytes});
+      EncodeKv(format, position.data(), 0, 1, kKvHeads, kHeadDim,
+               {arena_.data() + p % 2 * plane, strides, p / 2});
     }
     for (uint64_t i = 1; i < arena_.size_bytes() / step; ++i) {
       std::memcpy(arena_.data() + i * step, arena_.data(), step);
@@ -194,11 +200,10 @@ class KernelBench {
 
   // The last `tokens` of `positions`; of a head its keys, then its values.
   Work AttentionWork(KvFormat format, uint32_t tokens) {
-    const size_t head_bytes = KvHeadBytes(format, kHeadDim);
-    const size_t plane = arguments_.positions * head_bytes;
+    const size_t head_bytes = KvHeadBytes(format, kHeadDim), plane = PlaneBytes(format);
     const uint32_t first = arguments_.positions - tokens;
     Work work;
-    work.bytes = 2 * kKvHeads * plane;
+    work.bytes = 2 * kKvHeads * head_bytes * arguments_.positions;
     const double seen = (first + 1.0 + arguments_.positions) / 2 * tokens;
     work.operations = 4 * seen * kQueryHeads * kHeadDim;
     work.run = [this, format, tokens, first, head_bytes, plane](CpuBackend& backend,
@@ -347,7 +352,7 @@ void RegisterBenchKernelsCommand(CLI::App& bench, int* exit_code) {
   command->add_option("--matrix", a->matrix, "only experts, dense or attention")
       ->check(CLI::IsMember({"experts", "dense", "attention"}));
   command->add_option("--kv", a->kv_formats, "formats of the KV cache, for attention")
-      ->check(CLI::IsMember({"f32", "bf16", "q8"}))
+      ->check(CLI::IsMember({"f32", "bf16", "q8", "fp8"}))
       ->capture_default_str();
   command->add_option("--positions", a->positions, "of attention: the last tokens of so many")
       ->check(CLI::Range(kMaxTokens, 1u << 20))

@@ -79,10 +79,10 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
       ->check(CLI::Range(0, 65536));
   command
       ->add_option("--kv", a->kv_format,
-                   "keys and values: f32, the default; LOSSY: bf16 or q8, for 2 or nearly 4 times the "
-                   "context. With --gpu and --gpu-prefill bf16, the default, or f32: prompts at the speed of "
-                   "decode")
-      ->check(CLI::IsMember({"f32", "bf16", "q8"}));
+                   "keys and values: f32, the default; LOSSY: bf16, or q8 or fp8, for 2 or nearly 4 times the "
+                   "context. With --gpu and --gpu-prefill bf16, the default; LOSSY: fp8, for nearly twice the "
+                   "context; or f32: prompts at the speed of decode")
+      ->check(CLI::IsMember({"f32", "bf16", "q8", "fp8"}));
   command->add_flag("!--no-lookahead", a->options.lookahead,
                     "do not read ahead what the next layer's router probably wants");
   command

@@ -405,8 +405,8 @@ void RegisterPlanCommand(CLI::App& app, int* exit_code) {
       ->capture_default_str();
   command->add_option("--dense", a->dense, "encoding of its dense weights (default: as for an import)")
       ->check(CLI::IsMember({"bf16", "q8", "q4"}));
-  command->add_option("--kv", a->kv_format, "keys and values: f32; LOSSY: bf16 or q8")
-      ->check(CLI::IsMember({"f32", "bf16", "q8"}))
+  command->add_option("--kv", a->kv_format, "keys and values: f32; LOSSY: bf16, q8 or fp8")
+      ->check(CLI::IsMember({"f32", "bf16", "q8", "fp8"}))
       ->capture_default_str();
   command->add_option("--max-context", a->max_context, "tokens of KV cache")
       ->check(CLI::Range(1, 1 << 30))

@@ -14,10 +14,11 @@ void KvPlanes::Write(uint32_t first, uint32_t count, const float* keys,
                      const float* values) const {
   const size_t floats = size_t{heads_} * head_dim_;
   ForBlocks(first, count, [&](uint32_t position, uint32_t part, uint32_t index) {
-    std::byte* const out = blocks_.BlockOf(position) + index * strides_.position;
+    std::byte* const block = blocks_.BlockOf(position);
     const size_t from = (position - first) * floats;
-    EncodeKv(format_, keys + from, floats, part, heads_, head_dim_, out, strides_);
-    EncodeKv(format_, values + from, floats, part, heads_, head_dim_, out + plane_bytes_, strides_);
+    EncodeKv(format_, keys + from, floats, part, heads_, head_dim_, {block, strides_, index});
+    EncodeKv(format_, values + from, floats, part, heads_, head_dim_,
+             {block + plane_bytes_, strides_, index});
   });
 }
 

@@ -5,8 +5,8 @@
 // head: a stream of a block each (32 KiB at 128 dimensions), not a few hundred bytes out of every
 // position's kilobytes.
 //
-// float32 by default, because exact is the default: the reference's logits are float32. bf16 and q8
-// (compute/kv_format.h) hold 2 and nearly 4 times as many tokens in the same memory and change results.
+// float32 by default, because exact is the default: the reference's logits are float32. bf16, q8
+// and fp8 (compute/kv_format.h) hold 2 and nearly 4 times as many tokens in the same memory and change results.
 #pragma once
 
 #include <cstdint>

@@ -13,6 +13,7 @@
 #include <numeric>
 
 #include "backend_rigs.h"
+#include "compute/e4m3.h"
 #include "compute_test_support.h"
 
 namespace {
@@ -274,15 +275,25 @@ struct AttentionScene {
   void Pack(KvFormat kv_format) {
     format = kv_format;
     const size_t head_bytes = KvHeadBytes(format, shape.head_dim);
-    packed_stride = shape.kv_heads * head_bytes;
+    packed_strides = {shape.kv_heads * head_bytes, head_bytes};
+    if (format == KvFormat::kFp8) packed_strides.head *= kKvBlockPositions;
     for (auto* floats : {&keys, &values}) {
       std::vector<std::byte>& out = floats == &keys ? packed_keys : packed_values;
-      out.resize(positions * packed_stride);
+      out.assign(blocks_of_positions() * kKvBlockPositions * packed_strides.position,
+                 std::byte{0xFF});
       EncodeKv(format, floats->data(), kv_stride(), positions, shape.kv_heads, shape.head_dim,
-               out.data(), {packed_stride, head_bytes});
+               {out.data(), packed_strides});
       for (size_t i = 0; i < floats->size(); ++i) {
         const std::byte* head = out.data() + i / shape.head_dim * head_bytes;
         const size_t d = i % shape.head_dim;
+        if (format == KvFormat::kFp8) {
+          const size_t p = i / kv_stride();
+          const std::byte* piece = out.data() + p / 64 * 64 * packed_strides.position +
+                                   i / shape.head_dim % shape.kv_heads * packed_strides.head;
+          (*floats)[i] = E4m3Value(static_cast<uint32_t>(piece[p % 64 * shape.head_dim + d]),
+                                   static_cast<uint32_t>(piece[64 * shape.head_dim + p % 64]));
+          continue;
+        }
         if (format == KvFormat::kBf16) {
           uint16_t bits;
           std::memcpy(&bits, head + 2 * d, 2);
@@ -299,16 +310,17 @@ struct AttentionScene {
   void Scatter() {
     const KvView plain = kv();
     const size_t stride = plain.strides.position, plane = kKvBlockPositions * stride;
-    const uint32_t count = (positions + kKvBlockPositions - 1) / kKvBlockPositions;
+    const uint32_t count = blocks_of_positions();
     std::vector<uint32_t> order(count + 3);
     std::iota(order.begin(), order.end(), 0);
     for (size_t i = order.size() - 1; i > 0; --i) std::swap(order[i], order[random.Below(i + 1)]);
     scattered.assign(order.size() * 2 * plane, std::byte{0xFF});
-    for (uint32_t p = 0; p < positions; ++p) {
-      std::byte* const to = scattered.data() + order[p / kKvBlockPositions] * 2 * plane +
-                            p % kKvBlockPositions * stride;
-      std::memcpy(to, plain.keys + p * stride, stride);
-      std::memcpy(to + plane, plain.values + p * stride, stride);
+    for (uint32_t block = 0; block < count; ++block) {
+      const size_t from = block * plane;
+      const size_t end = format == KvFormat::kF32 ? positions * stride : from + plane;
+      std::byte* const to = scattered.data() + order[block] * 2 * plane;
+      std::memcpy(to, plain.keys + from, std::min(plane, end - from));
+      std::memcpy(to + plane, plain.values + from, std::min(plane, end - from));
     }
     order.resize(count);
     blocks = order;
@@ -326,11 +338,14 @@ struct AttentionScene {
   KvView Plain() const {
     if (format != KvFormat::kF32) {
       return {format, packed_keys.data(), packed_values.data(),
-              {packed_stride, KvHeadBytes(format, shape.head_dim)}};
+              packed_strides};
     }
     return {format, reinterpret_cast<const std::byte*>(keys.data()),
             reinterpret_cast<const std::byte*>(values.data()),
             {kv_stride() * sizeof(float), shape.head_dim * sizeof(float)}};
+  }
+  uint32_t blocks_of_positions() const {
+    return (positions + kKvBlockPositions - 1) / kKvBlockPositions;
   }
   uint32_t q_stride() const { return shape.query_heads * shape.head_dim + 5; }
   uint32_t kv_stride() const { return shape.kv_heads * shape.head_dim; }
@@ -396,7 +411,7 @@ struct AttentionScene {
   std::vector<float> q, keys, values, sinks;
   KvFormat format = KvFormat::kF32;
   std::vector<std::byte> packed_keys, packed_values;
-  size_t packed_stride = 0;
+  KvStrides packed_strides;
   std::vector<std::byte> scattered;
   std::vector<uint32_t> blocks;
 };
@@ -441,7 +456,7 @@ TEST(Attention, RandomShapesEqualTheScalarBits) {
   const uint64_t seed = 41;
   Random random(seed);
   Rig scalar(Isa::kScalar, 1);
-  for (int round = 0; round < 18; ++round) {
+  for (int round = 0; round < 24; ++round) {
     const uint32_t kv_heads = 1 + static_cast<uint32_t>(random.Below(3));
     AttentionShape shape;
     shape.kv_heads = kv_heads;
@@ -452,10 +467,11 @@ TEST(Attention, RandomShapesEqualTheScalarBits) {
     if (random.Chance(0.5)) shape.sliding_window = 1 + static_cast<uint32_t>(random.Below(positions));
     AttentionScene scene(seed + static_cast<uint64_t>(round), shape, positions);
     if (round % 2 == 1) scene.sinks = RandomFloats(random, shape.query_heads, 3.0f);
-    if (round % 3 != 0) scene.Pack(round % 3 == 1 ? KvFormat::kBf16 : KvFormat::kQ8);
+    constexpr KvFormat kPacked[] = {KvFormat::kBf16, KvFormat::kQ8, KvFormat::kFp8};
+    if (round % 4 != 0) scene.Pack(kPacked[round % 4 - 1]);
     const uint32_t count = 1 + static_cast<uint32_t>(random.Below(kMaxTokens));
     const std::vector<float> expected = scene.Run(scalar.backend, count, count);
-    if (round % 4 != 0) scene.Scatter();
+    if (round % 5 != 0) scene.Scatter();
     for (const Isa isa : SupportedIsas()) {
       Rig rig(isa, 1 + static_cast<int>(random.Below(4)));
       const uint32_t chunk = 1 + static_cast<uint32_t>(random.Below(count));
@@ -523,7 +539,7 @@ TEST(Attention, WhatIsMaskedIsNotTouched) {
 
 // Unpacking is exact in float32, so a packed cache gives what its own values give unpacked, to the bit.
 TEST(Attention, PackedCachesComputeWhatTheirValuesDo) {
-  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kQ8}) {
+  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kQ8, KvFormat::kFp8}) {
     for (const AttentionShape shape : {AttentionShape{4, 2, 64, 0.125f, 0}, AttentionShape{6, 1, 20, 0.3f, 0},
                                        AttentionShape{8, 1, 256, 0.06f, 300}, AttentionShape{1, 1, 7, 1.0f, 0}}) {
       AttentionScene packed(31, shape, 700);

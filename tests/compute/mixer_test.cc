@@ -104,8 +104,8 @@ struct LatentScene {
     const std::vector<float> x = RandomFloats(random, size_t{positions} * shape.head_dim, 1.0f);
     const size_t bytes = KvHeadBytes(format, shape.head_dim);
     latents = AlignedArray<std::byte>(positions * bytes);
-    EncodeKv(format, x.data(), shape.head_dim, positions, 1, shape.head_dim, latents.data(),
-             {bytes, 0});
+    EncodeKv(format, x.data(), shape.head_dim, positions, 1, shape.head_dim,
+             {latents.data(), {bytes, 0}});
     if (format == KvFormat::kF32) floats = x;
   }
   std::vector<float> Run(CpuBackend& backend, uint32_t value_dim, uint32_t chunk) const {

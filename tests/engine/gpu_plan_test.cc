@@ -154,6 +154,23 @@ TEST(VramPlan, NeedsOfLatentAttention) {
       << "keys and values of more heads than fit";
 }
 
+// Two layers of 2 KV heads of 16 dimensions; 3 pages.
+TEST(VramPlan, CacheByItsFormat) {
+  ModelConfig config;
+  LayerConfig layer;
+  layer.mixer = GqaConfig{.query_heads = 4, .kv_heads = 2, .head_dim = 16, .rope = {}};
+  config.layers.assign(2, layer);
+  constexpr uint64_t kHeads = 2 * 2 * 2 * 3 * 64;  // of all positions, keys and values
+  const auto bytes = [&](KvFormat format, LayerRange layers) {
+    return GpuKvBytes(config, layers, 3, format);
+  };
+  EXPECT_EQ(bytes(KvFormat::kF32, {0, 2}), kHeads * 64);
+  EXPECT_EQ(bytes(KvFormat::kBf16, {0, 2}), kHeads * 32);
+  // A layer's in bf16 and a block table beside it.
+  EXPECT_EQ(bytes(KvFormat::kFp8, {0, 2}), kHeads * 17 + kHeads / 2 * 32 + 256);
+  EXPECT_EQ(bytes(KvFormat::kFp8, {1, 2}), kHeads / 2 * (17 + 32) + 256);
+}
+
 TEST(VramPlan, Budgets) {
   EXPECT_EQ(*ParseVramBudget("auto"), 0u);
   EXPECT_EQ(*ParseVramBudget("16GiB"), uint64_t{16} << 30);

@@ -444,12 +444,12 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"gated_attention", SmallGated(), "qwen3_next", NaiveGated}),
     [](const auto& kind) { return kind.param.name; });
 
-// Lossy caches are near the exact one; q8 is bf16 here (mla_attention.h).
+// Lossy caches are near the exact one; q8 and fp8 are bf16 here (mla_attention.h).
 TEST(MlaCache, PackedFormats) {
   Rig exact(SmallMla(17), "deepseek_v3");
   const std::vector<float> expected = exact.RunInChunks(60, {60});
   std::vector<std::vector<float>> packed;
-  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kQ8}) {
+  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kQ8, KvFormat::kFp8}) {
     Rig rig(SmallMla(17), "deepseek_v3", format);
     packed.push_back(rig.RunInChunks(60, {60}));
     EXPECT_EQ(rig.RunInChunks(60, {7}), packed.back()) << KvFormatName(format);
@@ -462,6 +462,7 @@ TEST(MlaCache, PackedFormats) {
     EXPECT_GT(error, 1e-5) << KvFormatName(format);
   }
   EXPECT_EQ(packed[0], packed[1]);
+  EXPECT_EQ(packed[0], packed[2]);
   const MixerConfig config = SmallMla(17);
   EXPECT_EQ(StateShapeOf(config, KvFormat::kF32).position_bytes, (21u + 6) * 4);
   EXPECT_EQ(StateShapeOf(config, KvFormat::kQ8).position_bytes, (21u + 6) * 2);

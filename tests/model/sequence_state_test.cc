@@ -6,12 +6,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
 
 #include "base/random.h"
+#include "compute/e4m3.h"
 #include "compute/encode.h"
 #include "model/kv_planes.h"
 
@@ -38,6 +40,7 @@ TEST(SequenceStateTest, BytesAreKeysAndValuesOfAllLayers) {
   EXPECT_EQ(ArenaBytes(SmallConfig(), 2), 3u * 2 * 128 * kHeads * kHeadDim * 4);
   EXPECT_EQ(ArenaBytes(SmallConfig(), 1, KvFormat::kBf16), 3u * 2 * 64 * kHeads * kHeadDim * 2);
   EXPECT_EQ(ArenaBytes(SmallConfig(), 1, KvFormat::kQ8), 3u * 2 * 64 * kHeads * (4 + 8));
+  EXPECT_EQ(ArenaBytes(SmallConfig(), 1, KvFormat::kFp8), 3u * 2 * 64 * kHeads * (6 + 1));
   // 64 layers x 1 Mi positions x 8 heads x 128: 2^40 / 2 bytes, beyond 32 bits on the way.
   EXPECT_EQ(ArenaBytes(ConfigOf(64, 8, 128), KvPool::BlocksFor(1u << 20)), uint64_t{1} << 39);
   EXPECT_EQ(KvPool::BlocksFor(64), 1u);
@@ -47,7 +50,7 @@ TEST(SequenceStateTest, BytesAreKeysAndValuesOfAllLayers) {
 // Every value of every layer is its own, and reads back as what the format makes of it.
 TEST(KvPlanesTest, WhatIsWrittenIsThere) {
   constexpr uint32_t kPositions = 67, kFloats = 12;  // one block and a little
-  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBf16, KvFormat::kQ8}) {
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBf16, KvFormat::kQ8, KvFormat::kFp8}) {
     auto state = SequenceState::Allocate(SmallConfig(), kPositions, format);
     ASSERT_TRUE(state.ok()) << state.status().message();
     EXPECT_EQ(state->max_positions(), kPositions);
@@ -77,9 +80,10 @@ TEST(KvPlanesTest, WhatIsWrittenIsThere) {
       for (uint32_t i = 0; i < 2 * kPositions * kFloats; ++i) {
         const bool is_value = i % 2 == 1;
         const uint32_t position = i / 2 / kFloats, at = i / 2 % kFloats, head = at / 6;
-        const std::byte* row = (is_value ? view.values : view.keys) +
-                               view.blocks[position / 64] * view.block_bytes +
-                               position % 64 * view.strides.position + head * view.strides.head;
+        const std::byte* piece = (is_value ? view.values : view.keys) +
+                                 view.blocks[position / 64] * view.block_bytes +
+                                 head * view.strides.head;
+        const std::byte* row = piece + position % 64 * view.strides.position;
         const float expected = value(layer, is_value, position, at);
         float largest = 0;
         for (uint32_t d = 0; d < 6; ++d) {
@@ -93,6 +97,11 @@ TEST(KvPlanesTest, WhatIsWrittenIsThere) {
           uint16_t bits;
           std::memcpy(&bits, row + at % 6 * 2, 2);
           ASSERT_EQ(bits, FloatToBf16(expected));
+        } else if (format == KvFormat::kFp8) {
+          const auto code = static_cast<uint32_t>(piece[position % 64 * kHeadDim + at % 6]);
+          const auto scale = static_cast<uint32_t>(piece[64 * kHeadDim + position % 64]);
+          ASSERT_EQ(scale, E4m3Scale(std::bit_cast<uint32_t>(largest)));
+          ASSERT_EQ(code, E4m3Code(expected, scale));
         } else {
           float scale;
           std::memcpy(&scale, row, 4);
@@ -109,7 +118,7 @@ TEST(KvFormatTest, ANanStaysVisible) {
   std::vector<float> x(6, 1.0f);
   x[3] = std::numeric_limits<float>::quiet_NaN();
   std::vector<std::byte> out(KvHeadBytes(KvFormat::kQ8, 6));
-  EncodeKv(KvFormat::kQ8, x.data(), 6, 1, 1, 6, out.data(), {});
+  EncodeKv(KvFormat::kQ8, x.data(), 6, 1, 1, 6, {out.data(), {}});
   float scale;
   std::memcpy(&scale, out.data(), 4);
   EXPECT_TRUE(std::isnan(scale));
@@ -117,7 +126,9 @@ TEST(KvFormatTest, ANanStaysVisible) {
 
 TEST(KvFormatTest, FormatsByName) {
   EXPECT_EQ(*ParseKvFormat("q8"), KvFormat::kQ8);
-  EXPECT_THAT(ParseKvFormat("q4").status().message(), testing::HasSubstr("'q4': expected f32"));
+  EXPECT_EQ(*ParseKvFormat("fp8"), KvFormat::kFp8);
+  EXPECT_THAT(ParseKvFormat("q4").status().message(),
+              testing::HasSubstr("'q4': expected f32, bf16, q8 or fp8"));
 }
 
 SequenceState Allocated(std::vector<LayerStateShape> layers, uint32_t positions) {

@@ -33,7 +33,8 @@ constexpr uint32_t kFewRows = 32;
 // So that the last ones, which see most, do not leave threads waiting.
 constexpr uint32_t kUnitsPerThread = 4;
 static_assert(kAttentionBlock == kKvBlockPositions);
-static_assert(static_cast<int>(KvPacking::kQ8) == static_cast<int>(KvFormat::kQ8) &&
+static_assert(static_cast<int>(KvPacking::kFp8) == static_cast<int>(KvFormat::kFp8) &&
+              static_cast<int>(KvPacking::kQ8) == static_cast<int>(KvFormat::kQ8) &&
               static_cast<int>(KvPacking::kBf16) == static_cast<int>(KvFormat::kBf16));
 
 uint32_t CeilDivide(uint32_t a, uint32_t b) { return (a + b - 1) / b; }

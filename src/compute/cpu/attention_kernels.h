@@ -199,26 +199,52 @@ struct AttentionKernels {
                                : first + a.blocks[p / kBlock] * a.block_bytes;
   }
 
-  // Dimensions [d, d + 16) of one head at one position as floats; past dim zero or nothing of
-  // meaning.
+  // One head at one position: what is multiplied by the scale, if the packing has one.
+  struct Head {
+    const uint8_t* values;
+    float scale;
+  };
+  // index: of the position in its block.
   template <KvPacking kPacking>
-  static V Unpack(const uint8_t* row, uint32_t d, uint32_t dim) {
+  static Head HeadAt(const AttentionArguments& a, const uint8_t* block, uint32_t index) {
+    if constexpr (kPacking == KvPacking::kFp8) {
+      const uint32_t bits = uint32_t{block[size_t{kBlock} * a.head_dim + index]} << 23;
+      return {block + size_t{index} * a.head_dim, __builtin_bit_cast(float, bits)};
+    } else {
+      Head head = {block + index * a.kv_stride, 1.0f};
+      if constexpr (kPacking == KvPacking::kQ8) {
+        __builtin_memcpy(&head.scale, head.values, sizeof(head.scale));
+        head.values += sizeof(head.scale);
+      }
+      return head;
+    }
+  }
+
+  // 16 dimensions from `from` on.
+  template <KvPacking kPacking>
+  static V UnpackLanes(const uint8_t* from, float scale) {
+    if constexpr (kPacking == KvPacking::kBf16) {
+      return L::load_bf16(from);
+    } else if constexpr (kPacking == KvPacking::kQ8) {
+      return L::mul(L::set1(scale), L::load_int8(reinterpret_cast<const int8_t*>(from)));
+    } else {
+      return L::mul(L::set1(scale), L::load_e4m3(from));
+    }
+  }
+
+  // Dimensions [d, d + 16) of a head as floats; past dim zero or nothing of meaning.
+  template <KvPacking kPacking>
+  static V Unpack(const Head& head, uint32_t d, uint32_t dim) {
     const uint32_t left = d < dim ? dim - d : 0;
     if constexpr (kPacking == KvPacking::kF32) {
-      return LaneKernels<L>::LoadTail(reinterpret_cast<const float*>(row) + d, left);
-    } else if constexpr (kPacking == KvPacking::kBf16) {
-      if (left >= kLaneCount) return L::load_bf16(row + 2 * d);
-      alignas(64) uint8_t tail[2 * kLaneCount] = {};
-      __builtin_memcpy(tail, row + 2 * d, 2 * left);
-      return L::load_bf16(tail);
+      return LaneKernels<L>::LoadTail(reinterpret_cast<const float*>(head.values) + d, left);
     } else {
-      float scale;
-      __builtin_memcpy(&scale, row, sizeof(scale));
-      const auto* codes = reinterpret_cast<const int8_t*>(row + sizeof(scale)) + d;
-      if (left >= kLaneCount) return L::mul(L::set1(scale), L::load_int8(codes));
-      alignas(64) int8_t tail[kLaneCount] = {};
-      __builtin_memcpy(tail, codes, left);
-      return L::mul(L::set1(scale), L::load_int8(tail));
+      constexpr uint32_t kBytes = kPacking == KvPacking::kBf16 ? 2 : 1;
+      const uint8_t* const from = head.values + size_t{d} * kBytes;
+      if (left >= kLaneCount) return UnpackLanes<kPacking>(from, head.scale);
+      alignas(64) uint8_t tail[kBytes * kLaneCount] = {};
+      __builtin_memcpy(tail, from, kBytes * left);
+      return UnpackLanes<kPacking>(tail, head.scale);
     }
   }
 
@@ -229,23 +255,23 @@ struct AttentionKernels {
     float* out = b.keys;
     const uint8_t* const block = BlockAt(a, a.keys, b.position);
     for (uint32_t lane = first_lane; lane < first_lane + kTileLanes; lane += kLaneCount) {
-      const uint8_t* rows[kLaneCount];
+      Head heads[kLaneCount];
       for (uint32_t j = 0; j < kLaneCount; ++j) {
         uint32_t p = lane + j;
         p = p < b.loaded.begin ? b.loaded.begin : p >= b.loaded.end ? b.loaded.end - 1 : p;
-        rows[j] = block + p * a.kv_stride;
+        heads[j] = HeadAt<kPacking>(a, block, p);
       }
       const bool direct = kPacking == KvPacking::kF32 && lane >= b.loaded.begin &&
                           lane + kLaneCount <= b.loaded.end;
       for (uint32_t d = 0; d < a.head_dim; d += kLaneCount, out += kLaneCount * kLaneCount) {
         if (direct && d + kLaneCount <= a.head_dim) {
-          L::transpose(reinterpret_cast<const float*>(rows[0]) + d, a.kv_stride / sizeof(float),
-                       out);
+          L::transpose(reinterpret_cast<const float*>(heads[0].values) + d,
+                       a.kv_stride / sizeof(float), out);
           continue;
         }
         alignas(64) float square[kLaneCount * kLaneCount];
         for (uint32_t j = 0; j < kLaneCount; ++j) {
-          L::store(square + j * kLaneCount, Unpack<kPacking>(rows[j], d, a.head_dim));
+          L::store(square + j * kLaneCount, Unpack<kPacking>(heads[j], d, a.head_dim));
         }
         L::transpose(square, kLaneCount, out);
       }
@@ -255,12 +281,13 @@ struct AttentionKernels {
   // kTileLanes dimensions from d on of the values.
   template <KvPacking kPacking>
   static void BringValues(const AttentionArguments& a, const Block& b, uint32_t d) {
-    const uint8_t* row = BlockAt(a, a.values, b.position) + b.loaded.begin * a.kv_stride;
-    for (uint32_t j = b.loaded.begin; j < b.loaded.end; ++j, row += a.kv_stride) {
+    const uint8_t* const block = BlockAt(a, a.values, b.position);
+    for (uint32_t j = b.loaded.begin; j < b.loaded.end; ++j) {
+      const Head head = HeadAt<kPacking>(a, block, j);
 #pragma GCC unroll 4
       for (uint32_t n = 0; n < kVectors; ++n) {
         L::store(b.values + n * kValuePanel + j * kLaneCount,
-                 Unpack<kPacking>(row, d + n * kLaneCount, a.value_dim));
+                 Unpack<kPacking>(head, d + n * kLaneCount, a.value_dim));
       }
     }
   }
@@ -409,6 +436,7 @@ struct AttentionKernels {
       case KvPacking::kF32: return AttendPacked<KvPacking::kF32>(a);
       case KvPacking::kBf16: return AttendPacked<KvPacking::kBf16>(a);
       case KvPacking::kQ8: return AttendPacked<KvPacking::kQ8>(a);
+      case KvPacking::kFp8: return AttendPacked<KvPacking::kFp8>(a);
     }
   }
 

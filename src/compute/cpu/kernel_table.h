@@ -90,7 +90,7 @@ struct PanelArguments {
 using PanelFunction = void (*)(const PanelArguments& arguments);
 
 // KvFormat, without the standard library.
-enum class KvPacking : uint8_t { kF32, kBf16, kQ8 };
+enum class KvPacking : uint8_t { kF32, kBf16, kQ8, kFp8 };
 
 // Floats that attend works in: a tile of keys, one of values, and of each row the query and a block
 // of weights.

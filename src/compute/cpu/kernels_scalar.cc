@@ -35,6 +35,13 @@ struct ScalarLanes {
   static V load_int8(const int8_t* p) {
     return Map([&](uint32_t i) { return static_cast<float>(p[i]); });
   }
+  // E4M3 / 256 (compute/e4m3.h).
+  static V load_e4m3(const uint8_t* p) {
+    return Map([&](uint32_t i) {
+      const uint32_t bits = (p[i] & 0x80u) << 24 | (p[i] & 0x7Fu) << 20;
+      return __builtin_bit_cast(float, bits) * 0x1p112f;
+    });
+  }
   static void store(float* p, V v) { store_n(p, v, kLaneCount); }
   static void store_n(float* p, V v, uint32_t n) {
     for (uint32_t i = 0; i < n; ++i) p[i] = v.lane[i];

@@ -9,7 +9,7 @@ Status RunPrefillAttention(const PrefillAttention& attention, Stream stream) {
     return InvalidArgument(std::to_string(attention.query_heads) + " query heads over " +
                            std::to_string(kv.kv_heads) + " KV heads");
   }
-  if (kv.keys == nullptr) return Unsupported("prefill attention over a float32 cache");
+  if (kv.keys == nullptr) return Unsupported("prefill attention over a cache that is not bf16");
   if (attention.token_count == 0) return OkStatus();
   const bool hopper = DeviceAttribute(cudaDevAttrComputeCapabilityMajor) == 9;
   const bool fits = kv.head_dim == 64 || kv.head_dim == 128;

@@ -1,5 +1,5 @@
-// The two ways of RunPrefillAttention, and RunDecodeAttention over a float32 cache. Internal to
-// compute/cuda.
+// The two ways of RunPrefillAttention, and RunDecodeAttention over caches in float32 and fp8.
+// Internal to compute/cuda.
 #pragma once
 
 #include "base/status.h"
@@ -11,5 +11,6 @@ Status LaunchMmaSyncAttention(const PrefillAttention& attention, Stream stream);
 // Hopper, heads of 64 and 128 dimensions.
 Status LaunchWgmmaAttention(const PrefillAttention& attention, Stream stream);
 Status LaunchDecodeAttentionF32(const DecodeAttention& attention, Stream stream);
+Status LaunchDecodeAttentionFp8(const DecodeAttention& attention, Stream stream);
 
 }  // namespace moraine::gpu

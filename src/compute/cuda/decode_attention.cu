@@ -12,21 +12,13 @@
 #include <string>
 
 #include "compute/cuda/attention_launch.h"
+#include "compute/cuda/decode_runs.cuh"
 #include "compute/cuda/gpu_attention.h"
 #include "compute/cuda/launch.h"
 #include "compute/cuda/mma.cuh"
 
 namespace moraine::gpu {
 namespace {
-
-// Runs of a past, at most: with 4 KV heads one wave of 132 multiprocessors.
-constexpr uint32_t kRuns = kDecodeRuns;
-constexpr uint32_t kHeads = 8;  // query heads of a block
-constexpr uint32_t kUnit = 16;  // positions
-
-// The state of one head over some positions: values weighed by 2^(score - maximum), the largest
-// score, the sum of those weights; two floats of padding.
-constexpr uint32_t StateFloats(uint32_t head_dim) { return DecodeStateFloats(head_dim); }
 
 template <int kDim>
 struct Sizes {
@@ -158,181 +150,56 @@ struct Walker {
   }
 };
 
-// Adds up to 32 states of each head, in order; all but the first may be empty (maximum -infinity,
-// sum 0, values 0). kOfOtherBlocks: they are not in this multiprocessor's cache.
-struct Totals {
-  float factors[kHeads][32];
-  float maximum[kHeads], sum[kHeads];
-};
-template <int kDim, bool kOfOtherBlocks>
-class Merger {
- public:
-  // State i of head h begins at states + h * head_stride + i * stride. All threads; a barrier
-  // before.
-  __device__ Merger(const float* states, uint32_t head_stride, uint32_t stride, uint32_t count,
-                    uint32_t head_count, Totals& totals)
-      : states_(states),
-        head_stride_(head_stride),
-        stride_(stride),
-        count_(count),
-        totals_(totals) {
-    const uint32_t lane = threadIdx.x % 32;
-    for (uint32_t h = threadIdx.x / 32; h < head_count; h += blockDim.x / 32) {
-      const float* state = states + h * head_stride + lane * stride + kDim;
-      const float maximum = lane < count ? Read(state) : -INFINITY;
-      const float sum = lane < count ? Read(state + 1) : 0;
-      float highest = maximum;
-      for (int step = 16; step > 0; step /= 2) {
-        highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, step));
-      }
-      const float factor = Exp2(maximum - highest), total = WarpSum(sum * factor);
-      totals.factors[h][lane] = factor;
-      if (lane == 0) totals.maximum[h] = highest, totals.sum[h] = total;
-    }
-    __syncthreads();
-  }
-
-  // Dimensions d .. d + 3 of head h.
-  __device__ float4 Values(uint32_t h, uint32_t d) const {
-    const float* from = states_ + h * head_stride_ + d;
-    float4 value = {};
-#pragma unroll 8
-    for (uint32_t i = 0; i < count_; ++i) {
-      const auto* at = reinterpret_cast<const float4*>(from + i * stride_);
-      const float4 v = kOfOtherBlocks ? __ldcg(at) : *at;
-      const float factor = totals_.factors[h][i];
-      value.x += v.x * factor, value.y += v.y * factor;
-      value.z += v.z * factor, value.w += v.w * factor;
-    }
-    return value;
-  }
-
- private:
-  __device__ static float Read(const float* from) { return kOfOtherBlocks ? __ldcg(from) : *from; }
-
-  const float* states_;
-  uint32_t head_stride_, stride_, count_;
-  const Totals& totals_;
-};
-
-__device__ float4 Times(const float4& v, float factor) {
-  return make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
-}
-
 template <int kDim>
 __global__ void __launch_bounds__(Sizes<kDim>::kWarps * 32)
     AttendToRuns(const DecodeAttention attention, uint32_t* counters, float* run_states) {
   using Size = Sizes<kDim>;
-  constexpr uint32_t kThreads = Size::kWarps * 32, kState = StateFloats(kDim);
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ Totals totals;
-  __shared__ bool last;
-  const uint32_t warp = threadIdx.x / 32, token = blockIdx.z, run = blockIdx.x;
+  const uint32_t warp = threadIdx.x / 32;
   LetNextStart();
   WaitForPrevious();
+  const RunWork work(attention);
+  if (!work.any()) return;
   const PagedKv& kv = attention.kv;
-  const uint32_t group = attention.query_heads / kv.kv_heads;
-  const uint32_t slices = (group + kHeads - 1) / kHeads;
-  const uint32_t kv_head = blockIdx.y / slices, slice = blockIdx.y % slices;
-  const uint32_t head = kv_head * group + slice * kHeads;
-  const uint32_t head_count = min(kHeads, group - slice * kHeads);
-
-  const uint32_t length = attention.positions[token] + 1;
-  const uint32_t pages = (length + kKvPagePositions - 1) / kKvPagePositions;
-  const uint32_t run_pages = (pages + kRuns - 1) / kRuns;
-  const uint32_t runs = (pages + run_pages - 1) / run_pages;
-  if (run >= runs) return;
-  const uint32_t begin = run * run_pages * (kKvPagePositions / kUnit);
-  const uint32_t end = min((run + 1) * run_pages * kKvPagePositions, length);  // position
-  const uint32_t units_end = (end + kUnit - 1) / kUnit;
-  const uint32_t* table = kv.block_tables + uint64_t{token} * kv.table_stride;
 
   Walker<kDim> walker;
   walker.lane = threadIdx.x % 32;
   const uint32_t stages = SharedAddress(shared) + warp * Size::kWarpBytes;
   const auto copy = [&](uint32_t unit, uint32_t stage) {
-    if (unit < units_end) {
-      const uint64_t page = table[unit / (kKvPagePositions / kUnit)];
-      const uint64_t at =
-          ((page * kv.kv_heads + kv_head) * kKvPagePositions + unit * kUnit % kKvPagePositions) *
-          kDim;
+    if (unit < work.units_end) {
+      const uint64_t page = work.table[unit / kPageUnits];
+      const uint64_t at = ((page * kv.kv_heads + work.kv_head) * kKvPagePositions +
+                           unit * kUnit % kKvPagePositions) *
+                          kDim;
       walker.Copy(stages + stage * 2 * Size::kTileBytes, kv.keys + at, kv.values + at);
     }
     CommitCopies();
   };
-  copy(begin + warp, 0);
-  constexpr float kLog2e = 1.4426950408889634f;
-  walker.LoadQueries(attention.queries + (uint64_t{token} * attention.query_heads + head) * kDim,
-                     head_count, attention.scale * kLog2e);
+  copy(work.begin + warp, 0);
+  walker.LoadQueries(attention.queries + work.place(attention) * kDim, work.head_count,
+                     attention.scale * kLog2e);
   uint32_t stage = 0;
-  for (uint32_t unit = begin + warp; unit < units_end; unit += Size::kWarps, stage ^= 1) {
+  for (uint32_t unit = work.begin + warp; unit < work.units_end;
+       unit += Size::kWarps, stage ^= 1) {
     copy(unit + Size::kWarps, stage ^ 1);
     WaitCopies<1>();
     __syncwarp();
-    walker.Add(stages + stage * 2 * Size::kTileBytes, min(end - unit * kUnit, kUnit));
+    walker.Add(stages + stage * 2 * Size::kTileBytes, min(work.end - unit * kUnit, kUnit));
     __syncwarp();
   }
   WaitCopies<0>();
   __syncthreads();  // states overlay all warps' stages
   float* const states = reinterpret_cast<float*>(shared);
-  walker.Store(states + warp * kHeads * kState);
+  walker.Store(states + warp * kHeads * StateFloats(kDim));
   __syncthreads();
-
-  const uint64_t place = uint64_t{token} * attention.query_heads + head;
-  float* const out = attention.out + place * kDim;
-  float* const of_head = run_states + place * kRuns * kState;  // states of all runs
-  {
-    const Merger<kDim, false> merger(states, kState, kHeads * kState, Size::kWarps, head_count,
-                                     totals);
-    for (uint32_t i = threadIdx.x * 4; i < head_count * kDim; i += kThreads * 4) {
-      const uint32_t h = i / kDim, d = i % kDim;
-      const float4 values = merger.Values(h, d);
-      float* const state = of_head + (h * kRuns + run) * kState;
-      if (runs == 1) {
-        *reinterpret_cast<float4*>(out + i) = Times(values, 1 / totals.sum[h]);
-      } else {
-        *reinterpret_cast<float4*>(state + d) = values;
-        if (d == 0) state[kDim] = totals.maximum[h], state[kDim + 1] = totals.sum[h];
-      }
-    }
-  }
-  if (runs == 1) return;
-  __threadfence();
-  __syncthreads();
-  uint32_t* const counter = counters + token * gridDim.y + blockIdx.y;
-  if (threadIdx.x == 0) last = atomicAdd(counter, 1) == runs - 1;
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  if (threadIdx.x == 0) *counter = 0;
-  const Merger<kDim, true> merger(of_head, kRuns * kState, kState, runs, head_count, totals);
-  for (uint32_t i = threadIdx.x * 4; i < head_count * kDim; i += kThreads * 4) {
-    const uint32_t h = i / kDim;
-    *reinterpret_cast<float4*>(out + i) = Times(merger.Values(h, i % kDim), 1 / totals.sum[h]);
-  }
+  FinishRun<kDim, Size::kWarps>(attention, work, states, totals, counters, run_states);
 }
-
-// Counters come first, one a token, KV head and 8 query heads: as many whatever the call, so that
-// no call's states lie where another's counters are.
-constexpr uint32_t kMaxCounters = kDecodeCounters, kCounterBytes = kMaxCounters * 4;
 
 template <int kDim>
 Status Launch(const DecodeAttention& attention, Stream stream) {
   using Size = Sizes<kDim>;
-  const uint32_t kv_heads = attention.kv.kv_heads;
-  const uint32_t slices = CeilDivide(attention.query_heads / kv_heads, kHeads);
-  const auto kernel = AttendToRuns<kDim>;
-  RETURN_IF_ERROR(Checked(AllowShared(kernel, Size::kSharedBytes), "attention of one token"));
-  auto* const scratch = static_cast<unsigned char*>(attention.scratch);
-  auto* const states = reinterpret_cast<float*>(scratch + kCounterBytes);
-  if (kv_heads * slices * attention.token_count > kMaxCounters) {
-    return Unsupported("attention of " + std::to_string(attention.token_count) + " tokens of " +
-                       std::to_string(attention.query_heads) + " heads, one by one");
-  }
-  const dim3 grid(kRuns, kv_heads * slices, attention.token_count);
-  return Checked(LaunchChained(kernel, grid, Size::kWarps * 32, Size::kSharedBytes, stream,
-                               attention, reinterpret_cast<uint32_t*>(scratch), states),
-                 "attention of one token");
+  return LaunchRuns(AttendToRuns<kDim>, Size::kWarps, Size::kSharedBytes, attention, stream);
 }
 
 }  // namespace
@@ -344,6 +211,7 @@ Status RunDecodeAttention(const DecodeAttention& attention, Stream stream) {
   }
   if (attention.token_count == 0) return OkStatus();
   if (attention.kv.keys_f32 != nullptr) return LaunchDecodeAttentionF32(attention, stream);
+  if (attention.kv.keys_fp8 != nullptr) return LaunchDecodeAttentionFp8(attention, stream);
   switch (attention.kv.head_dim) {
     case 16:
       return Launch<16>(attention, stream);

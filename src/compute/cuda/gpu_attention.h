@@ -5,6 +5,7 @@
 //   RunPrefillAttention  many tokens of one sequence, causal over all that is in the cache
 //   RunDecodeAttention   one token of each of several sequences (or several tokens of one), the
 //                        past split over blocks
+//   ExpandKv             pages in fp8 as pages in bf16, for RunPrefillAttention
 //
 // The cache of one layer is a pool of pages of 64 positions, keys and values apart:
 //
@@ -15,13 +16,18 @@
 // as a tile. Which pages a sequence has is its block table: entry p has positions 64 p .. 64 p +
 // 63. Layers of a model share block tables where each has a pool of its own of the same pages.
 //
-// Rounding: norms and RoPE in float32; keys and values bf16; prefill's queries bf16. Scores and
+// In fp8 (compute/e4m3.h) a head's part of a page is 64 x head_dim codes, then 64 scales of a byte: the run of
+// bytes that the CPU has (compute/kv_format.h). Unpacking is exact in bf16, so that many tokens are computed
+// over a copy of the sequence's past in bf16, which costs the bytes, and one token over the codes themselves.
+//
+// Rounding: norms and RoPE in float32; keys and values bf16 or what fp8 makes of
+// their float32; prefill's queries bf16. Scores and
 // sums are float32, the weights of values bf16 before their product (decode: two bf16 each, as
 // queries are, so 16 bits). Prefill's output is bf16, decode's float32. The sum of weights is of
 // the unrounded ones. Two runs give the same bits. Softmax runs in powers of two.
 //
-// head_dim: 16, 32, 64, 96, 128 or 256; kUnsupported for others, and for prefill over a float32
-// cache. Units, pointers, threads, capture: as in gemv.h; bf16 is passed as its 16 bits.
+// head_dim: 16, 32, 64, 96, 128 or 256; kUnsupported for others, and for prefill over a cache in
+// float32 or fp8. Units, pointers, threads, capture: as in gemv.h; bf16 is passed as its 16 bits.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +44,15 @@ constexpr uint64_t KvPageElements(uint32_t kv_heads, uint32_t head_dim) {
   return uint64_t{kKvPagePositions} * kv_heads * head_dim;
 }
 
-// One layer's cache: 16-byte aligned pools in bf16, or in float32, which RunHeads and
+// Bytes of one head's part of a page in fp8, and of a page of keys (or of values) of one layer.
+constexpr uint64_t Fp8HeadBytes(uint32_t head_dim) {
+  return uint64_t{kKvPagePositions} * (head_dim + 1);
+}
+constexpr uint64_t Fp8PageBytes(uint32_t kv_heads, uint32_t head_dim) {
+  return kv_heads * Fp8HeadBytes(head_dim);
+}
+
+// One layer's cache: 16-byte aligned pools in bf16, in fp8, or in float32, which RunHeads and
 // RunDecodeAttention have, for comparing with a reference: no tensor cores, queries and weights not
 // rounded either.
 struct PagedKv {
@@ -50,6 +64,8 @@ struct PagedKv {
   uint32_t table_stride = 0;
   float* keys_f32 = nullptr;  // instead of keys and values
   float* values_f32 = nullptr;
+  uint8_t* keys_fp8 = nullptr;  // or these
+  uint8_t* values_fp8 = nullptr;
 };
 
 // Rows of query_heads x head_dim queries, kv_heads x head_dim keys, as many values.
@@ -87,6 +103,19 @@ struct PrefillAttention {
   GemmPath path = GemmPath::kBest;  // wgmma: Hopper, head_dim 64 or 128
 };
 Status RunPrefillAttention(const PrefillAttention& attention, Stream stream);
+
+// The pages of one sequence in fp8 -> bf16 pages of the same positions, and a block table of those: the first
+// `positions` of the sequence become what a PagedKv of keys, values and block_table has. Cost: a byte read and two
+// written a value.
+struct KvExpansion {
+  PagedKv from;  // in fp8, table_stride 0
+  uint32_t positions = 0;
+  // Pages of KvPageElements, as many as the positions fill; an entry each.
+  uint16_t* keys = nullptr;
+  uint16_t* values = nullptr;
+  uint32_t* block_table = nullptr;
+};
+Status ExpandKv(const KvExpansion& expansion, Stream stream);
 
 // Bytes of scratch for DecodeAttention, zeroed once before the first call with it; every call
 // leaves what it needs zero as such. Not shared by calls that may run at the same time.

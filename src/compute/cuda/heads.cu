@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <string>
 
+#include "compute/cuda/fp8.cuh"
 #include "compute/cuda/gpu_attention.h"
 #include "compute/cuda/launch.h"
 #include "compute/cuda/mma.cuh"
+#include "compute/e4m3.h"
 
 namespace moraine::gpu {
 namespace {
@@ -36,6 +38,16 @@ struct Four {
   }
   __device__ void Store(float* to) const {
     *reinterpret_cast<float4*>(to) = {v[0], v[1], v[2], v[3]};
+  }
+  // The bits of the largest magnitude.
+  __device__ uint32_t Largest() const {
+    uint32_t largest = 0;
+    for (int i = 0; i < 4; ++i) largest = max(largest, __float_as_uint(v[i]) & 0x7FFFFFFFu);
+    return largest;
+  }
+  __device__ uint32_t Codes(uint32_t scale) const {
+    return E4m3Code(v[0], scale) | E4m3Code(v[1], scale) << 8 | E4m3Code(v[2], scale) << 16 |
+           E4m3Code(v[3], scale) << 24;
   }
 };
 
@@ -123,9 +135,24 @@ struct Head {
       if (d < dim) parts[i].Store(to + d);
     }
   }
+  // index: in the page, of whose codes `page` is the first.
+  __device__ void StoreFp8(uint8_t* page, uint32_t dim, uint32_t index, uint32_t lane) const {
+    uint32_t largest = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < kParts; ++i) {
+      if (i * 128 + lane * 4 < dim) largest = max(largest, parts[i].Largest());
+    }
+    const uint32_t scale = E4m3Scale(__reduce_max_sync(~0u, largest));
+#pragma unroll
+    for (uint32_t i = 0; i < kParts; ++i) {
+      const uint32_t d = i * 128 + lane * 4;
+      if (d < dim) *reinterpret_cast<uint32_t*>(page + index * dim + d) = parts[i].Codes(scale);
+    }
+    if (lane == 0) page[kKvPagePositions * dim + index] = static_cast<uint8_t>(scale);
+  }
 };
 
-template <bool kCommon>
+template <bool kCommon, bool kFp8>
 __global__ void __launch_bounds__(kWarps * 32) PrepareHeads(const HeadRows rows) {
   __shared__ __align__(16) float buffers[kWarps][kCommon ? 128 : kMaxHeadDim];
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, token = blockIdx.y;
@@ -157,6 +184,12 @@ __global__ void __launch_bounds__(kWarps * 32) PrepareHeads(const HeadRows rows)
   const uint32_t kv_head = index - rows.query_heads - (is_value ? kv_heads : 0);
   const uint32_t page =
       rows.kv.block_tables[uint64_t{token} * rows.kv.table_stride + position / kKvPagePositions];
+  if constexpr (kFp8) {
+    head.StoreFp8((is_value ? rows.kv.values_fp8 : rows.kv.keys_fp8) +
+                      Fp8HeadAt(rows.kv, page, kv_head),
+                  dim, position % kKvPagePositions, lane);
+    return;
+  }
   const uint64_t to =
       ((uint64_t{page} * kv_heads + kv_head) * kKvPagePositions + position % kKvPagePositions) *
       dim;
@@ -191,7 +224,9 @@ Status RunHeads(const HeadRows& rows, Stream stream) {
     part.kv.block_tables += uint64_t{first} * rows.kv.table_stride;
     const dim3 grid(CeilDivide(head_count, kWarps), part.token_count);
     const bool common = dim <= 128 && !rows.interleaved && rows.rotary_dim % 8 == 0;
-    const auto kernel = common ? PrepareHeads<true> : PrepareHeads<false>;
+    const bool fp8 = rows.kv.keys_fp8 != nullptr;
+    const auto kernel = common ? (fp8 ? PrepareHeads<true, true> : PrepareHeads<true, false>)
+                               : (fp8 ? PrepareHeads<false, true> : PrepareHeads<false, false>);
     RETURN_IF_ERROR(Checked(LaunchChained(kernel, grid, kWarps * 32, 0, stream, part),
                             "norm and rotation of heads"));
   }

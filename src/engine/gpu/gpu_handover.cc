@@ -63,6 +63,10 @@ Pools PoolsOf(const GpuGqa& gqa) {
     return {{reinterpret_cast<std::byte*>(kv.keys_f32), reinterpret_cast<std::byte*>(kv.values_f32)},
             2, elements * sizeof(float)};
   }
+  if (kv.keys_fp8 != nullptr) {
+    return {{reinterpret_cast<std::byte*>(kv.keys_fp8), reinterpret_cast<std::byte*>(kv.values_fp8)},
+            2, gpu::Fp8PageBytes(kv.kv_heads, kv.head_dim)};
+  }
   return {{reinterpret_cast<std::byte*>(kv.keys), reinterpret_cast<std::byte*>(kv.values)},
           2, elements * sizeof(uint16_t)};
 }

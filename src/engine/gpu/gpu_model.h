@@ -62,7 +62,7 @@ struct GpuModelOptions {
   std::vector<uint32_t> gpus = {};
   uint32_t max_context = 0;        // positions of a sequence, and of the whole cache
   uint32_t prefill_chunk = 0;      // 0: chosen by what the budget spares
-  KvFormat kv_format = KvFormat::kBf16;  // or kF32
+  KvFormat kv_format = KvFormat::kBf16;  // or kFp8 or kF32
   BlockReaderOptions io;
   int threads = 0;  // that check checksums while records are loaded; 0: one a CPU
   std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <variant>
 
+#include "base/bytes.h"
 #include "compute/encode.h"
 #include "model/blocks/mixer.h"
 #include "model/blocks/rope_table.h"
@@ -191,6 +192,9 @@ Status GpuNetwork::AllocateCache(const ModelConfig& config, uint32_t pages, KvFo
     if (f32) {
       gqa.kv.keys_f32 = reinterpret_cast<float*>(next);
       gqa.kv.values_f32 = reinterpret_cast<float*>(next + pool);
+    } else if (format == KvFormat::kFp8) {
+      gqa.kv.keys_fp8 = reinterpret_cast<uint8_t*>(next);
+      gqa.kv.values_fp8 = reinterpret_cast<uint8_t*>(next + pool);
     } else {
       gqa.kv.keys = reinterpret_cast<uint16_t*>(next);
       gqa.kv.values = reinterpret_cast<uint16_t*>(next + pool);
@@ -198,6 +202,13 @@ Status GpuNetwork::AllocateCache(const ModelConfig& config, uint32_t pages, KvFo
     gqa.kv.kv_heads = gqa.config.kv_heads;
     gqa.kv.head_dim = gqa.config.head_dim;
     next += 2 * pool;
+  }
+  if (format == KvFormat::kFp8) {
+    const uint64_t table = AlignUp(pages * sizeof(uint32_t), kGpuTensorAlignment);
+    expansion_.block_table = reinterpret_cast<uint32_t*>(next);
+    expansion_.keys = reinterpret_cast<uint16_t*>(next + table);
+    expansion_.values =
+        expansion_.keys + (cache_.data() + bytes - next - table) / (2 * sizeof(uint16_t));
   }
   return OkStatus();
 }

@@ -77,6 +77,8 @@ class GpuNetwork {
   const gpu::DeviceMatrix& embedding() const { return embedding_; }  // if it embeds()
   const gpu::DeviceMatrix& output() const { return output_; }        // if it has_output()
   const float* final_norm() const { return final_norm_; }
+  // Of a cache in fp8: a sequence's pages in bf16, of one layer at a time; without pages if the cache is another.
+  const gpu::KvExpansion& expansion() const { return expansion_; }
 
  private:
   GpuNetwork() = default;
@@ -91,6 +93,7 @@ class GpuNetwork {
 
   GpuDense dense_;
   gpu::DeviceMemory cache_, rope_, k_rows_;
+  gpu::KvExpansion expansion_;
   LayerRange range_;
   std::vector<GpuLayer> layers_;
   gpu::DeviceMatrix embedding_, output_;

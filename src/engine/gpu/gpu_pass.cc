@@ -377,6 +377,20 @@ Status GpuPass::Normalize(const float* weight, uint16_t* operand, uint16_t* natu
                          stream_);
 }
 
+// What the chunk's tokens see, the chunk included, as prefill's attention wants it.
+Result<gpu::PagedKv> GpuPass::InBf16(const gpu::PagedKv& kv) {
+  if (kv.keys_fp8 == nullptr) return kv;
+  gpu::KvExpansion expansion = network_.expansion();
+  expansion.from = kv;
+  expansion.positions = first_ + token_count_;
+  RETURN_IF_ERROR(gpu::ExpandKv(expansion, stream_));
+  return gpu::PagedKv{.keys = expansion.keys,
+                      .values = expansion.values,
+                      .kv_heads = kv.kv_heads,
+                      .head_dim = kv.head_dim,
+                      .block_tables = expansion.block_table};
+}
+
 Status GpuPass::ManyAttention(const GpuLayer& layer, const GpuGqa& gqa) {
   const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(Normalize(layer.attention_norm, s.normed, nullptr));
@@ -388,12 +402,13 @@ Status GpuPass::ManyAttention(const GpuLayer& layer, const GpuGqa& gqa) {
   heads.first_position = first_;
   heads.queries_bf16 = s.query_rows;
   RETURN_IF_ERROR(gpu::RunHeads(heads, stream_));
+  ASSIGN_OR_RETURN(const gpu::PagedKv past, InBf16(kv));
   RETURN_IF_ERROR(gpu::RunPrefillAttention(
       {.queries = s.query_rows,
        .token_count = token_count_,
        .query_heads = gqa.config.query_heads,
        .first_position = first_,
-       .kv = kv,
+       .kv = past,
        .scale = 1.0f / std::sqrt(static_cast<float>(gqa.config.head_dim)),
        .operand = s.attended_rows},
       stream_));

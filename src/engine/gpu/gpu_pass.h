@@ -75,6 +75,7 @@ class GpuPass {
   Status RunProjection(const GpuProjection& projection, const uint16_t* operand, uint16_t* y);
   gpu::HeadRows Heads(const GpuGqa& gqa, const gpu::PagedKv& kv) const;
   gpu::PagedKv Kv(const GpuGqa& gqa, uint32_t table_stride) const;
+  Result<gpu::PagedKv> InBf16(const gpu::PagedKv& kv);
   void WriteTable(uint32_t row, const uint32_t* blocks, uint32_t last_position);
   uint32_t* host_tables() const { return inputs_.as<uint32_t>() + kFewTokens; }
   int32_t* host_tokens() const;

@@ -85,7 +85,7 @@ Status CheckGpuSupport(const ModelConfig& config, std::span<const ExpertLayout> 
                                    where, tensor.encoding, tensor.name));
   }
   if (kv_format == KvFormat::kQ8) {
-    return Unsupported(where + " has not: --kv q8; expected bf16 or f32");
+    return Unsupported(where + " has not: --kv q8; expected bf16, fp8 or f32");
   }
   return OkStatus();
 }

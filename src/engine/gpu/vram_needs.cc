@@ -48,7 +48,8 @@ uint64_t GpuDenseWeightBytes(const std::vector<const DenseTensor*>& tensors) {
 }
 
 uint64_t GpuKvPoolBytes(const GqaConfig& attention, uint32_t pages, KvFormat format) {
-  return pages * gpu::KvPageElements(attention.kv_heads, attention.head_dim) * ValueBytes(format);
+  return uint64_t{pages} * gpu::kKvPagePositions * attention.kv_heads *
+         KvHeadBytes(format, attention.head_dim);
 }
 
 uint64_t GpuKvPoolBytes(const MlaConfig& attention, uint32_t pages, KvFormat format) {
@@ -58,6 +59,17 @@ uint64_t GpuKvPoolBytes(const MlaConfig& attention, uint32_t pages, KvFormat for
 uint64_t GpuKRowsBytes(const MlaConfig& attention, KvFormat format) {
   if (format == KvFormat::kF32) return 0;
   return MatrixBytes(Encoding::kBf16, attention.heads * attention.nope_dim, attention.kv_rank);
+}
+
+uint64_t GpuKvExpansionBytes(const ModelConfig& config, LayerRange layers, uint32_t pages,
+                             KvFormat format) {
+  if (format != KvFormat::kFp8) return 0;
+  uint64_t pool = 0;
+  for (uint32_t i = layers.begin; i < layers.end; ++i) {
+    const auto* gqa = std::get_if<GqaConfig>(&config.layers[i].mixer);
+    if (gqa != nullptr) pool = std::max(pool, GpuKvPoolBytes(*gqa, pages, KvFormat::kBf16));
+  }
+  return 2 * pool + AlignUp(pages * sizeof(uint32_t), kGpuTensorAlignment);
 }
 
 uint64_t GpuKvBytes(const ModelConfig& config, LayerRange layers, uint32_t pages, KvFormat format) {
@@ -70,7 +82,7 @@ uint64_t GpuKvBytes(const ModelConfig& config, LayerRange layers, uint32_t pages
       bytes += 2 * GpuKvPoolBytes(std::get<GqaConfig>(mixer), pages, format);
     }
   }
-  return bytes;
+  return bytes + GpuKvExpansionBytes(config, layers, pages, format);
 }
 
 std::vector<RopeConfig> GpuRopeConfigs(const ModelConfig& config, LayerRange layers) {

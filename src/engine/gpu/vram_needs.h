@@ -44,12 +44,17 @@ VramNeeds CountVramNeeds(const Manifest& manifest, const ModelConfig& config,
 std::vector<const DenseTensor*> DenseTensorsOf(const Manifest& manifest, const ModelConfig& config,
                                                LayerRange layers);
 uint64_t GpuDenseWeightBytes(const std::vector<const DenseTensor*>& tensors);
+// These layers' keys and values, and what prompts over fp8 need beside them.
 uint64_t GpuKvBytes(const ModelConfig& config, LayerRange layers, uint32_t pages, KvFormat format);
 // Of a layer's keys, or of its values; or of its latents.
 uint64_t GpuKvPoolBytes(const GqaConfig& attention, uint32_t pages, KvFormat format);
 uint64_t GpuKvPoolBytes(const MlaConfig& attention, uint32_t pages, KvFormat format);
 // Of k_up transposed (gpu_mla.h): none in float32, where prompts go by few tokens.
 uint64_t GpuKRowsBytes(const MlaConfig& attention, KvFormat format);
+// Keys and values of one of these layers in bf16, of all pages, and a block table (gpu::ExpandKv); 0 if the cache
+// is not in fp8.
+uint64_t GpuKvExpansionBytes(const ModelConfig& config, LayerRange layers, uint32_t pages,
+                             KvFormat format);
 // The different ones: each has tables of cosines and sines.
 std::vector<RopeConfig> GpuRopeConfigs(const ModelConfig& config, LayerRange layers);
 

@@ -13,7 +13,7 @@ namespace {
 constexpr uint32_t kMlaTokens = 128;
 
 KvFormat LatentFormat(KvFormat format) {
-  return format == KvFormat::kQ8 ? KvFormat::kBf16 : format;
+  return format == KvFormat::kF32 ? format : KvFormat::kBf16;
 }
 
 // Floats of one query on its way: as projected, absorbed, attended, as values.
@@ -107,7 +107,7 @@ void MlaAttention::WriteLatents(const MixerInput& input, float* latents) const {
     const float* from = latents + size_t{segment.first} * key_dim();
     ForBlocks(state.length(), segment.count, [&](uint32_t position, uint32_t part, uint32_t index) {
       EncodeKv(format, from, key_dim(), part, 1, key_dim(),
-               blocks.BlockOf(position) + index * bytes, {bytes, 0});
+               {blocks.BlockOf(position), {bytes, 0}, index});
       from += size_t{part} * key_dim();
     });
   }

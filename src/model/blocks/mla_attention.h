@@ -15,8 +15,8 @@
 // chunk. Their inputs are quantised, as any matrix's, if they are q8 or q4.
 //
 // Cache: 576 values a position and layer for DeepSeek and Kimi-K2, 2304 bytes in f32. bf16 halves it.
-// q8 keeps bf16 here: one scale for a latent, which is normalised, and a rotated key, which is not,
-// would leave the smaller of them few codes.
+// q8 and fp8 keep bf16 here: one scale for a latent, which is normalised, and a rotated key, which is
+// not, would leave the smaller of them few of q8's codes, and its fewer bytes are not worth a second format.
 //
 // Scratch is bounded by working through a chunk's queries kMlaTokens at a time.
 #pragma once
