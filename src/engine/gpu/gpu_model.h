@@ -10,7 +10,7 @@
 //                    with a float32 cache all prompts; captured as a CUDA graph for each number of tokens
 //   more             bf16 activations on tensor cores (docs/gpu.md says where they are rounded)
 //
-// What is there: the Qwen3-MoE architecture, encodings bf16, q8, q4 (f32 for routers). Anything else is
+// What is there: blocks as gpu_support.h has them, encodings bf16, q8, q4 (f32 for routers). Anything else is
 // kUnsupported, naming what.
 //
 // Prompts only: with `host_kv` the model computes prompts for a CPU that computes the answers. Pages are then the

@@ -414,7 +414,8 @@ class LatentPrefillTest : public testing::TestWithParam<std::pair<GemmPath, Late
  protected:
   // `heads` heads of `all_heads` that queries and operand have, from the third on.
   void CheckShape(uint32_t heads, uint32_t first, uint32_t tokens, uint64_t seed) {
-    const auto [path, sizes] = GetParam();
+    const GemmPath path = GetParam().first;
+    const LatentSizes sizes = GetParam().second;  // no binding: clang 14 captures none
     const auto gemm = GroupedGemm::Create(path);
     if (!gemm.ok()) GTEST_SKIP() << gemm.status().ToString();
     SCOPED_TRACE(std::to_string(heads) + " heads, " + std::to_string(tokens) + " tokens from " +
