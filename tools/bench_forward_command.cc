@@ -8,18 +8,15 @@
 #include <fmt/format.h>
 
 #include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "commands.h"
 #include "common_options.h"
 #include "engine/gpu/gpu_model.h"
 #include "engine/runner.h"
-#include "engine/text_model.h"
+#include "forward_workload.h"
 #include "io/read_measurement.h"
 #include "model/kv_pool.h"
-#include "model/sampler.h"
-#include "model/sequence_state.h"
 
 namespace moraine {
 namespace {
@@ -104,7 +101,7 @@ Sample Median(const std::vector<Sample>& samples) {
 class ForwardBench {
  public:
   ForwardBench(const BenchForwardArguments& arguments, bool decode)
-      : arguments_(arguments), decode_(decode), random_(arguments.seed) {}
+      : arguments_(arguments), decode_(decode) {}
 
   Status Run() {
     ASSIGN_OR_RETURN(RunnerOptions options, FinishRunnerOptions(arguments_.runner));
@@ -122,7 +119,7 @@ class ForwardBench {
     if (arguments_.warm) {
       RETURN_IF_ERROR(runner_->Warm(WarmOrder::kStatic, [](uint64_t, uint64_t) {}));
     }
-    RETURN_IF_ERROR(ReadPrompt());
+    RETURN_IF_ERROR(MakeWorkload());
     std::vector<Sample> with, without;
     for (int round = 0; round < arguments_.rounds; ++round) {
       RETURN_IF_ERROR(Round(round, true, &with));
@@ -134,14 +131,25 @@ class ForwardBench {
   }
 
  private:
+  Status MakeWorkload() {
+    ASSIGN_OR_RETURN(workload_, ForwardWorkload::Create(*runner_,
+                                                        {.text = arguments_.text,
+                                                         .prompt_tokens = arguments_.prompt_tokens,
+                                                         .tokens = arguments_.tokens,
+                                                         .warm_tokens = arguments_.warm_tokens,
+                                                         .batch = arguments_.batch,
+                                                         .seed = arguments_.seed}));
+    return OkStatus();
+  }
+
   // A round more than asked for: the first warms up. On a GPU nothing is read from the drive; what can be
   // a bound is the link, over which a prompt's chunks each get the experts that do not fit.
   Status RunOnGpu() {
-    RETURN_IF_ERROR(ReadPrompt());
+    RETURN_IF_ERROR(MakeWorkload());
     std::vector<double> rates;
     for (int round = -1; round < arguments_.rounds; ++round) {
       EngineStats before;
-      RETURN_IF_ERROR(Compute(round, &before));
+      RETURN_IF_ERROR(workload_->Compute(round, decode_, &before));
       const EngineStats after = runner_->Stats();
       const PhaseStats& a = decode_ ? before.decode : before.prefill;
       const PhaseStats& b = decode_ ? after.decode : after.prefill;
@@ -169,6 +177,18 @@ class ForwardBench {
     return static_cast<double>(bytes);
   }
 
+  // Bytes of streamed experts that a token's products read, in place.
+  double StreamedBytes() const {
+    const std::vector<LayerManifest>& layers = runner_->store().manifest().layers;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      if (layers[i].expert_count > 0 && !runner_->gpu()->plan().anchored[i]) {
+        bytes += runner_->config().top_k * layers[i].record_bytes;
+      }
+    }
+    return static_cast<double>(bytes);
+  }
+
   void PrintGpu(double rate, double link_gb_per_s, const PeerSpeed& peers) const {
     const VramPlan& plan = runner_->gpu()->plan();
     const uint32_t chunks = (arguments_.prompt_tokens + plan.chunk - 1) / plan.chunk;
@@ -184,9 +204,11 @@ class ForwardBench {
                  {"tok_per_s", rate},
                  {"vram_bytes", plan.total_bytes()},
                  {"streamed_bytes", plan.streamed_bytes},
+                 {"resident_layers", plan.anchored_layers},
                  {"streamed_layers", plan.streamed_layers},
                  {"chunk", plan.chunk},
-                 {"link_gb_per_s", link_gb_per_s}};
+                 {"link_gb_per_s", link_gb_per_s},
+                 {"link_emulated", !arguments_.runner.link_limit.empty()}};
     if (runner_->gpu()->stages().size() > 1) {
       json["peer_gb_per_s"] = peers.gb_per_s;
       json["peer_small_copy_us"] = peers.small_us;
@@ -194,6 +216,7 @@ class ForwardBench {
     if (decode_) {
       json["tokens"] = arguments_.tokens;
       json["weight_bytes_per_token"] = WeightBytes();
+      json["streamed_bytes_per_token"] = StreamedBytes();
       json["weight_gb_per_s"] = WeightBytes() * rate * 1e-9;
     } else if (plan.streamed_layers > 0) {
       const double bound = arguments_.prompt_tokens * link_gb_per_s * 1e9 / (streamed * chunks);
@@ -206,35 +229,6 @@ class ForwardBench {
                   plan.ToText().c_str());
     }
     std::printf("%s\n", json.dump().c_str());
-  }
-
-  // Random tokens where there is no text: routing still follows from them as from any other.
-  Status ReadPrompt() {
-    if (!arguments_.text.empty()) {
-      std::ifstream stream(arguments_.text, std::ios::binary);
-      if (!stream) return IoErrorFromErrno(arguments_.text, errno);
-      const std::string text{std::istreambuf_iterator<char>(stream), {}};
-      ASSIGN_OR_RETURN(const TextModel model, TextModel::Load(runner_->store().manifest()));
-      ASSIGN_OR_RETURN(text_tokens_, model.tokenizer().Encode(text));
-      if (text_tokens_.size() < arguments_.prompt_tokens) {
-        return InvalidArgument(fmt::format("{}: {} tokens, --prompt-tokens is {}", arguments_.text,
-                                           text_tokens_.size(), arguments_.prompt_tokens));
-      }
-      return OkStatus();
-    }
-    return OkStatus();
-  }
-  std::vector<int32_t> Prompt(int round) const {
-    std::vector<int32_t> prompt;
-    Random random(arguments_.seed + static_cast<uint64_t>(round));
-    const size_t offset = text_tokens_.empty() ? 0
-        : random.Below(text_tokens_.size() - arguments_.prompt_tokens + 1);
-    for (uint32_t i = 0; i < arguments_.prompt_tokens; ++i) {
-      prompt.push_back(text_tokens_.empty()
-                           ? static_cast<int32_t>(random.Below(runner_->config().vocab_size))
-                           : text_tokens_[offset + i]);
-    }
-    return prompt;
   }
 
   // GB/s of random records, as many at once as a layer of a step can miss.
@@ -264,74 +258,11 @@ class ForwardBench {
     return measured.gb_per_s;
   }
 
-  // One of the sequences that are decoded together.
-  struct Stream {
-    SequenceState* state = nullptr;
-    std::unique_ptr<Sampler> sampler;
-    std::vector<float> logits;
-    LogitsSink keep;
-    int32_t token = 0;
-  };
-
-  Status Begin(Stream* stream, uint32_t index, int text) {
-    const uint64_t seed = arguments_.seed + static_cast<uint64_t>(text);
-    stream->state = &runner_->sequence(index);
-    stream->state->Reset();
-    stream->sampler = std::make_unique<Sampler>(SamplingOptions{.temperature = 1.0f, .seed = seed},
-                                                runner_->config().vocab_size);
-    stream->keep = [stream](uint32_t, std::span<const float> logits) {
-      stream->logits.assign(logits.begin(), logits.end());
-    };
-    const std::vector<int32_t> prompt = Prompt(text);
-    for (size_t at = 0, count = 0; at < prompt.size(); at += count) {
-      count = std::min<size_t>(runner_->prefill_chunk(), prompt.size() - at);
-      BatchSegment segment = {.tokens = std::span(prompt).subspan(at, count),
-                              .state = stream->state,
-                              .sink = &stream->keep};
-      if (at + count < prompt.size()) segment.logits = LogitsMode::kNone;
-      runner_->Step({&segment, 1});
-      RETURN_IF_ERROR(segment.status);
-    }
-    return OkStatus();
-  }
-
-  Status DecodeStep(std::vector<Stream>* streams) {
-    std::vector<BatchSegment> batch;
-    for (Stream& stream : *streams) {
-      // On a GPU random ones: to draw from the flat logits of random weights, sorted, takes longer than a step.
-      stream.token = runner_->gpu() == nullptr
-                         ? stream.sampler->Sample(stream.logits)
-                         : static_cast<int32_t>(random_.Below(runner_->config().vocab_size));
-      batch.push_back({.tokens = {&stream.token, 1},
-                       .state = stream.state,
-                       .sink = &stream.keep,
-                       .decode = true});
-    }
-    runner_->Step(batch);
-    for (const BatchSegment& segment : batch) RETURN_IF_ERROR(segment.status);
-    return OkStatus();
-  }
-
-  // Prompts and, for decode, what follows them. before: when what is measured begins.
-  Status Compute(int round, EngineStats* before) {
-    std::vector<Stream> streams(arguments_.batch);
-    *before = runner_->Stats();
-    for (uint32_t s = 0; s < streams.size(); ++s) {
-      RETURN_IF_ERROR(Begin(&streams[s], s, round * static_cast<int>(arguments_.batch) +
-                                                static_cast<int>(s)));
-    }
-    for (uint32_t i = 0; decode_ && i < arguments_.warm_tokens + arguments_.tokens; ++i) {
-      if (i == arguments_.warm_tokens) *before = runner_->Stats();
-      RETURN_IF_ERROR(DecodeStep(&streams));
-    }
-    return OkStatus();
-  }
-
   Status Round(int round, bool lookahead, std::vector<Sample>* samples) {
     ASSIGN_OR_RETURN(const double drive_before, DriveRate(round));
     runner_->SetLookahead(lookahead && arguments_.runner.options.lookahead);
     EngineStats before;
-    RETURN_IF_ERROR(Compute(round, &before));
+    RETURN_IF_ERROR(workload_->Compute(round, decode_, &before));
     const EngineStats after = runner_->Stats();
     ASSIGN_OR_RETURN(const double drive_after, DriveRate(round));
     samples->push_back(Difference(before, after, decode_, (drive_before + drive_after) / 2));
@@ -399,10 +330,9 @@ class ForwardBench {
 
   const BenchForwardArguments& arguments_;
   const bool decode_;
-  Random random_;
   BlockReaderOptions io_;
   std::unique_ptr<Runner> runner_;
-  std::vector<int32_t> text_tokens_;
+  std::unique_ptr<ForwardWorkload> workload_;
 };
 
 void RegisterForward(CLI::App& bench, const char* name, const char* help, bool decode,
@@ -412,6 +342,7 @@ void RegisterForward(CLI::App& bench, const char* name, const char* help, bool d
   CLI::App* command = bench.add_subcommand(name, help);
   AddRunnerArguments(command, &a->runner);
   AddGpuArguments(command, &a->runner);
+  AddLinkLimit(command, &a->runner);
   command->add_option("--text", a->text, "take the prompt from this file (default: random tokens)");
   command->add_option("--prompt-tokens", a->prompt_tokens, "tokens of the prompt")
       ->check(CLI::Range(1, 1 << 20))

@@ -6,10 +6,12 @@
 #include <cstdio>
 #include <vector>
 
+#include "base/bytes.h"
 #include "engine/gpu/gpu_model.h"
 #include "engine/gpu/vram_plan.h"
 #include "model_arguments.h"
 #include "residency/eviction_policy.h"
+#include "tuned_options.h"
 
 namespace moraine {
 namespace {
@@ -18,6 +20,13 @@ template <typename T>
 bool Parses(const std::string& text, T* value) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *value);
   return error == std::errc() && end == text.data() + text.size();
+}
+
+// Bytes a second of "25GB/s".
+Result<double> ParseLinkLimit(const std::string& text) {
+  const auto rate = ParseByteSize(text.substr(0, text.size() - (text.ends_with("/s") ? 2 : 0)));
+  if (rate.ok() && *rate > 0) return static_cast<double>(*rate);
+  return InvalidArgument("--link-limit: expected a rate such as 25GB/s, found '" + text + "'");
 }
 
 }  // namespace
@@ -54,10 +63,11 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
       ->check(CLI::IsMember(std::vector<std::string>(EvictionPolicyNames().begin(),
                                                      EvictionPolicyNames().end())))
       ->capture_default_str();
-  command
-      ->add_option("--io", a->options.io.kind, "how experts are read; auto: io_uring, else pread")
-      ->check(CLI::IsMember({"auto", "io_uring", "pread", "simulated"}))
-      ->capture_default_str();
+  a->tunable.io = TunableOption(
+      command
+          ->add_option("--io", a->options.io.kind, "how experts are read; auto: io_uring, else pread")
+          ->check(CLI::IsMember({"auto", "io_uring", "pread", "simulated"}))
+          ->capture_default_str());
   command->add_option("--io-seed", a->options.io.simulation_seed,
                       "order in which --io simulated completes reads")
       ->check(WholeNumber(UINT64_MAX));
@@ -66,25 +76,28 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
       ->add_option("--isa", a->options.isa,
                    "instruction set of the kernels (default: the CPU's best; also MORAINE_ISA)")
       ->check(CLI::IsMember({"scalar", "avx2", "avx_vnni", "avx512_vnni", "amx"}));
-  command->add_option("--threads", a->options.threads, "compute threads (default: one per CPU)")
-      ->check(CLI::Range(0, 1024));
+  a->tunable.threads = TunableOption(
+      command->add_option("--threads", a->options.threads, "compute threads (default: one per CPU)")
+          ->check(CLI::Range(0, 1024)));
   command->add_option("--max-context", a->options.max_context,
                       "tokens of KV cache (default, and 0: the model's, at most 4096)")
       ->check(WholeNumber(UINT32_MAX));
   a->options.prefill_chunk = 0;  // chosen
-  command
-      ->add_option("--prefill-chunk", a->options.prefill_chunk,
-                   "tokens that are prefilled together; more read fewer experts twice and take more memory "
-                   "(default, and 0: 512 to 2048, by what the budget spares)")
-      ->check(CLI::Range(0, 65536));
+  a->tunable.prefill_chunk = TunableOption(
+      command
+          ->add_option("--prefill-chunk", a->options.prefill_chunk,
+                       "tokens that are prefilled together; more read fewer experts twice and take more "
+                       "memory (default, and 0: 512 to 2048, by what the budget spares)")
+          ->check(CLI::Range(0, 65536)));
   command
       ->add_option("--kv", a->kv_format,
                    "keys and values: f32, the default; LOSSY: bf16, or q8 or fp8, for 2 or nearly 4 times the "
                    "context. With --gpu and --gpu-prefill bf16, the default; LOSSY: fp8, for nearly twice the "
                    "context; or f32: prompts at the speed of decode")
       ->check(CLI::IsMember({"f32", "bf16", "q8", "fp8"}));
-  command->add_flag("!--no-lookahead", a->options.lookahead,
-                    "do not read ahead what the next layer's router probably wants");
+  a->tunable.lookahead = TunableOption(
+      command->add_flag("!--no-lookahead", a->options.lookahead,
+                        "do not read ahead what the next layer's router probably wants"));
   command
       ->add_option("--lossy-defer", a->options.defer_experts,
                    "LOSSY: so many absent experts of a layer, the least weighty, join one layer later")
@@ -96,6 +109,7 @@ void AddRunnerArguments(CLI::App* command, RunnerArguments* a) {
   command->add_option("--profile", a->options.profile,
                       "named profile of a workload to start from and to save")
       ->capture_default_str();
+  command->add_flag("--no-tuned", a->no_tuned, "do not use what moraine tune has found");
 }
 
 void AddGpuArguments(CLI::App* command, RunnerArguments* a) {
@@ -113,11 +127,12 @@ void AddGpuArguments(CLI::App* command, RunnerArguments* a) {
       ->excludes(gpu);
   command->add_flag("--gpu-hybrid-always", a->options.gpu_hybrid_always,
                     "--gpu-hybrid without timing the CPU alone: all answers are computed together");
-  command
-      ->add_option("--gpu-prefill-tokens", a->options.gpu_prefill_tokens,
-                   "shortest piece of a prompt that --gpu-prefill gives to the GPU (default, and 0: found "
-                   "out by the first ones)")
-      ->check(WholeNumber(UINT32_MAX));
+  a->tunable.gpu_prefill_tokens = TunableOption(
+      command
+          ->add_option("--gpu-prefill-tokens", a->options.gpu_prefill_tokens,
+                       "shortest piece of a prompt that --gpu-prefill gives to the GPU (default, and 0: "
+                       "found out by the first ones)")
+          ->check(WholeNumber(UINT32_MAX)));
   command->add_option("--vram-budget", a->vram_budget,
                       "with --gpu, --gpu-prefill or --gpu-hybrid, VRAM of each GPU for all that is there (16GiB), or "
                       "auto, the default: what is free. Experts that do not fit are streamed");
@@ -152,6 +167,12 @@ Result<std::vector<uint32_t>> ParseGpus(const std::string& text) {
 }
 
 }  // namespace
+
+void AddLinkLimit(CLI::App* command, RunnerArguments* a) {
+  command->add_option("--link-limit", a->link_limit,
+                      "with --gpu or --gpu-prefill, emulate a slower link: experts are streamed at this rate "
+                      "(25GB/s) at most");
+}
 
 void NameEnvironment(CLI::App* command) {
   for (CLI::Option* option : command->get_options()) {
@@ -193,11 +214,20 @@ Result<RunnerOptions> FinishRunnerOptions(const RunnerArguments& arguments) {
   if (!options.gpu_prefill && options.gpu_prefill_tokens > 0) {
     return InvalidArgument("--gpu-prefill-tokens needs --gpu-prefill or --gpu-hybrid");
   }
+  if (!arguments.link_limit.empty()) {
+    if (!on_gpu) return InvalidArgument("--link-limit needs --gpu or --gpu-prefill");
+    if (options.gpu_hybrid) {
+      return InvalidArgument("--link-limit: not with --gpu-hybrid, which reads experts in place over the "
+                             "link: that cannot be slowed");
+    }
+    ASSIGN_OR_RETURN(options.link_limit_bytes_per_s, ParseLinkLimit(arguments.link_limit));
+  }
   if (on_gpu) options.kv_format = KvFormat::kBf16;
   if (!arguments.kv_format.empty()) {
     ASSIGN_OR_RETURN(options.kv_format, ParseKvFormat(arguments.kv_format));
   }
   ASSIGN_OR_RETURN(options.vram_budget_bytes, ParseVramBudget(arguments.vram_budget));
+  options.tuned = FindTunedSettings(arguments, options);
   return options;
 }
 

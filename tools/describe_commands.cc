@@ -12,6 +12,8 @@
 #include "completion.h"
 #include "config_file.h"
 #include "man_page.h"
+#include "model_arguments.h"
+#include "tuned_options.h"
 
 namespace moraine {
 namespace {
@@ -44,13 +46,15 @@ std::string TomlArray(const std::string& text) {
   return "[" + out + "]";
 }
 
-// A line of a configuration file; commented out where nothing is set.
-void PrintOption(const OptionDescription& option, const ConfigFile& config, bool with_origin) {
+// A line of a configuration file; commented out where nothing is set. tuned: what moraine tune has found for it.
+void PrintOption(const OptionDescription& option, const ConfigFile& config, const std::string& tuned,
+                 bool with_origin) {
   const char* from_environment =
       option.environment.empty() ? nullptr : std::getenv(option.environment.c_str());
   const bool in_environment = from_environment != nullptr && *from_environment != '\0';
   const bool in_file = config.options.count(option.option) > 0;
-  std::string value = in_environment ? from_environment : option.default_text;
+  const bool is_tuned = !in_environment && !in_file && !tuned.empty();
+  std::string value = is_tuned ? tuned : ConfiguredText(option);
   // A --no-... flag's value is what it turns off.
   const bool turns_off = !option.takes_value && option.option->get_flag_value(option.long_name, "true") == "false";
   if (turns_off && in_file) value = value == "false" ? "true" : "false";
@@ -63,6 +67,7 @@ void PrintOption(const OptionDescription& option, const ConfigFile& config, bool
   if (with_origin) {
     origin = "  # " + (in_environment ? "environment: " + option.environment
                        : in_file      ? "file: " + config.path
+                       : is_tuned     ? "tuned"
                        : is_set       ? "default"
                                       : "not set");
   }
@@ -70,7 +75,8 @@ void PrintOption(const OptionDescription& option, const ConfigFile& config, bool
 }
 
 // As a configuration file.
-Status ShowConfig(CLI::App* app, const ConfigFile& config, const std::string& path, bool with_origin) {
+Status ShowConfig(CLI::App* app, const ConfigFile& config, const std::string& path,
+                  const std::string& store, bool with_origin) {
   const CommandDescription program = DescribeCommands(app);
   std::printf("# %s\n", config.path.empty() ? "no configuration file" : config.path.c_str());
   bool found = false;
@@ -81,8 +87,10 @@ Status ShowConfig(CLI::App* app, const ConfigFile& config, const std::string& pa
     std::string table = command->path;
     for (char& c : table) c = c == ' ' ? '.' : c;
     std::printf("\n[%s]\n", table.c_str());
+    const TunedSettings tuned = FindTunedSettings(*command, store);
     for (const OptionDescription& option : command->options) {
-      if (option.configurable) PrintOption(option, config, with_origin);
+      if (!option.configurable) continue;
+      PrintOption(option, config, TunedText(tuned, option.long_name), with_origin);
     }
   }
   return found ? OkStatus() : InvalidArgument("'" + path + "' is no subcommand");
@@ -118,7 +126,7 @@ std::string JoinedWords(const std::vector<std::string>& words) {
 void RegisterDescribeCommands(CLI::App& app, const ConfigFile* config, int* exit_code) {
   struct Arguments {
     std::vector<std::string> command;
-    std::string shell, directory;
+    std::string shell, directory, store;
     bool origin = false;
   };
   auto a = std::make_shared<Arguments>();
@@ -130,8 +138,11 @@ void RegisterDescribeCommands(CLI::App& app, const ConfigFile* config, int* exit
   CLI::App* show = configuration->add_subcommand(
       "show", "Print what each option is without flags, in the form of a configuration file");
   show->add_option("COMMAND", a->command, "only of this subcommand");
+  show->add_option("--store", a->store,
+                   "with what moraine tune has found for this one (default: the one that is configured)")
+      ->transform(StoreByName());
   show->add_flag("--origin", a->origin, "say where each value comes from");
-  show->callback([=, &app] { finish(ShowConfig(&app, *config, JoinedWords(a->command), a->origin)); });
+  show->callback([=, &app] { finish(ShowConfig(&app, *config, JoinedWords(a->command), a->store, a->origin)); });
 
   CLI::App* completion = app.add_subcommand("completion", "Print the completions of a shell");
   completion->add_option("SHELL", a->shell, "bash, zsh or fish")

@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
   moraine::RegisterInspectCommand(app, &exit_code);
   moraine::RegisterModelsCommand(app, &exit_code);
   moraine::RegisterPlanCommand(app, &exit_code);
+  moraine::RegisterTuneCommand(app, &exit_code);
   moraine::RegisterRunCommand(app, &exit_code);
   moraine::RegisterServeCommand(app, &exit_code);
   moraine::RegisterStatsCommand(app, &exit_code);

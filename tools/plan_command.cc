@@ -23,6 +23,7 @@
 #include "compute/thread_pool.h"
 #include "doctor/drive_curve.h"
 #include "engine/fixed_memory.h"
+#include "engine/gpu/gpu_rates.h"
 #include "engine/gpu/gpu_support.h"
 #include "engine/gpu/vram_needs.h"
 #include "engine/import_plan.h"
@@ -208,9 +209,41 @@ struct VramRow {
   GpuEstimate estimate{};
 };
 
+// The GPU that is planned for: rates that were given, the others measured if there is one here.
+struct PlannedGpu {
+  GpuRates rates;
+  std::string measured_on;  // empty: nothing was
+  std::string missing;      // why something is not known; empty: all is
+};
+
+PlannedGpu FindGpuRates(const PlanArguments& a) {
+  PlannedGpu planned;
+  planned.rates = {.link_bytes_per_s = a.link_gbps * kBillion,
+                   .memory_bytes_per_s = a.vram_gbps * kBillion,
+                   .operations_per_s = a.gpu_tflops * 1e12};
+  const auto fill = [&](double* rate, double measured) {
+    if (*rate == 0) *rate = measured;
+  };
+  GpuRates& rates = planned.rates;
+  if (a.vram_budgets.empty() ||
+      (rates.link_bytes_per_s > 0 && rates.memory_bytes_per_s > 0 && rates.operations_per_s > 0)) {
+    return planned;
+  }
+  const Result<MeasuredGpu> measured = MeasureGpu();
+  if (!measured.ok()) {
+    planned.missing = measured.status().message();
+    return planned;
+  }
+  fill(&rates.link_bytes_per_s, measured->to_device_bytes_per_s);
+  fill(&rates.memory_bytes_per_s, measured->memory_bytes_per_s);
+  fill(&rates.operations_per_s, measured->operations_per_s);
+  planned.measured_on = measured->gpu.name;
+  return planned;
+}
+
 // A row for each VRAM budget and RAM budget; all experts in DRAM if no RAM budget was given.
 Result<std::vector<VramRow>> PlanVramBudgets(const PlanArguments& a, const ServingPlanInput& input,
-                                             uint32_t context,
+                                             const GpuRates& rates, uint32_t context,
                                              const std::vector<ServingEstimate>& estimates) {
   std::vector<VramRow> rows;
   if (a.vram_budgets.empty()) return rows;
@@ -230,9 +263,6 @@ Result<std::vector<VramRow>> PlanVramBudgets(const PlanArguments& a, const Servi
                                           .kv_format = kv_format});
   VramNeeds with_cpu = needs;
   with_cpu.hot_experts = true;
-  const GpuRates rates = {.link_bytes_per_s = a.link_gbps * kBillion,
-                          .memory_bytes_per_s = a.vram_gbps * kBillion,
-                          .operations_per_s = a.gpu_tflops * 1e12};
   const TokenDemand demand = DemandOfToken(input.manifest, input.config);
   std::vector<double> shares;
   for (const ServingEstimate& e : estimates) shares.push_back(e.resident_share);
@@ -272,11 +302,26 @@ Json ToJson(const VramRow& row) {
           {"decode_bound_by", row.estimate.decode_bound_by}};
 }
 
-void PrintVram(const PlanArguments& a, const std::vector<VramRow>& rows) {
+Json ToJson(const PlannedGpu& gpu) {
+  const auto known = [](double value) { return value > 0 ? Json(value) : Json(nullptr); };
+  return {{"link_gb_per_s", known(gpu.rates.link_bytes_per_s / kBillion)},
+          {"vram_gb_per_s", known(gpu.rates.memory_bytes_per_s / kBillion)},
+          {"tflops", known(gpu.rates.operations_per_s / 1e12)},
+          {"measured_on", gpu.measured_on}};
+}
+
+void PrintVram(const PlannedGpu& gpu, const std::vector<VramRow>& rows) {
   if (rows.empty()) return;
+  const GpuRates& rates = gpu.rates;
   fmt::print("\non a GPU (link {} GB/s, VRAM {} GB/s, {} TFLOP/s); decode is that of --gpu, which needs all "
              "experts in DRAM or VRAM;\nwith --gpu-prefill it is the CPU's, above\n",
-             OrNa(a.link_gbps, "{:.1f}"), OrNa(a.vram_gbps, "{:.0f}"), OrNa(a.gpu_tflops, "{:.0f}"));
+             OrNa(rates.link_bytes_per_s / kBillion, "{:.1f}"),
+             OrNa(rates.memory_bytes_per_s / kBillion, "{:.0f}"),
+             OrNa(rates.operations_per_s / 1e12, "{:.0f}"));
+  if (!gpu.measured_on.empty()) fmt::print("what was not given is measured on {}\n", gpu.measured_on);
+  if (!gpu.missing.empty()) {
+    fmt::print("n/a: not given, and not measured here: {}\n", gpu.missing);
+  }
   for (const VramRow& row : rows) {
     fmt::print("{} VRAM, {:.1f} % of experts in DRAM: prefill tok/s <= {} ({}), decode tok/s <= {} ({})\n"
                "  {}\n",
@@ -349,11 +394,12 @@ Status Plan(const PlanArguments& a) {
     RETURN_IF_ERROR(estimate.status());
     estimates.push_back(*estimate);
   }
+  const PlannedGpu gpu = FindGpuRates(a);
   ASSIGN_OR_RETURN(const std::vector<VramRow> vram,
-                   PlanVramBudgets(a, input, context, estimates));
+                   PlanVramBudgets(a, input, gpu.rates, context, estimates));
   if (!a.json) {
     PrintPlan(a, model, input, estimates);
-    PrintVram(a, vram);
+    PrintVram(gpu, vram);
     return OkStatus();
   }
   Json rows = Json::array();
@@ -375,6 +421,7 @@ Status Plan(const PlanArguments& a) {
                      {"drive_gb_per_s", input.rates.drive_bytes_per_s / kBillion},
                      {"tops", input.rates.operations_per_s / 1e12},
                      {"hit_rates", model.profile ? "profile" : "recorded_routing"},
+                     {"gpu", ToJson(gpu)},
                      {"budgets", rows},
                      {"vram", vram_rows}};
   std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
@@ -427,11 +474,13 @@ void RegisterPlanCommand(CLI::App& app, int* exit_code) {
       ->check(CLI::PositiveNumber);
   command->add_option("--vram-budget", a->vram_budgets,
                       "memory of an NVIDIA GPU (16GiB), several: what lies in it, and the bounds there");
-  command->add_option("--link-gbps", a->link_gbps, "of its link, from page-locked memory, GB/s")
+  command->add_option("--link-gbps", a->link_gbps,
+                      "of its link, from page-locked memory, GB/s (default: measured here)")
       ->check(CLI::PositiveNumber);
-  command->add_option("--vram-gbps", a->vram_gbps, "of its memory, GB/s")
+  command->add_option("--vram-gbps", a->vram_gbps, "of its memory, GB/s (default: measured here)")
       ->check(CLI::PositiveNumber);
-  command->add_option("--gpu-tflops", a->gpu_tflops, "of its tensor cores, bf16, 10^12 operations a second")
+  command->add_option("--gpu-tflops", a->gpu_tflops,
+                      "of its tensor cores, bf16, 10^12 operations a second (default: measured here)")
       ->check(CLI::PositiveNumber);
   command->add_option("--profile", a->profile, "a store's profile whose hit rates count")
       ->capture_default_str();

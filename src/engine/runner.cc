@@ -360,9 +360,34 @@ Runner::Runner() : impl_(std::make_unique<Impl>()) {}
 Runner::~Runner() = default;
 
 Result<std::unique_ptr<Runner>> Runner::Open(const RunnerOptions& options) {
+  if (!options.tuned.empty()) return OpenTuned(options);
   std::unique_ptr<Runner> runner(new Runner());
   RETURN_IF_ERROR(runner->impl_->Open(options));
   return runner;
+}
+
+// A budget of the same class, or a machine with more going on, may lack what a longer chunk takes.
+Result<std::unique_ptr<Runner>> Runner::OpenTuned(const RunnerOptions& options) {
+  RunnerOptions untuned = options, tuned = options;
+  untuned.tuned = tuned.tuned = {};
+  const TunedSettings& found = options.tuned;
+  if (found.threads) tuned.threads = *found.threads;
+  if (found.prefill_chunk) tuned.prefill_chunk = *found.prefill_chunk;
+  if (found.lookahead) tuned.lookahead = *found.lookahead;
+  if (found.io) tuned.io.kind = *found.io;
+  if (found.gpu_prefill_tokens) tuned.gpu_prefill_tokens = *found.gpu_prefill_tokens;
+  auto runner = Open(tuned);
+  if (runner.ok()) {
+    LOG_INFO("tuned for this machine: {}", found.ToText());
+    return runner;
+  }
+  const StatusCode code = runner.status().code();
+  if (code != StatusCode::kResourceExhausted && code != StatusCode::kInvalidArgument) return runner;
+  auto without = Open(untuned);
+  if (without.ok()) {
+    LOG_WARN("going on without what was tuned ({}): {}", found.ToText(), runner.status().message());
+  }
+  return without;
 }
 
 void Runner::SetLookahead(bool on) {

@@ -25,6 +25,7 @@
 #include "engine/prefix_disk_options.h"
 #include "engine/routing_recorder.h"
 #include "engine/stats.h"
+#include "engine/tuned_settings.h"
 #include "engine/workload_profile.h"
 #include "io/block_reader.h"
 #include "model/batch_segment.h"
@@ -65,6 +66,7 @@ struct RunnerOptions {
   // And answers on both together (gpu_answers.h); implies gpu_prefill. Not with the lossy modes. always: as long as it
   // works; otherwise where it is faster than the CPU alone, which is timed now and then.
   bool gpu_hybrid = false, gpu_hybrid_always = false;
+  double link_limit_bytes_per_s = 0;  // above 0: emulates a slower link (gpu/gpu_model.h)
   // Replaces GpuModel::Open for it, so that tests need no GPU.
   std::function<Result<std::unique_ptr<GpuModel>>(const GpuModelOptions&)> gpu_model_factory;
   // Told how much of the weights a GPU has; on the thread that opens.
@@ -79,6 +81,9 @@ struct RunnerOptions {
   // Profile to start from, if there is one. One that is damaged is logged, renamed to NAME.damaged, and
   // gone on without.
   std::string profile = kDefaultProfile;
+  // Settings that stand in for those above, as found by measuring; where the model cannot be opened with them,
+  // that is logged and it is opened without.
+  TunedSettings tuned = {};
 };
 
 // What people call the model.
@@ -187,6 +192,7 @@ class Runner {
 
  private:
   Runner();
+  static Result<std::unique_ptr<Runner>> OpenTuned(const RunnerOptions& options);
   class Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -149,6 +149,7 @@ Status Runner::Impl::OpenGpu() {
                                          .prefill_chunk = options_.prefill_chunk,
                                          .kv_format = options_.kv_format,
                                          .io = options_.io,
+                                         .link_limit_bytes_per_s = options_.link_limit_bytes_per_s,
                                          .threads = options_.threads,
                                          .progress = options_.gpu_progress}));
   options_.gpu_progress = nullptr;

@@ -24,6 +24,7 @@ void Runner::Impl::OpenGpuPrefill(uint32_t prefill_chunk) {
                    .prefill_chunk = prefill_chunk,
                    .kv_format = options_.kv_format,
                    .io = options_.io,
+                   .link_limit_bytes_per_s = options_.link_limit_bytes_per_s,
                    .threads = options_.threads,
                    .progress = options_.gpu_progress};
   options.least_tokens = options_.gpu_prefill_tokens;

@@ -1,5 +1,6 @@
-// GpuModel of a build without CUDA.
+// GpuModel and the GPU's rates of a build without CUDA.
 #include "engine/gpu/gpu_model.h"
+#include "engine/gpu/gpu_rates.h"
 
 namespace moraine {
 namespace {
@@ -16,6 +17,8 @@ Result<std::unique_ptr<GpuModel>> GpuModel::Open(const Store&, const ModelConfig
   return NoCuda();
 }
 
+Result<GpuIdentity> IdentifyGpu() { return NoCuda(); }
+Result<MeasuredGpu> MeasureGpu() { return NoCuda(); }
 Status FindGpu() { return NoCuda(); }
 Result<uint32_t> CountGpus() { return NoCuda(); }
 Result<std::shared_ptr<void>> LockForGpu(std::span<std::byte>) { return NoCuda(); }

@@ -18,6 +18,7 @@
 #include "engine/gpu/stage_plan.h"
 #include "memory/cuda/gpu_devices.h"
 #include "memory/cuda/gpu_runtime.h"
+#include "memory/cuda/link_pacer.h"
 
 namespace moraine {
 namespace {
@@ -54,6 +55,10 @@ class CudaModel final : public GpuModel {
   void StepFew(std::span<GpuSegment* const> segments);
   Status RunFew(std::span<GpuSegment* const> segments, uint32_t count, bool logits);
   Status RunMany(const GpuSegment& segment);
+  std::shared_ptr<LinkSchedule> NewLink() const {
+    if (link_limit_bytes_per_s_ <= 0) return nullptr;
+    return std::make_shared<LinkSchedule>(link_limit_bytes_per_s_);
+  }
   Status RunPieces(const GpuSegment& segment);
   Status GiveLogits(const GpuSegment& segment, uint32_t begin, uint32_t count);
 
@@ -63,6 +68,9 @@ class CudaModel final : public GpuModel {
   VramPlan plan_;                // of all stages
   uint32_t prompt_tokens_ = 0;   // of a step, in pieces of plan_.chunk
   uint32_t page_count_ = 0;
+  double link_limit_bytes_per_s_ = 0;   // above 0: emulated links, one a GPU
+  std::shared_ptr<LinkSchedule> link_;  // of the first; null: none
+  std::unique_ptr<gpu::LinkPacer> slot_pacer_;  // of slot_stream_; null: none
   gpu::OwnedStream slot_stream_;
   std::unique_ptr<GpuPipeline> pipeline_;
   GpuStage* stage_ = nullptr;  // its first one, the only one of a model for prompts only
@@ -105,7 +113,10 @@ Status CudaModel::Load(const Store& store, const ModelConfig& config,
   RETURN_IF_ERROR(Plan(store, options));
   ASSIGN_OR_RETURN(slot_stream_, gpu::OwnedStream::Create());
   ASSIGN_OR_RETURN(slots_copied_, gpu::Event::Create());
-  ASSIGN_OR_RETURN(slot_copier_, StreamCopier::Create(slot_stream_.get()));
+  link_limit_bytes_per_s_ = options.link_limit_bytes_per_s;
+  link_ = NewLink();
+  if (link_) slot_pacer_ = std::make_unique<gpu::LinkPacer>(link_, slot_stream_.get());
+  ASSIGN_OR_RETURN(slot_copier_, StreamCopier::Create(slot_stream_.get(), slot_pacer_.get()));
   RETURN_IF_ERROR(LoadStages(store, layouts, options));
   rows_.reserve(kFewTokens);
   if (options.host_kv != nullptr) {
@@ -146,6 +157,7 @@ Status CudaModel::LoadStages(const Store& store, std::span<const ExpertLayout> l
                                  .experts = {.io = options.io,
                                              .threads = options.threads,
                                              .source = options.source,
+                                             .link = i == 0 ? link_ : NewLink(),
                                              .progress = progress}});
     if (!stage.ok()) return stage.status().WithContext(devices_.devices[i].name);
     stages.push_back(std::move(*stage));
@@ -219,6 +231,13 @@ void CudaModel::Step(std::span<GpuSegment> batch) {
 }
 
 void CudaModel::StepFew(std::span<GpuSegment* const> segments) {
+  if (link_ && plan_.streamed_layers > 0 && !stage_->experts().fed()) {
+    for (GpuSegment* segment : segments) {
+      segment->status = Unsupported(
+          "a limited link: pieces of up to 8 tokens read experts in place, which cannot be slowed");
+    }
+    return;
+  }
   rows_.clear();
   bool logits = false;
   for (const GpuSegment* segment : segments) {
@@ -305,7 +324,8 @@ Status CudaModel::GiveLogits(const GpuSegment& segment, uint32_t begin, uint32_t
 Result<double> CudaModel::MeasureLink() {
   RETURN_IF_ERROR(stage_->Use());
   ASSIGN_OR_RETURN(const double bytes_per_s, MeasureLinkRate());
-  return bytes_per_s * 1e-9;
+  const bool emulated = link_limit_bytes_per_s_ > 0;
+  return (emulated ? std::min(bytes_per_s, link_limit_bytes_per_s_) : bytes_per_s) * 1e-9;
 }
 
 Result<PeerSpeed> CudaModel::MeasurePeers() {

@@ -13,9 +13,14 @@ Result<std::unique_ptr<GpuExperts>> GpuExperts::Load(const Store& store, const V
                                                      const Options& options) {
   std::unique_ptr<GpuExperts> experts(new GpuExperts());
   ASSIGN_OR_RETURN(experts->copy_stream_, gpu::OwnedStream::Create());
+  if (options.link) {
+    experts->pacer_ =
+        std::make_unique<gpu::LinkPacer>(options.link, experts->copy_stream_.get());
+  }
   experts->source_ = options.source;
   if (options.source != nullptr) {
-    ASSIGN_OR_RETURN(experts->copier_, StreamCopier::Create(experts->copy_stream_.get()));
+    ASSIGN_OR_RETURN(experts->copier_, StreamCopier::Create(experts->copy_stream_.get(),
+                                                             experts->pacer_.get()));
   }
   RETURN_IF_ERROR(experts->Place(store.manifest(), options.layers, plan));
   RETURN_IF_ERROR(experts->MakeRing(plan));
@@ -149,7 +154,8 @@ Status GpuExperts::MakeFedTables() {
 Status GpuExperts::Fill(Slot& slot) {
   const Layer& layer = layers_[streamed_[next_layer_]];
   RETURN_IF_ERROR(slot.released.Before(copy_stream_.get()));
-  RETURN_IF_ERROR(gpu::Copy(slot.memory, layer.memory, layer.bytes(), copy_stream_.get()));
+  RETURN_IF_ERROR(pacer_ ? pacer_->Copy(slot.memory, layer.memory, layer.bytes())
+                         : gpu::Copy(slot.memory, layer.memory, layer.bytes(), copy_stream_.get()));
   RETURN_IF_ERROR(slot.copied.Record(copy_stream_.get()));
   slot.layer = streamed_[next_layer_];
   next_layer_ = (next_layer_ + 1) % static_cast<uint32_t>(streamed_.size());

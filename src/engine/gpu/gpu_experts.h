@@ -32,6 +32,7 @@
 #include "engine/gpu/vram_plan.h"
 #include "io/block_reader.h"
 #include "memory/cuda/gpu_runtime.h"
+#include "memory/cuda/link_pacer.h"
 #include "memory/host_arena.h"
 #include "store/store.h"
 
@@ -44,6 +45,7 @@ class GpuExperts {
     BlockReaderOptions io;
     int threads = 0;
     StreamedExperts* source = nullptr;  // of streamed layers; null: page-locked memory of its own
+    std::shared_ptr<LinkSchedule> link;  // emulated, for copies of streamed layers; null: none
     std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress;
   };
   // Reads and checks all records. kResourceExhausted if VRAM or page-locked DRAM does not suffice.
@@ -104,6 +106,7 @@ class GpuExperts {
   gpu::PinnedMemory fed_addresses_;
   uint64_t fed_table_bytes_ = 0;
   gpu::OwnedStream copy_stream_;
+  std::unique_ptr<gpu::LinkPacer> pacer_;  // of copy_stream_; null: none
   StreamedExperts* source_ = nullptr;
   std::optional<StreamCopier> copier_;  // for the source
   std::vector<Slot> slots_;

@@ -64,6 +64,9 @@ struct GpuModelOptions {
   uint32_t prefill_chunk = 0;      // 0: chosen by what the budget spares
   KvFormat kv_format = KvFormat::kBf16;  // or kFp8 or kF32
   BlockReaderOptions io;
+  // Above 0: experts are streamed no faster than this, bytes a second: emulates a slower link
+  // (memory/cuda/link_pacer.h). Answers whose experts would be read in place, over the link, are then refused.
+  double link_limit_bytes_per_s = 0;
   int threads = 0;  // that check checksums while records are loaded; 0: one a CPU
   std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress;
   // Both or neither; they outlive the model.
@@ -118,7 +121,7 @@ class GpuModel {
   virtual const VramPlan& plan() const = 0;
   virtual std::span<const StagePlan> stages() const { return {}; }
   virtual const std::string& gpu_name() const = 0;
-  // GB/s of copies from page-locked memory to the first GPU, measured now.
+  // GB/s of copies from page-locked memory to the first GPU, measured now; of an emulated link at most its.
   virtual Result<double> MeasureLink() = 0;
   // From the first GPU to the second, measured now; zeros where there is one.
   virtual Result<PeerSpeed> MeasurePeers() { return PeerSpeed{}; }

@@ -4,9 +4,10 @@
 
 namespace moraine {
 
-Result<StreamCopier> StreamCopier::Create(gpu::Stream stream) {
+Result<StreamCopier> StreamCopier::Create(gpu::Stream stream, gpu::LinkPacer* pacer) {
   StreamCopier copier;
   copier.stream_ = stream;
+  copier.pacer_ = pacer;
   for (gpu::Event& event : copier.events_) {
     ASSIGN_OR_RETURN(event, gpu::Event::Create());
   }
@@ -14,7 +15,7 @@ Result<StreamCopier> StreamCopier::Create(gpu::Stream stream) {
 }
 
 Status StreamCopier::Copy(std::byte* to, const std::byte* from, uint64_t bytes) {
-  return gpu::Copy(to, from, bytes, stream_);
+  return pacer_ != nullptr ? pacer_->Copy(to, from, bytes) : gpu::Copy(to, from, bytes, stream_);
 }
 
 Result<uint64_t> StreamCopier::Mark() {

@@ -1,4 +1,5 @@
-// StreamCopier: DeviceCopier over a CUDA stream; a mark is an event.
+// StreamCopier: DeviceCopier over a CUDA stream; a mark is an event. With a pacer copies take as long as over
+// a slower link.
 //
 // Threads: owned by one thread.
 #pragma once
@@ -8,12 +9,14 @@
 
 #include "engine/gpu/streamed_experts.h"
 #include "memory/cuda/gpu_runtime.h"
+#include "memory/cuda/link_pacer.h"
 
 namespace moraine {
 
 class StreamCopier final : public DeviceCopier {
  public:
-  static Result<StreamCopier> Create(gpu::Stream stream);
+  // pacer: of this stream; null: none. Not owned.
+  static Result<StreamCopier> Create(gpu::Stream stream, gpu::LinkPacer* pacer = nullptr);
 
   Status Copy(std::byte* to, const std::byte* from, uint64_t bytes) override;
   Result<uint64_t> Mark() override;
@@ -27,6 +30,7 @@ class StreamCopier final : public DeviceCopier {
   const gpu::Event& EventOf(uint64_t mark) const { return events_[mark % kMarks]; }
 
   gpu::Stream stream_ = nullptr;
+  gpu::LinkPacer* pacer_ = nullptr;
   std::array<gpu::Event, kMarks> events_;
   uint64_t next_ = 0, reached_ = 0;  // marks below reached_ have been
 };
