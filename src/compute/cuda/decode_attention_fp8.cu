@@ -3,11 +3,15 @@
 // The work is cut as over bf16 (decode_runs.cuh), but nothing goes through shared memory: which dimensions are
 // side by side in a product is free as long as queries and keys agree, and which column of a product is which
 // dimension of a value is free until the end. So a lane loads 16 bytes of a row at a time, whose 16 codes are its own
-// operands of mma.sync in 4 steps (keys) or 16 columns (values). The next unit's codes are on their way
+// operands of mma.sync in 4 steps (keys) or 16 columns (values). The next units' codes are on their way to registers
 // meanwhile.
 //
 // Scales are powers of two: a key's multiplies its score, a value's the weight of its position, both in float32. Of
 // queries and of these weights bf16 and what bf16 leaves take part, as over bf16.
+//
+// One token's blocks are at most one a multiprocessor, and have registers for two units of each warp; those of several
+// tokens are two a multiprocessor with one unit each, so that one begins or ends while the other computes. The
+// arithmetic is pinned (no contraction that a compiler may choose): a token's bits are the same in both.
 #include <cuda_runtime.h>
 
 #include <type_traits>
@@ -130,7 +134,8 @@ struct Fp8Walker {
     float highest = maximum;
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
-      p[i] = (scores[i / 2][i % 2] + scores[i / 2][i % 2 + 2]) * codes.Scale(codes.key_scales, i);
+      p[i] = __fmul_rn(scores[i / 2][i % 2] + scores[i / 2][i % 2 + 2],
+                       codes.Scale(codes.key_scales, i));
       if (i / 2 * 8 + 2 * t + i % 2 >= visible) p[i] = -INFINITY;
       highest = fmaxf(highest, p[i]);
     }
@@ -140,21 +145,23 @@ struct Fp8Walker {
     maximum = highest;
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) p[i] = Exp2(p[i] - highest);
-    sum = sum * factor + ((p[0] + p[1]) + (p[2] + p[3]));
+    sum = __fmaf_rn(sum, factor, (p[0] + p[1]) + (p[2] + p[3]));
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
       const bool seen = i / 2 * 8 + 2 * t + i % 2 < visible;
-      p[i] = seen ? p[i] * codes.Scale(codes.value_scales, i) : 0;
+      p[i] = seen ? __fmul_rn(p[i], codes.Scale(codes.value_scales, i)) : 0;
     }
     uint32_t a[4];
     a[0] = PackBf16(p[0], p[1]);
     a[1] = PackRest(p[0], p[1], a[0]);
     a[2] = PackBf16(p[2], p[3]);
     a[3] = PackRest(p[2], p[3], a[2]);
+    if (__any_sync(~0u, factor != 1)) {  // NaN, too
 #pragma unroll
-    for (uint32_t n = 0; n < kDim / 8; ++n) {
+      for (uint32_t n = 0; n < kDim / 8; ++n) {
 #pragma unroll
-      for (uint32_t i = 0; i < 4; ++i) out[n][i] *= factor;
+        for (uint32_t i = 0; i < 4; ++i) out[n][i] *= factor;
+      }
     }
     ForParts<128, 0, kDim>([&](auto begin, auto size) {
 #pragma unroll
@@ -192,16 +199,15 @@ struct Fp8Walker {
 
 template <int kDim>
 struct Fp8Sizes {
-  // 256 dimensions: the registers of a warp of which there are few.
   static constexpr uint32_t kWarps = kDim > 128 ? 4 : 8;
-  static constexpr bool kAhead = kDim <= 128;  // the next unit's codes have registers, too
   static constexpr uint32_t kStateBytes = kWarps * kHeads * StateFloats(kDim) * 4;
   static constexpr uint32_t kQueryBytes = kDim / 16 * 32 * sizeof(uint4);
   static constexpr uint32_t kSharedBytes = std::max(kStateBytes, kQueryBytes);
 };
 
-template <int kDim>
-__global__ void __launch_bounds__(Fp8Sizes<kDim>::kWarps * 32)
+// kUnits: of a warp that have registers; 3 - kUnits blocks a multiprocessor.
+template <int kDim, uint32_t kUnits>
+__global__ void __launch_bounds__(Fp8Sizes<kDim>::kWarps * 32, 3 - kUnits)
     AttendToFp8Runs(const DecodeAttention attention, uint32_t* counters, float* run_states) {
   using Size = Fp8Sizes<kDim>;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -218,24 +224,21 @@ __global__ void __launch_bounds__(Fp8Sizes<kDim>::kWarps * 32)
     const uint64_t at = Fp8HeadAt(kv, work.table[unit / kPageUnits], work.kv_head);
     codes.Load(kv.keys_fp8 + at, kv.values_fp8 + at, unit % kPageUnits, lane);
   };
-  Codes<kDim> codes = {};
+  Codes<kDim> codes[kUnits];
   uint32_t unit = work.begin + warp;
-  load(unit, codes);
+#pragma unroll
+  for (uint32_t i = 0; i < kUnits; ++i) load(unit + i * Size::kWarps, codes[i]);
   auto* const queries = reinterpret_cast<uint4*>(shared);
   PackQueries<kDim>(attention.queries + work.place(attention) * kDim, work.head_count,
                     attention.scale * kLog2e, queries);
   __syncthreads();
   Fp8Walker<kDim> walker;
-  for (; unit < work.units_end; unit += Size::kWarps) {
-    const uint32_t visible = min(work.end - unit * kUnit, kUnit);
-    if constexpr (Size::kAhead) {
-      Codes<kDim> next = {};
-      load(unit + Size::kWarps, next);
-      walker.Add(codes, queries, visible, lane);
-      codes = next;
-    } else {
-      walker.Add(codes, queries, visible, lane);
-      load(unit + Size::kWarps, codes);
+  while (unit < work.units_end) {
+#pragma unroll
+    for (uint32_t i = 0; i < kUnits; ++i, unit += Size::kWarps) {
+      if (unit >= work.units_end) break;
+      walker.Add(codes[i], queries, min(work.end - unit * kUnit, kUnit), lane);
+      load(unit + kUnits * Size::kWarps, codes[i]);
     }
   }
   __syncthreads();  // states overlay the queries
@@ -248,7 +251,11 @@ __global__ void __launch_bounds__(Fp8Sizes<kDim>::kWarps * 32)
 template <int kDim>
 Status Launch(const DecodeAttention& attention, Stream stream) {
   using Size = Fp8Sizes<kDim>;
-  return LaunchRuns(AttendToFp8Runs<kDim>, Size::kWarps, Size::kSharedBytes, attention, stream);
+  // 256 dimensions of two units are more than a thread has registers.
+  constexpr uint32_t kUnits = kDim > 128 ? 1 : 2;
+  const auto kernel = attention.token_count > 1 ? AttendToFp8Runs<kDim, 1>
+                                                : AttendToFp8Runs<kDim, kUnits>;
+  return LaunchRuns(kernel, Size::kWarps, Size::kSharedBytes, attention, stream);
 }
 
 }  // namespace

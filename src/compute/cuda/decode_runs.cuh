@@ -104,8 +104,8 @@ class Merger {
       const auto* at = reinterpret_cast<const float4*>(from + i * stride_);
       const float4 v = kOfOtherBlocks ? __ldcg(at) : *at;
       const float factor = totals_.factors[h][i];
-      value.x += v.x * factor, value.y += v.y * factor;
-      value.z += v.z * factor, value.w += v.w * factor;
+      value.x = __fmaf_rn(v.x, factor, value.x), value.y = __fmaf_rn(v.y, factor, value.y);
+      value.z = __fmaf_rn(v.z, factor, value.z), value.w = __fmaf_rn(v.w, factor, value.w);
     }
     return value;
   }
