@@ -82,8 +82,10 @@ Status ReadRoleRows(const Checkpoint& checkpoint, const SourceTensor& tensor,
     if (real == 0) return OkStatus();
     if (role.transposed) return ReadTransposed(checkpoint, tensor, role, run, real, to);
     const std::span<float> read(to, uint64_t{real} * role.cols);
-    RETURN_IF_ERROR(checkpoint.ReadFloats(
-        tensor, (FirstTensorRow(role, run) + run.row) * role.cols, read));
+    const bool is_vector = role.kind == DenseRole::Kind::kVector;
+    const uint64_t from =
+        is_vector ? role.offset : (FirstTensorRow(role, run) + run.row) * role.cols;
+    RETURN_IF_ERROR(checkpoint.ReadFloats(tensor, from, read));
     OrderColumns(role, role.cols * sizeof(float), std::as_writable_bytes(read));
     return OkStatus();
   });

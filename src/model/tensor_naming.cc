@@ -92,6 +92,8 @@ constexpr TensorName kGgufAlternatives[] = {
     {"attention.k_up", "attn_k_b.weight"},
     {"attention.v_up", "attn_v_b.weight"},
     {"attention.delta_qkvz", "ssm_in.weight"},
+    {"attention.qkv", "attn_qkv.weight"},
+    {"attention.qkv_bias", "attn_qkv.bias"},
 };
 
 constexpr ExpertForm kForms[] = {

@@ -72,7 +72,7 @@ struct DenseRole {
   // Rows of a part, of which padded_rows are stored: what is missing is zeros. 0: the role is the
   // tensor.
   uint32_t part_rows = 0, padded_rows = 0;
-  uint32_t period = 0, offset = 0;  // RoleSource
+  uint32_t period = 0, offset = 0;  // RoleSource; a vector's offset counts elements
   bool transposed = false;
   PartOrder order = {};
   ColumnOrder columns = {};
@@ -90,6 +90,10 @@ class RoleList {
   void Vector(const char* role, uint32_t size, std::vector<uint64_t> shape = {},
               const ColumnOrder& order = {}) {
     Add(role, DenseRole::Kind::kVector, 1, size, {.shape = std::move(shape)}).columns = order;
+  }
+  // Elements of a longer vector, from source.offset on; or, of RoleSource{}, a whole one.
+  void VectorPart(const char* role, uint32_t size, const RoleSource& source) {
+    Add(role, DenseRole::Kind::kVector, 1, size, source);
   }
   // The weight of an RmsNorm; what the family's checkpoints leave out of it is added.
   void Norm(const char* role, uint32_t size);

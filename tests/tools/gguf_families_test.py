@@ -305,7 +305,20 @@ def mapped(data, function):
     return struct.pack(f"<{len(data) // 2}f", *map(function, floats_of_bf16(data)))
 
 
-def gguf_of(fixture, architecture, splits_kv_b=True, splits_qkvz=True, joins_gate_up=False):
+def join_qkv(tensors, blk):
+    """Queries, keys and values, and their biases, in one tensor each."""
+    for suffix in ("weight", "bias"):
+        parts = [next((t for t in tensors if t[0] == f"{blk}attn_{part}.{suffix}"), None) for part in "qkv"]
+        if parts[0] is None:
+            continue
+        for part in parts:
+            tensors.remove(part)
+        rows = sum(shape[0] for _, shape, _, _ in parts)
+        tensors.append((f"{blk}attn_qkv.{suffix}", [rows, *parts[0][1][1:]], parts[0][2],
+                        b"".join(data for *_, data in parts)))
+
+
+def gguf_of(fixture, architecture, splits_kv_b=True, splits_qkvz=True, joins_gate_up=False, joins_qkv=False):
     config, tensors = fixture.config, []
 
     def add(name, shape, data, matrix):
@@ -369,6 +382,8 @@ def gguf_of(fixture, architecture, splits_kv_b=True, splits_qkvz=True, joins_gat
                 add(f"{blk}{ours}.bias", shape, data, False)
             else:
                 add_dense(ours, shape, data)
+        if joins_qkv:
+            join_qkv(tensors, blk)
     if architecture == "qwen35moe":
         blk = f"blk.{config['num_hidden_layers']}.nextn."
         add(blk + "eh_proj.weight", [1, 32], bytes(64), True)
@@ -401,6 +416,10 @@ class GgufFamiliesTest(unittest.TestCase):
 
     def test_gpt_oss(self):
         self.check("gpt_oss", "gpt-oss")
+
+    def test_queries_keys_and_values_in_one_tensor(self):
+        self.check("glm4_moe", "glm4moe", joins_qkv=True)
+        self.check("gpt_oss", "gpt-oss", joins_qkv=True)  # with biases
 
     def test_minimax_m2(self):
         self.check("minimax_m2", "minimax-m2")

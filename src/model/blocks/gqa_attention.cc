@@ -9,16 +9,23 @@ namespace moraine {
 
 void GqaAttention::AppendRoles(const GqaConfig& c, uint32_t hidden, RoleList* roles) {
   const uint32_t q = c.query_heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  // Some GGUF files have the three in one tensor. Not where a gate lies among the query's rows: there that name is
+  // of what the model's Gated DeltaNet layers have.
+  const auto part = [&](const char* role, uint32_t rows, uint32_t first) {
+    if (c.output_gate || !roles->HasName("qkv")) return roles->Matrix(role, rows, hidden);
+    roles->Rows(role, rows, hidden, rows,
+                {.tensor = "qkv", .shape = {q + 2 * kv, hidden}, .offset = first});
+  };
   if (c.output_gate) {
     // Of each head the query's rows, then the gate's.
     const RoleSource both = {.tensor = "q", .shape = {2 * q, hidden}, .period = 2 * c.head_dim};
     roles->Rows("q", q, hidden, c.head_dim, both.At(0));
     roles->Rows("gate", q, hidden, c.head_dim, both.At(c.head_dim));
   } else {
-    roles->Matrix("q", q, hidden);
+    part("q", q, 0);
   }
-  roles->Matrix("k", kv, hidden);
-  roles->Matrix("v", kv, hidden);
+  part("k", kv, q);
+  part("v", kv, q + kv);
   roles->Matrix("o", hidden, q);
   if (c.qk_norm != QkNorm::kNone) {
     const bool whole = c.qk_norm == QkNorm::kWholeRow;
@@ -26,9 +33,11 @@ void GqaAttention::AppendRoles(const GqaConfig& c, uint32_t hidden, RoleList* ro
     roles->Norm("k_norm", whole ? kv : c.head_dim);
   }
   if (c.qkv_bias) {
-    roles->Vector("q_bias", q);
-    roles->Vector("k_bias", kv);
-    roles->Vector("v_bias", kv);
+    const RoleSource joined = {.tensor = "qkv_bias", .shape = {q + 2 * kv}};
+    const bool apart = !roles->HasName("qkv_bias");
+    roles->VectorPart("q_bias", q, apart ? RoleSource{} : joined);
+    roles->VectorPart("k_bias", kv, apart ? RoleSource{} : joined.At(q));
+    roles->VectorPart("v_bias", kv, apart ? RoleSource{} : joined.At(q + kv));
   }
   if (c.output_bias) roles->Vector("o_bias", hidden);
   if (c.sinks) roles->Vector("sinks", c.query_heads);
