@@ -17,7 +17,7 @@ using Json = nlohmann::ordered_json;
 bool IsGauge(const std::string& name) {
   static const std::set<std::string> kGauges = {
       "threads", "queue_length", "expert_count", "expert_bytes", "memory", "quarantined", "slot_count",
-      "ring_slots", "resident", "slot_target", "closing_slots", "slot_bytes", "layer", "experts"};
+      "ring_slots", "resident", "slot_target", "longest_ns", "longest_preempted_ns", "closing_slots", "slot_bytes", "layer", "experts"};
   return kGauges.count(name) > 0;
 }
 
@@ -258,6 +258,7 @@ std::string StatsReportText(const StatsInterval& interval, const StatsReport& re
     out += fmt::format("        changing to {} slots from {}; {} are being given back\n",
                        s.residency.slot_target, s.residency.slot_count, s.residency.closing_slots);
   }
+  out += s.steps.ToText();
   for (const DriveStats& drive : s.drives) {
     out += fmt::format("mirror  {}: {} in {} reads, {} errors, {} of them healed by the other copy\n",
                        drive.directory, FormatByteSize(drive.bytes), drive.reads, drive.errors, drive.healed);

@@ -46,7 +46,8 @@ void BatchScheduler::Begin(GenerationRequest request, std::shared_ptr<Generation
   CHECK(place != places_.end(), "no place for the request");
   place->request = std::make_unique<RunningRequest>(std::move(request), std::move(generation),
                                                     submitted_ns, next_ticket_++, context_);
-  place->admitted = place->fresh = false;
+  place->admitted = place->fresh = place->preempted = false;
+  place->token_ns = 0;
   ++taken_;
 }
 
@@ -72,15 +73,35 @@ void BatchScheduler::Step() {
   AddAnswers();
   const bool answers = !batch_.empty();
   AddPrompts();
+  timer_.Charge(StepPart::kAdmit);
   if (batch_.empty()) {
     const bool restoring = std::ranges::any_of(places_, [](const Place& p) { return p.restoring; });
     CHECK(restoring, "the oldest request has no blocks");
     disk_->Wait(kDiskWaitNs);
+    timer_.Charge(StepPart::kRestore);
     return;
   }
-  runner_.Step(batch_);
+  Compute(answers);
   for (size_t i = 0; i < batch_.size(); ++i) Deliver(batch_places_[i], batch_[i]);
+  timer_.Charge(StepPart::kDeliver);
   if (disk_ != nullptr) disk_->Save(answers ? kSavesBesideAnswers : UINT32_MAX);
+  timer_.Charge(StepPart::kSave);
+}
+
+void BatchScheduler::Compute(bool answers) {
+  const auto stalled_ns = [&] {
+    return runner_.prefill_stats().stall_ns + runner_.decode_stats().stall_ns;
+  };
+  const int64_t stalled_before_ns = stalled_ns(), resizing_before_ns = runner_.resizing_ns();
+  runner_.Step(batch_);
+  const bool prompts =
+      std::ranges::any_of(batch_, [](const BatchSegment& segment) { return !segment.decode; });
+  const StepPart part = !answers  ? StepPart::kPrompt
+                        : prompts ? StepPart::kMixed
+                                  : StepPart::kDecode;
+  timer_.Charge(part);
+  timer_.Move(part, StepPart::kDrive, stalled_ns() - stalled_before_ns);
+  timer_.Move(part, StepPart::kResize, runner_.resizing_ns() - resizing_before_ns);
 }
 
 bool BatchScheduler::SaveToDisk() {
@@ -161,6 +182,7 @@ void BatchScheduler::Preempt(Place* place) {
   EndRestore(place);
   place->sequence->Reset();
   place->admitted = place->fresh = false;
+  place->preempted = true;
   ++preempted_;
 }
 
@@ -255,6 +277,7 @@ void BatchScheduler::Deliver(Place* place, const BatchSegment& segment) {
   }
   if (place->missing() > 0) return;
   const std::optional<FinishReason> reason = request.OnLogits();
+  place->token_ns = timer_.Token(place->token_ns, std::exchange(place->preempted, false));
   if (reason) End(place, *reason, OkStatus());
 }
 
@@ -268,7 +291,9 @@ void BatchScheduler::End(Place* place, FinishReason reason, const Status& error)
   ++requests_;
   failed_ += reason == FinishReason::kError;
   cancelled_ += reason == FinishReason::kCancelled;
+  timer_.Charge(StepPart::kDeliver);
   before_end_();
+  timer_.Charge(StepPart::kPublish);
   request->Finish(reason, error);
 }
 
@@ -289,6 +314,7 @@ void BatchScheduler::AddTo(EngineStats* stats) const {
   stats->kv.reused_tokens = reused_tokens_;
   stats->kv.preempted = preempted_;
   stats->kv.restored_tokens = restored_tokens_;
+  stats->steps = timer_.stats();
   if (disk_ == nullptr) return;
   const PrefixDiskStats disk = disk_->stats();
   stats->kv.disk_blocks = disk.blocks;

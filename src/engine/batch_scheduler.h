@@ -33,6 +33,7 @@
 #include "engine/engine.h"
 #include "engine/running_request.h"
 #include "engine/stats.h"
+#include "engine/step_times.h"
 #include "model/batch_segment.h"
 #include "model/sequence_state.h"
 
@@ -63,6 +64,8 @@ class BatchScheduler {
   // Those in places.
   void GetGenerations(std::vector<std::shared_ptr<Generation>>* generations) const;
   uint64_t ended() const { return requests_; }
+  // Charged with everything between the ends of two steps, also by who calls Step.
+  StepTimer& timer() { return timer_; }
   // Adds what it counts.
   void AddTo(EngineStats* stats) const;
 
@@ -73,6 +76,8 @@ class BatchScheduler {
     bool admitted = false;  // has blocks for all its tokens
     bool fresh = false;     // admitted, and nothing computed since
     bool restoring = false;  // its prompt's beginning is being read from disk
+    bool preempted = false;  // since its last token
+    int64_t token_ns = 0;    // when that was delivered
 
     uint32_t missing() const {
       return static_cast<uint32_t>(request->tokens().size()) - sequence->length();
@@ -92,6 +97,7 @@ class BatchScheduler {
   bool Restore(Place* place);
   void EndRestore(Place* place);
   void Add(Place* place, uint32_t tokens);
+  void Compute(bool answers);
   void Deliver(Place* place, const BatchSegment& segment);
   void End(Place* place, FinishReason reason, const Status& error);
 
@@ -106,6 +112,7 @@ class BatchScheduler {
   uint32_t batch_tokens_ = 0;
   PrefixDisk* const disk_;  // null: there is none
   int64_t restore_began_ns_ = 0;
+  StepTimer timer_{RealClock()};
   uint64_t requests_ = 0, failed_ = 0, cancelled_ = 0;
   uint64_t prompt_tokens_ = 0, reused_tokens_ = 0, restored_tokens_ = 0, preempted_ = 0;
 };

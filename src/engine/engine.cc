@@ -194,6 +194,8 @@ void Engine::Impl::ThreadMain() {
         continue;
       }
     }
+    StepTimer& timer = scheduler_->timer();
+    if (scheduler_->idle()) timer.Begin();
     TakeJobs(&lock);
     if (scheduler_->idle()) {
       if (stopping_ && queue_.empty()) break;
@@ -213,7 +215,10 @@ void Engine::Impl::ThreadMain() {
     const uint64_t ended = scheduler_->ended();
     scheduler_->Step();
     PublishStatsIfDue();
+    timer.Charge(StepPart::kPublish);
     SaveProfileIfDue(false);
+    timer.Charge(StepPart::kProfile);
+    timer.End();
     lock.lock();
     if (scheduler_->ended() != ended) scheduler_->GetGenerations(&running_);
   }

@@ -235,11 +235,15 @@ bool Runner::Impl::AdvanceResize(uint64_t work_bytes, bool wait) {
     const Status status = residency_->SetSlotTarget(wanted);
     CHECK(status.ok(), status.message());
   }
-  if (!residency_->AdvanceResize(work_bytes)) return false;
-  if (!wait) return true;
-  // Segments can be held by reads alone: nothing is leased between steps.
-  residency_->Poll(10'000'000);
-  return residency_->AdvanceResize(work_bytes);
+  const int64_t begin_ns = RealClock().NowNs();
+  bool more = residency_->AdvanceResize(work_bytes);
+  if (more && wait) {
+    // Segments can be held by reads alone: nothing is leased between steps.
+    residency_->Poll(10'000'000);
+    more = residency_->AdvanceResize(work_bytes);
+  }
+  resizing_ns_ += RealClock().NowNs() - begin_ns;
+  return more;
 }
 
 Status Runner::Impl::Settle(int64_t wait_ns) {
@@ -451,6 +455,7 @@ const Store& Runner::store() const { return *impl_->store_; }
 uint32_t Runner::max_context() const { return impl_->max_context_; }
 EngineStats Runner::Stats() const { return impl_->Stats(); }
 const PhaseStats& Runner::prefill_stats() const { return impl_->prefill_; }
+int64_t Runner::resizing_ns() const { return impl_->resizing_ns_; }
 const PhaseStats& Runner::decode_stats() const { return impl_->decode_; }
 const ResidencyManager* Runner::residency() const { return impl_->residency_.get(); }
 void Runner::CheckInvariants() const {

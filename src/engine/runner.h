@@ -185,6 +185,8 @@ class Runner {
   EngineStats Stats() const;
   // Totals since Open, as in Stats(), which is too dear for every step.
   const PhaseStats& prefill_stats() const;
+  // Time that changes of the budget have taken, steps' parts of them and others.
+  int64_t resizing_ns() const;
   const PhaseStats& decode_stats() const;
   // Null: the model has no experts in slots.
   const ResidencyManager* residency() const;

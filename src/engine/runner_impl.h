@@ -92,6 +92,7 @@ class Runner::Impl {
   uint64_t learnt_tokens_ = 0;  // by SaveProfile
   int64_t opened_ns_ = 0;
   PhaseStats prefill_, decode_;
+  int64_t resizing_ns_ = 0;
 
   // In order of construction; destroyed in reverse: residency waits for reads before segments go.
   std::unique_ptr<Store> store_;

@@ -150,6 +150,21 @@ void VisitKv(S& s, Visitor&& f) {
 }
 
 template <typename Visitor, typename S>
+void VisitSteps(S& s, Visitor&& f) {
+  f("turns", s.turns);
+  f("waits", s.waits);
+  f("longest_preempted_ns", s.longest_preempted_ns);
+}
+
+// Of one part, by name.
+template <typename Visitor, typename S>
+void VisitStepPart(S& s, size_t part, Visitor&& f) {
+  f("time_ns", s.part_ns[part]);
+  f("caused", s.caused[part]);
+  f("longest_ns", s.longest_ns[part]);
+}
+
+template <typename Visitor, typename S>
 void VisitTop(S& s, Visitor&& f) {
   f("model", s.model);
   f("store", s.store);
@@ -186,11 +201,25 @@ struct Writer {
   void operator()(const char* name, const LatencyCounts& latency) const {
     out[name] = {{"counts", latency.counts}, {"sum_ns", latency.sum_ns}};
   }
+  void operator()(const char* name, const DurationCounts& durations) const {
+    out[name] = {{"counts", durations.counts},
+                 {"sum_ns", durations.sum_ns},
+                 {"longest_ns", durations.longest_ns}};
+  }
 };
 
 Json LookupsJson(const LookupCounters& lookups) {
   Json json;
   VisitLookups(lookups, Writer{json});
+  return json;
+}
+
+Json StepsJson(const StepStats& steps) {
+  Json json;
+  VisitSteps(steps, Writer{json});
+  for (size_t part = 0; part < kStepParts; ++part) {
+    VisitStepPart(steps, part, Writer{json["parts"][StepPartName(static_cast<StepPart>(part))]});
+  }
   return json;
 }
 
@@ -224,13 +253,15 @@ class Reader {
     Nested(name, Json::value_t::object, [&](const Json& json, const std::string& path) {
       const Reader inner(json, path + ".", status_);
       inner("sum_ns", out.sum_ns);
-      inner.Nested("counts", Json::value_t::array, [&](const Json& list, const std::string&) {
-        const auto is_count = [](const Json& count) { return count.is_number_integer(); };
-        if (list.size() != out.counts.size() || !std::all_of(list.begin(), list.end(), is_count)) {
-          return inner.Fail("counts", "an integer for each bucket", list);
-        }
-        std::copy(list.begin(), list.end(), out.counts.begin());
-      });
+      inner.Buckets(&out.counts);
+    });
+  }
+  void operator()(const char* name, DurationCounts& out) const {
+    Nested(name, Json::value_t::object, [&](const Json& json, const std::string& path) {
+      const Reader inner(json, path + ".", status_);
+      inner("sum_ns", out.sum_ns);
+      inner("longest_ns", out.longest_ns);
+      inner.Buckets(&out.counts);
     });
   }
 
@@ -246,6 +277,16 @@ class Reader {
   }
 
  private:
+  template <typename Counts>
+  void Buckets(Counts* counts) const {
+    Nested("counts", Json::value_t::array, [&](const Json& list, const std::string&) {
+      const auto is_count = [](const Json& count) { return count.is_number_integer(); };
+      if (list.size() != counts->size() || !std::all_of(list.begin(), list.end(), is_count)) {
+        return Fail("counts", "an integer for each bucket", list);
+      }
+      std::copy(list.begin(), list.end(), counts->begin());
+    });
+  }
   const Json* Find(const char* name) const {
     if (!status_->ok()) return nullptr;
     const auto found = object_.find(name);
@@ -280,6 +321,18 @@ Status ReadStats(const Json& json, EngineStats* stats) {
   };
   object("prefill", [&](const Reader& r) { VisitPhase(stats->prefill, r); });
   object("decode", [&](const Reader& r) { VisitPhase(stats->decode, r); });
+  object("steps", [&](const Reader& r) {
+    VisitSteps(stats->steps, r);
+    r.Nested("parts", Json::value_t::object, [&](const Json& parts, const std::string& path) {
+      const Reader all(parts, path + ".", &status);
+      for (size_t part = 0; part < kStepParts; ++part) {
+        all.Nested(StepPartName(static_cast<StepPart>(part)), Json::value_t::object,
+                   [&](const Json& one, const std::string& place) {
+                     VisitStepPart(stats->steps, part, Reader(one, place + ".", &status));
+                   });
+      }
+    });
+  });
   object("residency", [&](const Reader& r) {
     VisitResidency(stats->residency, r);
     ReadLookups(r, "decode", &stats->residency.decode, &status);
@@ -370,6 +423,7 @@ std::string EngineStats::ToJson() const {
   VisitTop(*this, Writer{json});
   json["prefill"] = PhaseJson(prefill);
   json["decode"] = PhaseJson(decode);
+  json["steps"] = StepsJson(steps);
   Json& r = json["residency"];
   VisitResidency(residency, Writer{r});
   r["decode"] = LookupsJson(residency.decode);
@@ -415,7 +469,8 @@ std::string RequestsText(const EngineStats& s) {
                      s.requests_failed, s.requests_cancelled, s.running, s.queue_length) +
          fmt::format("KV       {} of {} blocks held, {} cached; {} of {} prompt tokens reused, {} "
                      "requests preempted\n", kv.held, kv.blocks, kv.cached, kv.reused_tokens,
-                     kv.prompt_tokens, kv.preempted);
+                     kv.prompt_tokens, kv.preempted) +
+         s.steps.ToText();
 }
 
 std::string GpuPrefillText(const GpuPrefillStats& s) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/step_times.h"
 #include "io/mirrored_reader.h"
 #include "io/read_scheduler.h"
 #include "residency/residency_manager.h"
@@ -94,6 +95,7 @@ struct EngineStats {
   uint32_t queue_length = 0, running = 0;  // requests that wait, requests that have a sequence
   int64_t uptime_ns = 0;
   PhaseStats prefill, decode;
+  StepStats steps;
   ResidencyStats residency;
   ReadSchedulerStats reads;
   std::vector<DriveStats> drives;  // of a mirrored store

@@ -84,6 +84,43 @@ void PhaseMetrics(const EngineStats& stats, PrometheusText* text) {
   }
 }
 
+void Histogram(const DurationCounts& durations, PrometheusText* text) {
+  uint64_t below = 0;
+  for (size_t bucket = 0; bucket + 1 < DurationCounts::kBuckets; ++bucket) {
+    below += durations.counts[bucket];
+    text->Bucket(static_cast<double>(DurationCounts::BoundNs(bucket)) / 1e9, below);
+  }
+  text->HistogramEnd(static_cast<double>(durations.sum_ns) / 1e9, durations.total());
+}
+
+void StepMetrics(const EngineStats& stats, PrometheusText* text) {
+  const StepStats& s = stats.steps;
+  text->Family("moraine_step_seconds", "histogram",
+               "From the end of one step to the end of the next, while a request runs.");
+  Histogram(s.turns, text);
+  text->Family("moraine_token_wait_seconds", "histogram",
+               "Between two tokens of an answer, in the engine.");
+  Histogram(s.waits, text);
+  const auto each = [&](const char* name, const char* type, const char* help, const char* label,
+                        auto value) {
+    text->Family(name, type, help);
+    for (size_t part = 0; part < kStepParts; ++part) {
+      text->Sample(fmt::format("{{{}=\"{}\"}}", label, StepPartName(static_cast<StepPart>(part))),
+                   value(part));
+    }
+  };
+  const auto seconds = [](int64_t ns) { return static_cast<double>(ns) * 1e-9; };
+  each("moraine_step_part_seconds_total", "counter", "Time of steps by what it went into.", "part",
+       [&](size_t part) { return seconds(s.part_ns[part]); });
+  each("moraine_step_caused_total", "counter", "Steps by their largest part.", "cause",
+       [&](size_t part) { return s.caused[part]; });
+  each("moraine_step_longest_seconds", "gauge", "The longest step so far by its largest part.",
+       "cause", [&](size_t part) { return seconds(s.longest_ns[part]); });
+  text->Family("moraine_token_wait_preempted_longest_seconds", "gauge",
+               "The longest wait for a token of a request that had to compute its prompt again.");
+  text->Sample("", seconds(s.longest_preempted_ns));
+}
+
 void LookupSamples(const LookupCounters& c, const std::string& labels, PrometheusText* text) {
   text->Sample(fmt::format("{{{},result=\"hit\"}}", labels), c.hit);
   text->Sample(fmt::format("{{{},result=\"cold_miss\"}}", labels), c.cold_miss);
@@ -237,6 +274,7 @@ std::string EngineStats::ToPrometheus() const {
   text.Single("moraine_running_requests", "gauge", "Requests computed together.", running);
   KvMetrics(*this, &text);
   PhaseMetrics(*this, &text);
+  StepMetrics(*this, &text);
   ResidencyMetrics(*this, &text);
   ReadMetrics(*this, &text);
   MemoryMetrics(*this, &text);

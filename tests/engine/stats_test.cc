@@ -36,6 +36,15 @@ EngineStats Filled() {
   stats.decode = {.steps = 100, .tokens = 100, .wall_ns = 1'000'000'000, .attention_ns = 250'000'000,
                   .expert_ns = 400'000'000, .stall_ns = 270'000'000, .verify_ns = 20'000'000,
                   .residency_ns = 10'000'000, .bytes_read = 200 * kMiB};
+  for (const int64_t ms : {12, 14, 15, 16, 900}) stats.steps.turns.Add(ms * 1'000'000);
+  for (const int64_t ms : {13, 2400}) stats.steps.waits.Add(ms * 1'000'000);
+  stats.steps.longest_preempted_ns = 2'400'000'000;
+  for (size_t part = 0; part < kStepParts; ++part) {
+    const auto n = static_cast<int64_t>(part) + 1;
+    stats.steps.part_ns[part] = 1'000'000 * n;
+    stats.steps.caused[part] = static_cast<uint64_t>(50 + n);
+    stats.steps.longest_ns[part] = 10'000'000 * (n % 7 + 1);
+  }
   stats.residency.decode = {.hit = 700, .cold_miss = 200, .in_flight_miss = 60, .prefetch_hit = 40};
   stats.residency.prefill = {.hit = 31, .cold_miss = 32, .in_flight_miss = 33, .prefetch_hit = 34};
   stats.residency.evictions = 41;
@@ -104,6 +113,8 @@ TEST(EngineStatsTest, JsonRoundTripKeepsEveryField) {
   EXPECT_EQ(parsed->residency.prefill.in_flight_miss, 33u);
   EXPECT_EQ(parsed->reads.submit_calls, 60u);
   EXPECT_EQ(parsed->residency.healed, 142u);
+  EXPECT_EQ(parsed->steps.waits.longest_ns, 2'400'000'000);
+  EXPECT_EQ(parsed->steps.caused[static_cast<size_t>(StepPart::kMixed)], 52u);
   ASSERT_EQ(parsed->drives.size(), 2u);
   EXPECT_EQ(parsed->drives[1].directory, "/nvme2/q30");
   EXPECT_EQ(parsed->drives[1].bytes, 66u);
@@ -187,6 +198,10 @@ TEST(EngineStatsTest, TextSaysWhereTheTimeWent) {
             std::string::npos)
       << text;
   EXPECT_EQ(text.find("layer "), std::string::npos);
+  EXPECT_NE(text.find("steps    half within 16 ms, 99 % within 900 ms; the longest so far 900 ms "
+                      "(admit); a token waited for 2400 ms at most, of a preempted request 2400 ms"),
+            std::string::npos)
+      << text;
 }
 
 TEST(EngineStatsTest, PercentagesOfTimeSumToTheWallTime) {
@@ -252,6 +267,15 @@ TEST(EngineStatsTest, PrometheusTextIsWellFormed) {
                            "moraine_drive_read_seconds_bucket{le=\"+Inf\"} 4\n",
                            "moraine_drive_read_seconds_sum 2.001061\n",
                            "moraine_drive_read_seconds_count 4\n"}) {
+    EXPECT_NE(text.find(expected), std::string::npos) << expected << text;
+  }
+  for (const char* expected : {"moraine_step_seconds_bucket{le=\"0.016\"} 4\n",
+                               "moraine_step_seconds_count 5\n",
+                               "moraine_token_wait_seconds_bucket{le=\"+Inf\"} 2\n",
+                               "moraine_step_caused_total{cause=\"mixed\"} 52\n",
+                               "moraine_step_part_seconds_total{part=\"prompt\"} 0.003\n",
+                               "moraine_step_longest_seconds{cause=\"admit\"} 0.07\n",
+                               "moraine_token_wait_preempted_longest_seconds 2.4\n"}) {
     EXPECT_NE(text.find(expected), std::string::npos) << expected << text;
   }
   EXPECT_NE(text.find("moraine_layer_expert_lookups_total{layer=\"3\",result=\"hit\"} 75\n"),
