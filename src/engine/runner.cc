@@ -235,6 +235,8 @@ bool Runner::Impl::AdvanceResize(uint64_t work_bytes, bool wait) {
     const Status status = residency_->SetSlotTarget(wanted);
     CHECK(status.ok(), status.message());
   }
+  const ResidencyStats& stats = residency_->stats();
+  const bool changing = stats.slot_count != stats.slot_target || stats.closing_slots > 0;
   const int64_t begin_ns = RealClock().NowNs();
   bool more = residency_->AdvanceResize(work_bytes);
   if (more && wait) {
@@ -242,7 +244,7 @@ bool Runner::Impl::AdvanceResize(uint64_t work_bytes, bool wait) {
     residency_->Poll(10'000'000);
     more = residency_->AdvanceResize(work_bytes);
   }
-  resizing_ns_ += RealClock().NowNs() - begin_ns;
+  if (changing || more) resizing_ns_ += RealClock().NowNs() - begin_ns;
   return more;
 }
 

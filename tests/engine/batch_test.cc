@@ -369,6 +369,7 @@ TEST_F(BatchedEngineTest, AnswersThatNeedMoreThanThereIsTakeTurnsAndComeOutRight
     expected.push_back(Ask(*engine, Request(Prompt(60, seed), 330)));
   }
   EXPECT_EQ(engine->Stats().kv.preempted, 0u);
+  EXPECT_EQ(engine->Stats().steps.longest_preempted_ns, 0);
   std::vector<Call> calls(3);
   std::promise<void> submitted;
   calls[0].on_start = [&] { submitted.get_future().wait(); };
@@ -381,6 +382,7 @@ TEST_F(BatchedEngineTest, AnswersThatNeedMoreThanThereIsTakeTurnsAndComeOutRight
     EXPECT_EQ(calls[i].Wait().tokens.size(), 330u);
   }
   EXPECT_GT(engine->Stats().kv.preempted, 0u);
+  EXPECT_GT(engine->Stats().steps.longest_preempted_ns, 0);
   ExpectAllIsGivenBack(*engine);
 }
 

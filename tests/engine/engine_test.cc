@@ -8,6 +8,7 @@
 #include <future>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <thread>
 
 #include "test_store.h"
@@ -90,6 +91,27 @@ TEST_F(EngineTest, StreamsTheReferenceStory) {
   EXPECT_EQ(events.back().timings.completion_tokens, 12u);
   EXPECT_EQ(engine->Stats().requests, 1u);
   EXPECT_EQ(engine->Stats().decode.tokens, 11u);
+}
+
+TEST_F(EngineTest, TheTimeBetweenTokensIsSplitIntoPartsThatSumToIt) {
+  const auto engine = Open();
+  Collector collector;
+  ASSERT_TRUE(engine->Submit(Story(&collector, 12)).ok());
+  collector.WaitForEnd();
+  const StepStats steps = engine->Stats().steps;
+  // The last token's step has not ended when the statistics of the request's end are made.
+  EXPECT_EQ(steps.turns.total(), 11u);
+  EXPECT_EQ(steps.waits.total(), 11u);
+  EXPECT_EQ(std::accumulate(steps.part_ns.begin(), steps.part_ns.end(), int64_t{0}),
+            steps.turns.sum_ns);
+  EXPECT_EQ(std::accumulate(steps.caused.begin(), steps.caused.end(), uint64_t{0}), 11u);
+  const auto part_ns = [&](StepPart part) { return steps.part_ns[static_cast<size_t>(part)]; };
+  EXPECT_GT(part_ns(StepPart::kPrompt), 0);
+  EXPECT_GT(part_ns(StepPart::kDecode), 0);
+  EXPECT_GT(part_ns(StepPart::kDrive), 0) << "a quarter of the experts is in memory";
+  EXPECT_EQ(part_ns(StepPart::kMixed), 0) << "nobody else is there";
+  EXPECT_EQ(part_ns(StepPart::kResize) + part_ns(StepPart::kRestore), 0);
+  EXPECT_EQ(steps.longest_preempted_ns, 0);
 }
 
 TEST_F(EngineTest, AnswersThroughTheChatTemplateAndStopsAtEos) {
