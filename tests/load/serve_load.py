@@ -221,6 +221,15 @@ def check_stats(stats, tally, report):
     report |= {"requests": stats["requests"], "cancelled": stats["requests_cancelled"],
                "preempted": kv["preempted"], "reused_tokens": kv["reused_tokens"],
                "restored_tokens": kv["restored_tokens"]}
+    # What the longest gaps were about, as the engine has seen them; those of the clients are theirs, too.
+    steps = stats["steps"]
+    cause, part = max(steps["parts"].items(), key=lambda item: item[1]["longest_ns"])
+    report |= {"step_longest_ms": round(part["longest_ns"] / 1e6, 1), "step_longest_cause": cause,
+               "step_longest_by_cause_ms": {name: round(p["longest_ns"] / 1e6, 1)
+                                            for name, p in steps["parts"].items() if p["longest_ns"] > 0},
+               "token_wait_longest_ms": round(steps["waits"]["longest_ns"] / 1e6, 1),
+               "token_wait_preempted_longest_ms": round(steps["longest_preempted_ns"] / 1e6, 1)}
+    check(part["longest_ns"] == steps["turns"]["longest_ns"], f"the longest step has no cause: {steps}")
     check(stats["requests_failed"] == 0, f"{stats['requests_failed']} requests failed")
     check(kv["held"] == 0, f"{kv['held']} blocks of keys and values are still held")
     check(kv["disk_failures"] == 0, f"{kv['disk_failures']} blocks failed on disk")
