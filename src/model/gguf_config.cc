@@ -224,7 +224,8 @@ void Glm4Moe(Conversion& c) {
   c.config["moe_intermediate_size"] = c.Count("expert_feed_forward_length");
   c.config["norm_topk_prob"] = c.keys.Flag(c.Key("expert_weights_norm"), true);
   c.config["routed_scaling_factor"] = c.Real("expert_weights_scale", 1.0);
-  c.config["attention_bias"] = c.has_tensor("blk.0.attn_q.bias");
+  c.config["attention_bias"] =
+      c.has_tensor("blk.0.attn_q.bias") || c.has_tensor("blk.0.attn_qkv.bias");
   c.config["use_qk_norm"] = c.has_tensor("blk.0.attn_q_norm.weight");
   c.config["n_group"] = c.config["topk_group"] = 1;
 }
