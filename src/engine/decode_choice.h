@@ -7,7 +7,7 @@
 //   together   kColdSteps that do not count (kernels are loaded), kSamples that do
 //   CPU        the same
 //   then       the faster one; kSamples of the other after kFirstCheck steps, twice as many, ...
-//              kLastCheck
+//              kLastCheck; and at first so many that what a check costs is 2 % of them
 //
 // Threads: thread-compatible. Pure: times come from the caller.
 #pragma once
@@ -48,14 +48,18 @@ class DecodeChoice {
       return;
     const bool was_checking = c.checking > 0;
     if (was_checking && --c.checking > 0) return;
-    const bool gpu_wins = Median(c.sides[true]) <= Median(c.sides[false]);
-    if (was_checking) {
-      c.check_after =
-          gpu_wins == c.gpu_wins ? std::min(2 * c.check_after, kLastCheck) : kFirstCheck;
+    const int64_t gpu = Median(c.sides[true]), cpu = Median(c.sides[false]);
+    const bool gpu_wins = gpu <= cpu;
+    if (was_checking || !c.decided) {
+      const bool again = was_checking && gpu_wins == c.gpu_wins;
+      const int64_t slower = std::max(gpu, cpu), faster = std::min(gpu, cpu);
+      const int64_t costs_little = 50 * kSamples * (slower - faster) / faster;
+      c.check_after = static_cast<uint32_t>(std::clamp<int64_t>(
+          again ? 2 * c.check_after : costs_little, kFirstCheck, kLastCheck));
       c.since_check = 0;
+      // The loser is not timed between checks: only they, and the first comparison, change sides.
+      c.gpu_wins = gpu_wins;
     }
-    // Between checks the loser is not timed: only a check, or the first comparison, changes sides.
-    if (was_checking || !c.decided) c.gpu_wins = gpu_wins;
     c.decided = true;
     if (++c.since_check >= c.check_after) c.checking = kSamples;
   }
