@@ -61,8 +61,15 @@ struct KvRowsToHost {
   uint32_t token_count = 0;
   std::byte* host_blocks = nullptr;  // null: rows are not handed over
 };
-// For layers that do not meet. kUnsupported for rows of a head that are not whole 16 bytes.
-Status RunKvRowsToHost(const KvRowsToHost& rows, Stream stream);
+// For layers that do not meet: rows, and what their router chose. kUnsupported for rows of a head
+// that are not whole 16 bytes.
+struct LayerToHost {
+  KvRowsToHost kv_rows;
+  const uint32_t* experts = nullptr;
+  uint32_t expert_count = 0;  // tokens x top_k; 0: a layer without
+  uint32_t* host_experts = nullptr;
+};
+Status RunLayerToHost(const LayerToHost& layer, Stream stream);
 
 struct HostExchange {
   KvRowsToHost kv_rows;
@@ -79,7 +86,7 @@ struct HostExchange {
   // for ExpertGemv.
   const std::byte* const* host_records = nullptr;
   const std::byte** records = nullptr;
-  uint32_t* sum_follows = nullptr;  // on the device, for RunAddHostSum
+  uint32_t* sum_state = nullptr;  // on the device, for RunAddHostSum
   uint32_t wait_ms = kHostWaitMs;
 };
 Status RunHostExchange(const HostExchange& exchange, Stream stream);
@@ -88,7 +95,7 @@ Status RunHostExchange(const HostExchange& exchange, Stream stream);
 struct HostSum {
   HostMailbox* host_mailbox = nullptr;
   uint32_t turn = 0;
-  const uint32_t* sum_follows = nullptr;
+  uint32_t* sum_state = nullptr;
   const float* host_sum = nullptr;  // token_count x hidden
   uint32_t token_count = 0, hidden = 0;
   float* x = nullptr;  // token_count x hidden

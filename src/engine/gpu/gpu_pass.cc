@@ -146,7 +146,7 @@ Status GpuPass::Route(uint32_t index, const GpuLayer& layer) {
                                  .weights = s.weights,
                                  .counter = s.counter},
                                 stream_));
-  if (handover_ == nullptr || (token_count_ <= kFewTokens && Meets(index))) return OkStatus();
+  if (handover_ == nullptr || (token_count_ <= kFewTokens && meeting_ != nullptr)) return OkStatus();
   return handover_->OnRouted(index, s.experts, token_count_ * config_.top_k, stream_);
 }
 
@@ -264,14 +264,23 @@ gpu::KvRowsToHost GpuPass::RowsToHost(const GpuLayer& layer) const {
   return rows;
 }
 
-// Layers that meet hand their rows over when they do.
+// With a meeting, layers with experts hand rows and choice over together, behind their router.
 Status GpuPass::FewRowsToHost(uint32_t index, const GpuLayer& layer) {
   if (meeting_ == nullptr) return HandOverKeysAndValues(index);
-  return Meets(index) ? OkStatus() : meeting_->EnqueueRows(index, RowsToHost(layer), stream_);
+  if (layer.moe) return OkStatus();
+  return meeting_->EnqueueLayer(index, {.kv_rows = RowsToHost(layer)}, stream_);
 }
 
-Status GpuPass::Exchange(uint32_t index, const GpuLayer& layer) {
+Status GpuPass::FewRoutedToHost(uint32_t index, const GpuLayer& layer) {
   const PassScratch& s = *scratch_;
+  if (meeting_ == nullptr) return OkStatus();
+  if (!Meets(index)) {
+    return meeting_->EnqueueLayer(index,
+                                  {.kv_rows = RowsToHost(layer),
+                                   .experts = s.experts,
+                                   .expert_count = token_count_ * config_.top_k},
+                                  stream_);
+  }
   return meeting_->EnqueueExchange(index,
                                    {.kv_rows = RowsToHost(layer),
                                     .token_count = token_count_,
@@ -289,7 +298,7 @@ Status GpuPass::FewExperts(uint32_t index, const GpuLayer& layer) {
   RETURN_IF_ERROR(Route(index, layer));
   const bool meets = Meets(index), fed = !meets && experts_.fed();
   const std::byte* const* records = meets ? meeting_->records() : experts_.Records(index);
-  if (meets) RETURN_IF_ERROR(Exchange(index, layer));
+  RETURN_IF_ERROR(FewRoutedToHost(index, layer));
   if (shared) RETURN_IF_ERROR(FewShared(layer));  // while the host computes
   if (fed) {
     ASSIGN_OR_RETURN(records, experts_.Acquire(index, stream_));

@@ -100,7 +100,7 @@ class GpuPass {
   bool Meets(uint32_t index) const { return meeting_ != nullptr && meeting_->meets(index); }
   gpu::KvRowsToHost RowsToHost(const GpuLayer& layer) const;
   Status FewRowsToHost(uint32_t index, const GpuLayer& layer);
-  Status Exchange(uint32_t index, const GpuLayer& layer);
+  Status FewRoutedToHost(uint32_t index, const GpuLayer& layer);
   Status FewExperts(uint32_t index, const GpuLayer& layer);
   Status FewDense(const GpuLayer& layer);
   Status ManyAttention(const GpuLayer& layer, const GpuGqa& gqa);

@@ -68,10 +68,16 @@ const std::byte* const* HostMeeting::records() const {
   return reinterpret_cast<const std::byte* const*>(on_device_.data());
 }
 
-Status HostMeeting::EnqueueRows(uint32_t layer, gpu::KvRowsToHost rows, gpu::Stream stream) const {
-  if (pool_on_device_ == nullptr) return OkStatus();
-  rows.host_blocks = pool_on_device_ + (pool_.layer(layer) - pool_.memory().data());
-  return gpu::RunKvRowsToHost(rows, stream);
+Status HostMeeting::EnqueueLayer(uint32_t layer, gpu::LayerToHost to_host,
+                                 gpu::Stream stream) const {
+  if (pool_on_device_ != nullptr) {
+    to_host.kv_rows.host_blocks =
+        pool_on_device_ + (pool_.layer(layer) - pool_.memory().data());
+  } else if (to_host.expert_count == 0) {
+    return OkStatus();
+  }
+  to_host.host_experts = handover_.routed(layer);
+  return gpu::RunLayerToHost(to_host, stream);
 }
 
 Status HostMeeting::EnqueueExchange(uint32_t layer, gpu::HostExchange exchange,
@@ -87,7 +93,7 @@ Status HostMeeting::EnqueueExchange(uint32_t layer, gpu::HostExchange exchange,
   exchange.host_x = hidden_[turn % 2];
   exchange.host_records = host_records_;
   exchange.records = reinterpret_cast<const std::byte**>(on_device_.data());
-  exchange.sum_follows = reinterpret_cast<uint32_t*>(
+  exchange.sum_state = reinterpret_cast<uint32_t*>(
       on_device_.data() + on_device_.size_bytes() - sizeof(uint32_t));
   return gpu::RunHostExchange(exchange, stream);
 }
@@ -95,7 +101,7 @@ Status HostMeeting::EnqueueExchange(uint32_t layer, gpu::HostExchange exchange,
 Status HostMeeting::EnqueueSum(uint32_t layer, gpu::HostSum sum, gpu::Stream stream) const {
   sum.host_mailbox = mailbox_;
   sum.turn = turns_[layer];
-  sum.sum_follows = reinterpret_cast<const uint32_t*>(
+  sum.sum_state = reinterpret_cast<uint32_t*>(
       on_device_.data() + on_device_.size_bytes() - sizeof(uint32_t));
   sum.host_sum = sum_;
   return gpu::RunAddHostSum(sum, stream);

@@ -54,7 +54,8 @@ class HostMeeting {
   bool rows_to_pool() const { return pool_on_device_ != nullptr; }
 
   // For GpuPass: fills in the host's side and enqueues.
-  Status EnqueueRows(uint32_t layer, gpu::KvRowsToHost rows, gpu::Stream stream) const;
+  // Of a layer that does not meet.
+  Status EnqueueLayer(uint32_t layer, gpu::LayerToHost to_host, gpu::Stream stream) const;
   Status EnqueueExchange(uint32_t layer, gpu::HostExchange exchange, gpu::Stream stream) const;
   Status EnqueueSum(uint32_t layer, gpu::HostSum sum, gpu::Stream stream) const;
   const std::byte* const* records() const;  // by expert, on the device, between both
@@ -86,7 +87,7 @@ class HostMeeting {
   gpu::HostMailbox* mailbox_ = nullptr;
   const std::byte** host_records_ = nullptr;
   float *weights_[2] = {}, *hidden_[2] = {}, *sum_ = nullptr;
-  gpu::DeviceMemory on_device_;  // records by expert, then sum_follows
+  gpu::DeviceMemory on_device_;  // records by expert, then sum_state
 };
 
 }  // namespace moraine

@@ -130,12 +130,12 @@ struct Layer {
             .host_x = host_x.data,
             .host_records = host_records.data,
             .records = reinterpret_cast<const std::byte**>(records.data()),
-            .sum_follows = sum_follows.data()};
+            .sum_state = sum_state.data()};
   }
   HostSum Sum(Mailbox& mailbox, uint32_t turn) {
     return {.host_mailbox = mailbox.data,
             .turn = turn,
-            .sum_follows = sum_follows.data(),
+            .sum_state = sum_state.data(),
             .host_sum = host_sum.data,
             .token_count = tokens,
             .hidden = hidden,
@@ -175,7 +175,7 @@ struct Layer {
   DeviceArray<std::byte> device_keys = Poisoned<std::byte>(1);
   DeviceArray<std::byte> device_values = Poisoned<std::byte>(1);
   DeviceArray<uint64_t> records = Poisoned<uint64_t>(kExperts);
-  DeviceArray<uint32_t> sum_follows = Poisoned<uint32_t>(1);
+  DeviceArray<uint32_t> sum_state = Poisoned<uint32_t>(1);
   Pinned<uint32_t> host_experts;
   Pinned<float> host_weights, host_x, host_sum;
   Pinned<const std::byte*> host_records;
@@ -213,7 +213,6 @@ TEST(HostExchangeTest, GivesAndTakes) {
           Mailbox::Say(mailbox.data->placed, PlacedWord(kTurn, follows));
           stream.Synchronize();
           CheckRecords(layer, false);
-          EXPECT_EQ(Host(layer.sum_follows)[0], follows ? 1u : 0u);
           layer.CheckPool();
           NeedOk(RunAddHostSum(layer.Sum(mailbox, kTurn), stream.get()));
           if (follows) Mailbox::Say(mailbox.data->computed, kTurn);
@@ -275,17 +274,24 @@ TEST(HostExchangeTest, WhoIsNotAnsweredGivesUp) {
   }
 }
 
-TEST(HostExchangeTest, RowsAlone) {
+TEST(HostExchangeTest, LayersThatDoNotMeet) {
   SKIP_WITHOUT_GPU();
   for (const uint32_t tokens : {1u, 8u}) {
     for (const bool with_values : {true, false}) {
       Layer layer(tokens, 128, tokens == 1, 17);
       Mailbox mailbox;
-      KvRowsToHost rows = layer.Exchange(mailbox, 1).kv_rows;
-      if (!with_values) rows.kv.values = nullptr, rows.kv.values_f32 = nullptr;
-      NeedOk(RunKvRowsToHost(rows, nullptr));
+      LayerToHost to_host = {.kv_rows = layer.Exchange(mailbox, 1).kv_rows,
+                             .experts = layer.device_experts.data(),
+                             .expert_count = with_values ? tokens * kTopK : 0,
+                             .host_experts = layer.host_experts.data};
+      PagedKv& kv = to_host.kv_rows.kv;
+      if (!with_values) kv.values = nullptr, kv.values_f32 = nullptr;
+      NeedOk(RunLayerToHost(to_host, nullptr));
       Finish();
       layer.CheckPool(with_values);
+      for (uint32_t i = 0; i < tokens * kTopK; ++i) {
+        EXPECT_EQ(layer.host_experts.data[i], with_values ? layer.experts[i] : ~0u);
+      }
     }
   }
 }
@@ -295,11 +301,11 @@ TEST(HostExchangeTest, RefusesWhatItCannot) {
   exchange.hidden = 130;
   EXPECT_EQ(RunHostExchange(exchange, nullptr).code(), StatusCode::kUnsupported);
   std::byte byte{};
-  KvRowsToHost rows;
-  rows.token_count = 1;
-  rows.host_blocks = &byte;
-  rows.kv.head_dim = 4;
-  EXPECT_EQ(RunKvRowsToHost(rows, nullptr).code(), StatusCode::kUnsupported);
+  LayerToHost layer;
+  layer.kv_rows.token_count = 1;
+  layer.kv_rows.host_blocks = &byte;
+  layer.kv_rows.kv.head_dim = 4;
+  EXPECT_EQ(RunLayerToHost(layer, nullptr).code(), StatusCode::kUnsupported);
 }
 
 // A graph of many layers, as deep as the deepest models and more: launching it must not wait for
