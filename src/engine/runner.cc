@@ -63,6 +63,7 @@ void Runner::Impl::StepOnGpu(std::span<BatchSegment> batch) {
     const auto count = static_cast<uint32_t>(segment.tokens.size());
     GpuSegment on_gpu{.tokens = segment.tokens,
                       .first = segment.state->length(),
+                      .sequence = static_cast<uint32_t>(segment.state - sequences_.data()),
                       .sink = segment.sink,
                       .cancelled = segment.cancelled};
     if (segment.sink != nullptr && segment.logits != LogitsMode::kNone) {

@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "engine/fixed_memory.h"
+#include "engine/gpu/gpu_support.h"
 #include "engine/generation_config.h"
 #include "engine/manifest_check.h"
 #include "engine/runner_impl.h"
@@ -148,6 +149,7 @@ Status Runner::Impl::OpenGpu() {
                                          .max_context = kv_tokens_,
                                          .prefill_chunk = options_.prefill_chunk,
                                          .kv_format = options_.kv_format,
+                                         .max_sequences = options_.max_sequences,
                                          .io = options_.io,
                                          .link_limit_bytes_per_s = options_.link_limit_bytes_per_s,
                                          .threads = options_.threads,
@@ -157,7 +159,10 @@ Status Runner::Impl::OpenGpu() {
   // Which pages of VRAM are whose is told by the blocks of a pool that has next to no memory of its own.
   static_assert(kGpuPagePositions == kKvBlockPositions);
   CHECK(gpu_->page_count() >= KvPool::BlocksFor(kv_tokens_), "fewer pages than blocks");
-  RETURN_IF_ERROR(OpenSequences({LayerStateShape{.position_bytes = 1}}));
+  // So does what says that a sequence cannot go back.
+  const uint64_t recurrent_bytes = HasRecurrentState(config_) ? 1 : 0;
+  RETURN_IF_ERROR(OpenSequences(
+      {LayerStateShape{.position_bytes = 1, .recurrent_bytes = recurrent_bytes}}));
   gpu_batch_.reserve(options_.max_sequences);
   LOG_INFO("{}: {}", gpu_->gpu_name(), gpu_->plan().ToText());
   return OkStatus();

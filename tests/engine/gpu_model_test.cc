@@ -8,7 +8,9 @@
 #include <gtest/gtest.h>
 
 #include "engine/gpu/gpu_model.h"
+#include "engine/gpu/gpu_support.h"
 #include "engine/gpu_prefill.h"
+#include "model/sequence_state.h"
 #include "model_measures.h"
 #include "test_store.h"
 
@@ -101,6 +103,9 @@ TEST_P(GpuFixtureTest, OnTensorCores) {
 // Prompts there and answers on the CPU, which reads what the GPU has written.
 TEST_P(GpuFixtureTest, PromptsForTheCpu) {
   const TestStore store(fixture(), Encoding::kBf16);
+  if (HasRecurrentState((*Runner::Open(TestRunnerOptions(store, "100%")))->config())) {
+    GTEST_SKIP() << "recurrent state is not handed over";
+  }
   RunnerOptions options = TestRunnerOptions(store, "100%");
   const std::vector<float> expected = Logits(options, 150, 1);
   options.gpu_prefill = true;
@@ -136,7 +141,7 @@ TEST_P(GpuFixtureTest, AnswersOnBoth) {
 INSTANTIATE_TEST_SUITE_P(Fixtures, GpuFixtureTest,
                          testing::Values("qwen3_moe", "qwen3_moe_mixed", "glm4_moe", "minimax_m2",
                                          "olmoe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3",
-                                         "kimi_k2"),
+                                         "kimi_k2", "qwen3_next", "qwen3_5_moe"),
                          [](const auto& name) { return std::string(name.param); });
 
 TEST_F(GpuModelTest, DemoModelInFloat32IsTheReference) {
@@ -246,6 +251,65 @@ TEST_F(GpuModelTest, CancelledPromptsLeaveTheSequenceAsItWas) {
   EXPECT_EQ(status.code(), StatusCode::kCancelled);
   EXPECT_EQ((*runner)->position(), 100u);
   EXPECT_EQ(AllLogits(**runner, tokens), expected);
+}
+
+// Three sequences of different lengths step by step together, one begins anew, one has a step cancelled: each
+// as alone.
+TEST_F(GpuModelTest, RecurrentStateIsOfEachSequence) {
+  const TestStore store(GoldenPath("fixtures/qwen3_next"), Encoding::kBf16);
+  RunnerOptions options = GpuOptions(store, KvFormat::kF32);
+  options.max_sequences = 3;
+  const auto runner = Runner::Open(options);
+  ASSERT_TRUE(runner.ok()) << runner.status().message();
+  const auto token = [](uint32_t sequence, uint32_t position) {
+    return static_cast<int32_t>((sequence * 71 + position * 37) % 311 + 5);
+  };
+  const auto alone = [&](uint32_t sequence, uint32_t length) {
+    std::vector<float> last;
+    const Runner::LogitsSink keep = [&](uint32_t, std::span<const float> row) {
+      last.assign(row.begin(), row.end());
+    };
+    std::vector<int32_t> tokens;
+    for (uint32_t t = 0; t < length; ++t) tokens.push_back(token(sequence, t));
+    (*runner)->ResetSequence();
+    CHECK((*runner)->Forward(tokens, {.sink = &keep}).ok(), "alone");
+    return last;
+  };
+  constexpr uint32_t kLengths[] = {9, 5, 7};
+  std::vector<std::vector<float>> expected;
+  for (uint32_t s = 0; s < 3; ++s) expected.push_back(alone(s, kLengths[s]));
+  (*runner)->ResetSequence();
+  std::vector<std::vector<float>> found(3);
+  std::vector<Runner::LogitsSink> sinks;
+  for (uint32_t s = 0; s < 3; ++s) {
+    sinks.push_back([&found, s](uint32_t, std::span<const float> row) {
+      found[s].assign(row.begin(), row.end());
+    });
+  }
+  const std::atomic<bool> cancelled{true};
+  for (uint32_t t = 0; t < 9; ++t) {
+    std::vector<BatchSegment> batch;
+    std::vector<int32_t> tokens;
+    tokens.reserve(3);
+    for (uint32_t s = 0; s < 3; ++s) {
+      if (t >= kLengths[s]) continue;
+      tokens.push_back(token(s, t));
+      batch.push_back({.tokens = {&tokens.back(), 1},
+                       .state = &(*runner)->sequence(s),
+                       .sink = &sinks[s],
+                       .decode = t > 0});
+    }
+    if (t == 4) {  // once in vain
+      batch[1].cancelled = &cancelled;
+      (*runner)->Step({&batch[1], 1});
+      EXPECT_EQ(batch[1].status.code(), StatusCode::kCancelled);
+      batch[1].cancelled = nullptr;
+      batch[1].status = OkStatus();
+    }
+    (*runner)->Step(batch);
+    for (const BatchSegment& segment : batch) ASSERT_TRUE(segment.status.ok());
+  }
+  for (uint32_t s = 0; s < 3; ++s) EXPECT_EQ(found[s], expected[s]) << s;
 }
 
 TEST_F(GpuModelTest, TooSmallABudgetSaysWhatIsNeeded) {

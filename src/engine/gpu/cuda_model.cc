@@ -14,6 +14,7 @@
 #include "engine/gpu/gpu_support.h"
 #include "engine/gpu/host_meeting.h"
 #include "engine/gpu/hybrid_step.h"
+#include "engine/gpu/recurrent_slots.h"
 #include "engine/gpu/stage_devices.h"
 #include "engine/gpu/stage_plan.h"
 #include "memory/cuda/gpu_devices.h"
@@ -60,6 +61,7 @@ class CudaModel final : public GpuModel {
     return std::make_shared<LinkSchedule>(link_limit_bytes_per_s_);
   }
   Status RunPieces(const GpuSegment& segment);
+  void CommitState(const GpuSegment& segment, uint32_t count);
   Status GiveLogits(const GpuSegment& segment, uint32_t begin, uint32_t count);
 
   ModelConfig config_;
@@ -80,6 +82,8 @@ class CudaModel final : public GpuModel {
   std::optional<StreamCopier> slot_copier_;
   gpu::Event slots_copied_;
   std::vector<GpuPass::Row> rows_;
+  std::optional<RecurrentSlots> recurrent_;  // of a model with such state
+  std::vector<gpu::DeltaSegment> states_;    // of few
   std::vector<GpuSegment*> few_;
   std::vector<uint32_t> written_;  // pages
 };
@@ -93,6 +97,7 @@ Status CudaModel::Plan(const Store& store, const GpuModelOptions& options) {
                                            {.max_context = options.max_context,
                                             .prefill_chunk = options.prefill_chunk,
                                             .kv_format = options.kv_format,
+                                            .sequences = options.max_sequences,
                                             .hot_experts = options.host_experts != nullptr});
   ASSIGN_OR_RETURN(stage_plans_, PlanStages(needs, devices_.devices));
   plan_ = SumOf(stage_plans_);
@@ -110,6 +115,10 @@ Status CudaModel::Load(const Store& store, const ModelConfig& config,
                                        options.gpus.size()));
   }
   RETURN_IF_ERROR(CheckGpuSupport(config, layouts, store.manifest(), options.kv_format));
+  if (options.gpus.size() > 1 && HasRecurrentState(config_)) {
+    return Unsupported(fmt::format("{}: linear attention on {} GPUs: expected one", config_.model_type,
+                                   options.gpus.size()));
+  }
   RETURN_IF_ERROR(Plan(store, options));
   ASSIGN_OR_RETURN(slot_stream_, gpu::OwnedStream::Create());
   ASSIGN_OR_RETURN(slots_copied_, gpu::Event::Create());
@@ -119,7 +128,10 @@ Status CudaModel::Load(const Store& store, const ModelConfig& config,
   ASSIGN_OR_RETURN(slot_copier_, StreamCopier::Create(slot_stream_.get(), slot_pacer_.get()));
   RETURN_IF_ERROR(LoadStages(store, layouts, options));
   rows_.reserve(kFewTokens);
+  states_.reserve(kFewTokens);
+  if (HasRecurrentState(config_)) recurrent_.emplace(options.max_sequences);
   if (options.host_kv != nullptr) {
+    if (recurrent_) return Unsupported("prompts alone of a model with recurrent state");
     CHECK(options.host_kv->block_count() <= page_count_, "fewer pages than blocks");
     CHECK(options.host_kv->format() == options.kv_format, "pages and blocks of two formats");
     ASSIGN_OR_RETURN(handover_, GpuHandover::Create(config_, stage_->network(), *options.host_kv,
@@ -152,6 +164,7 @@ Status CudaModel::LoadStages(const Store& store, std::span<const ExpertLayout> l
                                  .layers = plan.layers,
                                  .max_context = options.max_context,
                                  .page_count = page_count_,
+                                 .sequences = options.max_sequences,
                                  .prompt_tokens = prompt_tokens_,
                                  .kv_format = options.kv_format,
                                  .experts = {.io = options.io,
@@ -239,14 +252,22 @@ void CudaModel::StepFew(std::span<GpuSegment* const> segments) {
     return;
   }
   rows_.clear();
+  states_.clear();
   bool logits = false;
   for (const GpuSegment* segment : segments) {
+    if (recurrent_) {
+      const RecurrentSlots::Use use = recurrent_->Begin(segment->sequence, segment->first);
+      states_.push_back({.first_row = static_cast<uint32_t>(rows_.size()),
+                         .row_count = static_cast<uint32_t>(segment->tokens.size()),
+                         .from = use.from,
+                         .to = use.to});
+    }
     for (uint32_t t = 0; t < segment->tokens.size(); ++t) {
       rows_.push_back({segment->tokens[t], segment->first + t, segment->pages});
     }
     logits |= segment->logits > 0;
   }
-  pipeline_->PrepareFew(rows_);
+  pipeline_->PrepareFew(rows_, states_);
   Status status = RunFew(segments, static_cast<uint32_t>(rows_.size()), logits);
   // Also after an error: what was enqueued reads the inputs.
   const Status done = pipeline_->Synchronize();
@@ -255,6 +276,7 @@ void CudaModel::StepFew(std::span<GpuSegment* const> segments) {
   for (GpuSegment* segment : segments) {
     segment->status = status;
     const auto count = static_cast<uint32_t>(segment->tokens.size());
+    if (status.ok()) CommitState(*segment, count);
     for (uint32_t t = 0; t < count; ++t, ++row) {
       if (status.ok() && t + segment->logits >= count) {
         (*segment->sink)(segment->first + t, pipeline_->back().pass().logits(row));
@@ -275,10 +297,17 @@ Status CudaModel::RunFew(std::span<GpuSegment* const> segments, uint32_t count, 
 
 Status CudaModel::RunMany(const GpuSegment& segment) {
   CHECK(segment.tokens.size() <= prompt_tokens_, "more tokens than max_chunk");
-  pipeline_->PrepareMany(segment.tokens, segment.first, segment.pages);
+  RecurrentSlots::Use use;
+  if (recurrent_) use = recurrent_->Begin(segment.sequence, segment.first);
+  pipeline_->PrepareMany(segment.tokens, segment.first, segment.pages, use);
   const Status status = RunPieces(segment);
   const Status done = pipeline_->Synchronize();
+  if (status.ok() && done.ok()) CommitState(segment, static_cast<uint32_t>(segment.tokens.size()));
   return status.ok() ? done : status;
+}
+
+void CudaModel::CommitState(const GpuSegment& segment, uint32_t count) {
+  if (recurrent_) recurrent_->Commit(segment.sequence, segment.first + count);
 }
 
 Status CudaModel::RunPieces(const GpuSegment& segment) {

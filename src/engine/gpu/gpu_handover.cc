@@ -71,6 +71,9 @@ Pools PoolsOf(const GpuGqa& gqa) {
           2, elements * sizeof(uint16_t)};
 }
 
+// Prompts alone are not computed of such models (gpu_support.h).
+Pools PoolsOf(const GpuDelta&) { return {}; }
+
 Pools PoolsOf(const GpuMla& mla) {
   const gpu::LatentCache& cache = mla.cache;
   const uint64_t elements = gpu::LatentPageElements(cache.rank, cache.rope);

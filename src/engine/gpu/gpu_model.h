@@ -63,6 +63,7 @@ struct GpuModelOptions {
   uint32_t max_context = 0;        // positions of a sequence, and of the whole cache
   uint32_t prefill_chunk = 0;      // 0: chosen by what the budget spares
   KvFormat kv_format = KvFormat::kBf16;  // or kFp8 or kF32
+  uint32_t max_sequences = 1;      // that recurrent state is kept of
   BlockReaderOptions io;
   // Above 0: experts are streamed no faster than this, bytes a second: emulates a slower link
   // (memory/cuda/link_pacer.h). Answers whose experts would be read in place, over the link, are then refused.
@@ -80,6 +81,7 @@ struct GpuSegment {
   std::span<const int32_t> tokens;   // at most max_chunk(), all below the vocabulary's size
   uint32_t first = 0;                // position of the first of them
   const uint32_t* pages = nullptr;   // of the sequence, up to that of the last token
+  uint32_t sequence = 0;             // below max_sequences: whose recurrent state it goes on with
   std::span<const uint32_t> stale = {};  // of these, what the CPU has written since (host_kv)
   uint32_t logits = 0;               // wanted of so many last tokens
   const std::function<void(uint32_t position, std::span<const float> logits)>* sink = nullptr;

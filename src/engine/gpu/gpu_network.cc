@@ -16,9 +16,15 @@ namespace {
 
 std::string Prefix(uint32_t layer) { return "layers." + std::to_string(layer) + "."; }
 
-std::vector<std::string> QkvRoles(uint32_t layer) {
+std::vector<std::string> QkvRoles(uint32_t layer, const GqaConfig& config) {
   const std::string prefix = Prefix(layer) + "attention.";
-  return {prefix + "q", prefix + "k", prefix + "v"};
+  std::vector<std::string> roles = {prefix + "q", prefix + "k", prefix + "v"};
+  if (config.output_gate) roles.push_back(prefix + "gate");
+  return roles;
+}
+std::vector<std::string> DeltaRoles(uint32_t layer) {
+  const std::string prefix = Prefix(layer) + "attention.delta_";
+  return {prefix + "q", prefix + "k", prefix + "v", prefix + "z"};
 }
 // What reads the hidden state.
 std::vector<std::string> LatentRoles(uint32_t layer, const MlaConfig& config) {
@@ -26,8 +32,9 @@ std::vector<std::string> LatentRoles(uint32_t layer, const MlaConfig& config) {
   return {prefix + (config.q_rank > 0 ? "q_a" : "q"), prefix + "kv_a"};
 }
 std::vector<std::string> MixerRoles(uint32_t layer, const MixerConfig& mixer) {
-  const auto* mla = std::get_if<MlaConfig>(&mixer);
-  return mla != nullptr ? LatentRoles(layer, *mla) : QkvRoles(layer);
+  if (const auto* mla = std::get_if<MlaConfig>(&mixer)) return LatentRoles(layer, *mla);
+  if (std::holds_alternative<GatedDeltaConfig>(mixer)) return DeltaRoles(layer);
+  return QkvRoles(layer, std::get<GqaConfig>(mixer));
 }
 std::vector<std::string> GateUpRoles(uint32_t layer) {
   return {Prefix(layer) + "mlp.gate", Prefix(layer) + "mlp.up"};
@@ -64,7 +71,8 @@ gpu::ExpertScoring ScoringOf(Scoring scoring) {
 Result<std::unique_ptr<GpuNetwork>> GpuNetwork::Load(const Store& store, const ModelConfig& config,
                                                      std::span<const ExpertLayout> layouts,
                                                      LayerRange range, uint32_t max_context,
-                                                     uint32_t pages, KvFormat kv_format) {
+                                                     uint32_t pages, uint32_t sequences,
+                                                     KvFormat kv_format) {
   std::unique_ptr<GpuNetwork> network(new GpuNetwork());
   network->range_ = range;
   network->layers_.resize(config.layers.size());
@@ -81,7 +89,7 @@ Result<std::unique_ptr<GpuNetwork>> GpuNetwork::Load(const Store& store, const M
     network->layers_[i] = network->MakeLayer(config, layouts[i], i);
   }
   RETURN_IF_ERROR(network->TransposeKUp(store, kv_format));
-  RETURN_IF_ERROR(network->AllocateCache(config, pages, kv_format));
+  RETURN_IF_ERROR(network->AllocateCache(config, pages, sequences, kv_format));
   RETURN_IF_ERROR(network->WriteRopeTables(config, max_context));
   return network;
 }
@@ -90,7 +98,7 @@ GpuGqa GpuNetwork::MakeGqa(const GqaConfig& config, uint32_t index) const {
   const std::string attention = Prefix(index) + "attention.";
   GpuGqa gqa;
   gqa.config = config;
-  gqa.qkv = dense_.Projection(QkvRoles(index));
+  gqa.qkv = dense_.Projection(QkvRoles(index, config));
   gqa.o = dense_.Matrix(attention + "o");
   const uint32_t q = gqa.q_width(), kv = gqa.kv_width();
   auto& parts = gqa.qkv_parts;
@@ -127,6 +135,19 @@ GpuMla GpuNetwork::MakeMla(const MlaConfig& config, uint32_t index) const {
   return mla;
 }
 
+GpuDelta GpuNetwork::MakeDelta(const GatedDeltaConfig& config, uint32_t index) const {
+  const std::string prefix = Prefix(index) + "attention.delta_";
+  return {.config = config,
+          .first = dense_.Projection(DeltaRoles(index)),
+          .a = dense_.Matrix(prefix + "a"),
+          .b = dense_.Matrix(prefix + "b"),
+          .o = dense_.Matrix(prefix + "o"),
+          .conv = dense_.Vector(prefix + "conv"),
+          .decay_log = dense_.Vector(prefix + "decay_log"),
+          .decay_bias = dense_.Vector(prefix + "decay_bias"),
+          .norm = dense_.Vector(prefix + "norm")};
+}
+
 GpuLayer GpuNetwork::MakeLayer(const ModelConfig& config, const ExpertLayout& experts,
                                uint32_t index) const {
   const LayerConfig& from = config.layers[index];
@@ -135,6 +156,8 @@ GpuLayer GpuNetwork::MakeLayer(const ModelConfig& config, const ExpertLayout& ex
   layer.attention_norm = dense_.Vector(Prefix(index) + "attention.norm");
   if (const auto* mla = std::get_if<MlaConfig>(&from.mixer)) {
     layer.mixer = MakeMla(*mla, index);
+  } else if (const auto* delta = std::get_if<GatedDeltaConfig>(&from.mixer)) {
+    layer.mixer = MakeDelta(*delta, index);
   } else {
     layer.mixer = MakeGqa(std::get<GqaConfig>(from.mixer), index);
   }
@@ -162,12 +185,14 @@ GpuLayer GpuNetwork::MakeLayer(const ModelConfig& config, const ExpertLayout& ex
   if (config.shared_expert.intermediate > 0) {
     layer.shared_gate_up = dense_.Projection(SharedGateUpRoles(index));
     layer.shared_down = dense_.Matrix(mlp + "shared.down");
+    if (config.shared_expert.gated) layer.shared_gate = dense_.Matrix(mlp + "shared.router");
   }
   return layer;
 }
 
-Status GpuNetwork::AllocateCache(const ModelConfig& config, uint32_t pages, KvFormat format) {
-  const uint64_t bytes = GpuKvBytes(config, range_, pages, format);
+Status GpuNetwork::AllocateCache(const ModelConfig& config, uint32_t pages, uint32_t sequences,
+                                 KvFormat format) {
+  const uint64_t bytes = GpuKvBytes(config, range_, pages, sequences, format);
   ASSIGN_OR_RETURN(cache_, gpu::DeviceMemory::Allocate(bytes, "KV cache"));
   ASSIGN_OR_RETURN(const gpu::OwnedStream stream, gpu::OwnedStream::Create());
   // Positions of a page that nobody has written meet weights of zero, and 0 x NaN is NaN.
@@ -185,6 +210,11 @@ Status GpuNetwork::AllocateCache(const ModelConfig& config, uint32_t pages, KvFo
         mla->cache.bf16 = reinterpret_cast<uint16_t*>(next);
       }
       next += GpuKvPoolBytes(mla->config, pages, format);
+      continue;
+    }
+    if (auto* delta = std::get_if<GpuDelta>(&layer.mixer)) {
+      delta->slots = reinterpret_cast<float*>(next);
+      next += GpuRecurrentBytes(delta->config, sequences);
       continue;
     }
     auto& gqa = std::get<GpuGqa>(layer.mixer);
@@ -234,9 +264,11 @@ Status GpuNetwork::WriteRopeTables(const ModelConfig& config, uint32_t max_conte
     for (GpuLayer& layer : present()) {
       std::visit(
           [&](auto& mixer) {
-            if (mixer.config.rope != rope) return;
-            mixer.cos = device + (next - host.data());
-            mixer.sin = mixer.cos + count;
+            if constexpr (requires { mixer.cos; }) {
+              if (mixer.config.rope != rope) return;
+              mixer.cos = device + (next - host.data());
+              mixer.sin = mixer.cos + count;
+            }
           },
           layer.mixer);
     }

@@ -20,6 +20,7 @@
 #include "compute/cuda/routing.h"
 #include "compute/encoding.h"
 #include "compute/kv_format.h"
+#include "engine/gpu/gpu_delta.h"
 #include "engine/gpu/gpu_dense.h"
 #include "engine/gpu/gpu_mla.h"
 #include "engine/gpu/vram_needs.h"
@@ -41,6 +42,7 @@ struct GpuGqa {
 
   uint32_t q_width() const { return config.query_heads * config.head_dim; }
   uint32_t kv_width() const { return config.kv_heads * config.head_dim; }
+  uint32_t gate_offset() const { return q_width() + 2 * kv_width(); }  // in a row of qkv
   bool changes_projections() const {
     return !qkv_parts[0].empty() || !qkv_parts[1].empty() || !qkv_parts[2].empty();
   }
@@ -48,7 +50,7 @@ struct GpuGqa {
 
 struct GpuLayer {
   const float* attention_norm = nullptr;  // before the mixer
-  std::variant<GpuGqa, GpuMla> mixer;
+  std::variant<GpuGqa, GpuMla, GpuDelta> mixer;
   const float* feed_forward_norm = nullptr;
   bool moe = false;
   uint32_t intermediate = 0;
@@ -58,6 +60,7 @@ struct GpuLayer {
   ExpertLayout experts;
   GpuProjection shared_gate_up;  // without rows: there is no shared expert
   gpu::DeviceMatrix shared_down;
+  gpu::DeviceMatrix shared_gate;  // one row; without: the shared expert is not gated
   GpuProjection gate_up;  // of a dense layer
   gpu::DeviceMatrix down;
 };
@@ -67,7 +70,8 @@ class GpuNetwork {
   static Result<std::unique_ptr<GpuNetwork>> Load(const Store& store, const ModelConfig& config,
                                                   std::span<const ExpertLayout> layouts,
                                                   LayerRange range, uint32_t max_context,
-                                                  uint32_t pages, KvFormat kv_format);
+                                                  uint32_t pages, uint32_t sequences,
+                                                  KvFormat kv_format);
 
   LayerRange range() const { return range_; }
   bool embeds() const { return range_.begin == 0; }
@@ -84,11 +88,13 @@ class GpuNetwork {
   GpuNetwork() = default;
   std::span<GpuLayer> present() { return std::span(layers_).subspan(range_.begin, range_.count()); }
   GpuGqa MakeGqa(const GqaConfig& config, uint32_t index) const;
+  GpuDelta MakeDelta(const GatedDeltaConfig& config, uint32_t index) const;
   GpuMla MakeMla(const MlaConfig& config, uint32_t index) const;
   // GpuMla::k_rows.
   Status TransposeKUp(const Store& store, KvFormat format);
   GpuLayer MakeLayer(const ModelConfig& config, const ExpertLayout& experts, uint32_t index) const;
-  Status AllocateCache(const ModelConfig& config, uint32_t pages, KvFormat format);
+  Status AllocateCache(const ModelConfig& config, uint32_t pages, uint32_t sequences,
+                       KvFormat format);
   Status WriteRopeTables(const ModelConfig& config, uint32_t max_context);
 
   GpuDense dense_;

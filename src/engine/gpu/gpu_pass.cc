@@ -7,9 +7,16 @@
 #include <utility>
 #include <variant>
 
+#include "compute/cuda/gates.h"
 #include "compute/cuda/row_ops.h"
 
 namespace moraine {
+namespace {
+
+constexpr uint32_t kSegmentWords = sizeof(gpu::DeltaSegment) / sizeof(uint32_t);
+
+}  // namespace
+
 GpuPass::~GpuPass() = default;
 
 GpuPass::GpuPass(const ModelConfig& config, const GpuNetwork& network, GpuExperts& experts,
@@ -29,6 +36,9 @@ Result<std::unique_ptr<GpuPass>> GpuPass::Create(const ModelConfig& config,
   std::unique_ptr<GpuPass> pass(
       new GpuPass(config, network, experts, std::move(gemm), stream));
   pass->table_blocks_ = table_blocks;
+  pass->recurrent_ = std::ranges::any_of(network.layers(), [](const GpuLayer& layer) {
+    return std::holds_alternative<GpuDelta>(layer.mixer);
+  });
   ASSIGN_OR_RETURN(pass->memory_, gpu::DeviceMemory::Allocate(
                                       PassScratchBytes(config, max_tokens, table_blocks), "scratch"));
   LayOutPass(config, max_tokens, table_blocks, pass->memory_.data(), pass->scratch_.get());
@@ -37,7 +47,8 @@ Result<std::unique_ptr<GpuPass>> GpuPass::Create(const ModelConfig& config,
   RETURN_IF_ERROR(gpu::FillBytes(s.attention, 0, s.attention_bytes, stream));
   pass->logit_rows_ = LogitRowsOfPass(config, max_tokens);
   const uint64_t words =
-      kFewTokens * (1 + uint64_t{table_blocks}) + std::max(limits.prompt_tokens, kFewTokens);
+      kFewTokens * (kSegmentWords + 1 + uint64_t{table_blocks}) +
+      std::max(limits.prompt_tokens, kFewTokens);
   ASSIGN_OR_RETURN(pass->inputs_, gpu::PinnedMemory::Allocate(words * sizeof(uint32_t)));
   std::memset(pass->inputs_.data(), 0, pass->inputs_.size_bytes());
   if (network.has_output()) {
@@ -47,9 +58,16 @@ Result<std::unique_ptr<GpuPass>> GpuPass::Create(const ModelConfig& config,
   return pass;
 }
 
-// Page-locked: positions of few tokens, their block tables, tokens. A graph copies from fixed places.
+// Page-locked: positions of few tokens, their segments, their block tables, tokens. A graph copies from fixed
+// places.
+gpu::DeltaSegment* GpuPass::host_segments() const {
+  return reinterpret_cast<gpu::DeltaSegment*>(inputs_.as<uint32_t>() + kFewTokens);
+}
+uint32_t* GpuPass::host_tables() const {
+  return inputs_.as<uint32_t>() + kFewTokens * (1 + kSegmentWords);
+}
 int32_t* GpuPass::host_tokens() const {
-  return inputs_.as<int32_t>() + kFewTokens * (1 + table_blocks_);
+  return inputs_.as<int32_t>() + kFewTokens * (1 + kSegmentWords + table_blocks_);
 }
 
 void GpuPass::WriteTable(uint32_t row, const uint32_t* blocks, uint32_t last_position) {
@@ -58,18 +76,21 @@ void GpuPass::WriteTable(uint32_t row, const uint32_t* blocks, uint32_t last_pos
   std::memcpy(host_tables() + row * table_blocks_, blocks, count * sizeof(uint32_t));
 }
 
-void GpuPass::PrepareFew(std::span<const Row> rows) {
+void GpuPass::PrepareFew(std::span<const Row> rows, std::span<const gpu::DeltaSegment> segments) {
   CHECK(!rows.empty() && rows.size() <= kFewTokens, "a pass of few tokens");
   token_count_ = static_cast<uint32_t>(rows.size());
   for (uint32_t t = 0; t < token_count_; ++t) {
     inputs_.as<uint32_t>()[t] = rows[t].position;
     host_tokens()[t] = rows[t].token;
     WriteTable(t, rows[t].blocks, rows[t].position);
+    host_segments()[t] = t < segments.size() ? segments[t] : gpu::DeltaSegment{};
   }
 }
 
-void GpuPass::PrepareMany(std::span<const int32_t> tokens, uint32_t first, const uint32_t* blocks) {
+void GpuPass::PrepareMany(std::span<const int32_t> tokens, uint32_t first, const uint32_t* blocks,
+                          RecurrentSlots::Use state) {
   prompt_first_ = first;
+  prompt_state_ = state;
   WriteTable(0, blocks, first + static_cast<uint32_t>(tokens.size()) - 1);
   std::memcpy(host_tokens(), tokens.data(), tokens.size_bytes());
 }
@@ -169,6 +190,10 @@ Status GpuPass::BringTokens(uint32_t tables, uint32_t begin) {
 Status GpuPass::EnqueueFew() {
   const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(gpu::Copy(s.positions, inputs_.data(), kFewTokens * sizeof(uint32_t), stream_));
+  if (recurrent_) {
+    RETURN_IF_ERROR(
+        gpu::Copy(s.segments, host_segments(), kFewTokens * sizeof(gpu::DeltaSegment), stream_));
+  }
   RETURN_IF_ERROR(BringTokens(token_count_, 0));
   for (uint32_t i = network_.range().begin; i < network_.range().end; ++i) {
     const GpuLayer& layer = network_.layers()[i];
@@ -181,11 +206,13 @@ Status GpuPass::EnqueueFew() {
 
 Status GpuPass::FewMixer(const GpuLayer& layer) {
   if (const auto* mla = std::get_if<GpuMla>(&layer.mixer)) return FewLatent(layer, *mla);
+  if (const auto* delta = std::get_if<GpuDelta>(&layer.mixer)) return FewDelta(layer, *delta);
   return FewAttention(layer, std::get<GpuGqa>(layer.mixer));
 }
 
 Status GpuPass::ManyMixer(const GpuLayer& layer) {
   if (const auto* mla = std::get_if<GpuMla>(&layer.mixer)) return ManyLatent(layer, *mla);
+  if (const auto* delta = std::get_if<GpuDelta>(&layer.mixer)) return ManyDelta(layer, *delta);
   return ManyAttention(layer, std::get<GpuGqa>(layer.mixer));
 }
 
@@ -210,6 +237,16 @@ Status GpuPass::FewAttention(const GpuLayer& layer, const GpuGqa& gqa) {
        .scratch = s.attention,
        .out = s.attended},
       stream_));
+  if (gqa.config.output_gate) {
+    RETURN_IF_ERROR(gpu::RunGateRows({.f32 = s.attended,
+                                      .stride = gqa.q_width(),
+                                      .token_count = token_count_,
+                                      .cols = gqa.q_width(),
+                                      .gate_f32 = s.qkv + gqa.gate_offset(),
+                                      .gate_stride = gqa.qkv.rows,
+                                      .gate_cols = gqa.q_width()},
+                                     stream_));
+  }
   return gpu::RunGemv({.matrix = gqa.o,
                        .input = Input(s.attended, gqa.q_width(), nullptr),
                        .token_count = token_count_,
@@ -234,17 +271,39 @@ Status GpuPass::ChangeProjections(const GpuGqa& gqa, Value* rows) {
   return gpu::RunProjectionRows(change, stream_);
 }
 
+// Weighing what goes into down weighs what comes out.
+Status GpuPass::SharedGates(const GpuLayer& layer) {
+  const PassScratch& s = *scratch_;
+  return gpu::RunGemv({.matrix = layer.shared_gate,
+                       .input = Input(s.hidden, config_.hidden, layer.feed_forward_norm),
+                       .token_count = token_count_,
+                       .y = s.shared_gates,
+                       .y_stride = 1},
+                      stream_);
+}
+
 // Up to what down reads; down itself adds to the stream, which the routed experts have to read before.
 Status GpuPass::FewShared(const GpuLayer& layer) {
   const PassScratch& s = *scratch_;
   RETURN_IF_ERROR(RunProjection(layer.shared_gate_up,
                                 Input(s.hidden, config_.hidden, layer.feed_forward_norm), s.gate_up));
-  return gpu::RunGatedRows({.f32 = s.gate_up,
-                            .stride = layer.shared_gate_up.rows,
-                            .token_count = token_count_,
-                            .intermediate = layer.shared_down.cols,
-                            .activated = s.shared_activated},
-                           stream_);
+  const uint32_t width = layer.shared_down.cols;
+  RETURN_IF_ERROR(gpu::RunGatedRows({.f32 = s.gate_up,
+                                     .stride = layer.shared_gate_up.rows,
+                                     .token_count = token_count_,
+                                     .intermediate = width,
+                                     .activated = s.shared_activated},
+                                    stream_));
+  if (layer.shared_gate.rows == 0) return OkStatus();
+  RETURN_IF_ERROR(SharedGates(layer));
+  return gpu::RunGateRows({.f32 = s.shared_activated,
+                           .stride = width,
+                           .token_count = token_count_,
+                           .cols = width,
+                           .gate_f32 = s.shared_gates,
+                           .gate_stride = 1,
+                           .gate_cols = 1},
+                          stream_);
 }
 
 gpu::KvRowsToHost GpuPass::RowsToHost(const GpuLayer& layer) const {
@@ -421,6 +480,15 @@ Status GpuPass::ManyAttention(const GpuLayer& layer, const GpuGqa& gqa) {
        .scale = 1.0f / std::sqrt(static_cast<float>(gqa.config.head_dim)),
        .operand = s.attended_rows},
       stream_));
+  if (gqa.config.output_gate) {
+    RETURN_IF_ERROR(gpu::RunGateRows({.operand = s.attended_rows,
+                                      .token_count = token_count_,
+                                      .cols = gqa.q_width(),
+                                      .gate_bf16 = s.qkv_rows + gqa.gate_offset(),
+                                      .gate_stride = gqa.qkv.rows,
+                                      .gate_cols = gqa.q_width()},
+                                     stream_));
+  }
   return gemm_.Dense({.matrix = gqa.o,
                       .operand = s.attended_rows,
                       .token_count = token_count_,
@@ -440,6 +508,16 @@ Status GpuPass::ManyShared(const GpuLayer& layer) {
                                      .intermediate = layer.shared_down.cols,
                                      .operand = s.shared_activated_rows},
                                     stream_));
+  if (layer.shared_gate.rows > 0) {
+    RETURN_IF_ERROR(SharedGates(layer));
+    RETURN_IF_ERROR(gpu::RunGateRows({.operand = s.shared_activated_rows,
+                                      .token_count = token_count_,
+                                      .cols = layer.shared_down.cols,
+                                      .gate_f32 = s.shared_gates,
+                                      .gate_stride = 1,
+                                      .gate_cols = 1},
+                                     stream_));
+  }
   return gemm_.Dense({.matrix = layer.shared_down,
                       .operand = s.shared_activated_rows,
                       .token_count = token_count_,

@@ -22,6 +22,7 @@
 #include "engine/gpu/gpu_network.h"
 #include "engine/gpu/host_meeting.h"
 #include "engine/gpu/pass_layout.h"
+#include "engine/gpu/recurrent_slots.h"
 #include "memory/cuda/gpu_runtime.h"
 #include "model/config.h"
 
@@ -51,8 +52,10 @@ class GpuPass {
   // Few tokens meet the host in the layers that it says, and hand rows over to its pool; null: they do not. Not
   // owned.
   void set_meeting(HostMeeting* meeting) { meeting_ = meeting; }
-  void PrepareFew(std::span<const Row> rows);
-  void PrepareMany(std::span<const int32_t> tokens, uint32_t first, const uint32_t* blocks);
+  // segments: of the rows, where the model has recurrent state; at most one a row.
+  void PrepareFew(std::span<const Row> rows, std::span<const gpu::DeltaSegment> segments = {});
+  void PrepareMany(std::span<const int32_t> tokens, uint32_t first, const uint32_t* blocks,
+                   RecurrentSlots::Use state = {});
   Status EnqueueFew();
   // Of the prepared tokens those from `begin` on, at most max_tokens. kCancelled at the first layer that is
   // not wanted any more.
@@ -77,8 +80,10 @@ class GpuPass {
   gpu::PagedKv Kv(const GpuGqa& gqa, uint32_t table_stride) const;
   Result<gpu::PagedKv> InBf16(const gpu::PagedKv& kv);
   void WriteTable(uint32_t row, const uint32_t* blocks, uint32_t last_position);
-  uint32_t* host_tables() const { return inputs_.as<uint32_t>() + kFewTokens; }
+  uint32_t* host_tables() const;
   int32_t* host_tokens() const;
+  gpu::DeltaSegment* host_segments() const;
+  Status SharedGates(const GpuLayer& layer);
   // Block tables of the prepared pass to the device, and its tokens from `begin` on, embedded into the residual
   // stream.
   Status BringTokens(uint32_t tables, uint32_t begin);
@@ -90,6 +95,13 @@ class GpuPass {
   Status FewAttention(const GpuLayer& layer, const GpuGqa& gqa);
   template <typename Value>
   Status ChangeProjections(const GpuGqa& gqa, Value* rows);
+  // In gpu_delta_pass.cc.
+  Status RunDelta(const GpuDelta& delta, const gpu::DeltaMix& mix, float* values,
+                  const gpu::DeltaOutput& output);
+  Status DeltaGates(const GpuLayer& layer, const GpuDelta& delta, const DeltaScratch& s);
+  gpu::DeltaMix MixOf(const GpuDelta& delta, const DeltaScratch& s) const;
+  Status FewDelta(const GpuLayer& layer, const GpuDelta& delta);
+  Status ManyDelta(const GpuLayer& layer, const GpuDelta& delta);
   // In gpu_mla_pass.cc.
   gpu::LatentRows Latents(const GpuMla& mla, const gpu::LatentCache& cache) const;
   Status FewLatent(const GpuLayer& layer, const GpuMla& mla);
@@ -117,8 +129,10 @@ class GpuPass {
   uint32_t table_blocks_ = 0;
   uint32_t token_count_ = 0, first_ = 0;
   uint32_t prompt_first_ = 0;  // position of the first prepared token
+  RecurrentSlots::Use prompt_state_;
   bool pending_delta_ = false;  // the experts' sum is not in the residual stream yet
   uint32_t logit_rows_ = 0;
+  bool recurrent_ = false;  // a layer has such state
   gpu::DeviceMemory memory_;
   gpu::PinnedMemory inputs_, logits_;
   std::unique_ptr<PassScratch> scratch_;

@@ -22,13 +22,14 @@ Result<std::unique_ptr<GpuPipeline>> GpuPipeline::Create(
   return pipeline;
 }
 
-void GpuPipeline::PrepareFew(std::span<const GpuPass::Row> rows) {
-  for (const auto& stage : stages_) stage->pass().PrepareFew(rows);
+void GpuPipeline::PrepareFew(std::span<const GpuPass::Row> rows,
+                             std::span<const gpu::DeltaSegment> segments) {
+  for (const auto& stage : stages_) stage->pass().PrepareFew(rows, segments);
 }
 
 void GpuPipeline::PrepareMany(std::span<const int32_t> tokens, uint32_t first,
-                              const uint32_t* blocks) {
-  for (const auto& stage : stages_) stage->pass().PrepareMany(tokens, first, blocks);
+                              const uint32_t* blocks, RecurrentSlots::Use state) {
+  for (const auto& stage : stages_) stage->pass().PrepareMany(tokens, first, blocks, state);
 }
 
 Status GpuPipeline::RunFew(uint32_t count, bool logits) {

@@ -27,8 +27,10 @@ class GpuPipeline {
                                                      uint32_t max_tokens, uint32_t columns);
 
   // As GpuPass has them. Nothing may be left to compute when tokens are prepared, nor when few are run.
-  void PrepareFew(std::span<const GpuPass::Row> rows);
-  void PrepareMany(std::span<const int32_t> tokens, uint32_t first, const uint32_t* blocks);
+  void PrepareFew(std::span<const GpuPass::Row> rows,
+                  std::span<const gpu::DeltaSegment> segments = {});
+  void PrepareMany(std::span<const int32_t> tokens, uint32_t first, const uint32_t* blocks,
+                   RecurrentSlots::Use state = {});
   Status RunFew(uint32_t count, bool logits);
   // A piece: of the prepared tokens those from `begin` on. Pieces are enqueued one behind the other.
   Status EnqueueMany(uint32_t begin, uint32_t count, const std::atomic<bool>* cancelled);

@@ -15,7 +15,7 @@ Result<std::unique_ptr<GpuStage>> GpuStage::Load(const Store& store, const Model
   ASSIGN_OR_RETURN(stage->stream_, gpu::OwnedStream::Create());
   ASSIGN_OR_RETURN(stage->network_,
                    GpuNetwork::Load(store, config, layouts, options.layers, options.max_context,
-                                    options.page_count, options.kv_format));
+                                    options.page_count, options.sequences, options.kv_format));
   GpuExperts::Options experts = options.experts;
   experts.layers = options.layers;
   ASSIGN_OR_RETURN(stage->experts_, GpuExperts::Load(store, plan, experts));

@@ -34,6 +34,7 @@ class GpuStage {
     uint32_t device = 0;
     LayerRange layers;
     uint32_t max_context = 0, page_count = 0;
+    uint32_t sequences = 1;      // that recurrent state is kept of
     uint32_t prompt_tokens = 0;  // that are prepared together (gpu_pass.h)
     KvFormat kv_format = KvFormat::kBf16;
     GpuExperts::Options experts;  // but for the layers

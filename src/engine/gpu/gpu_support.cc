@@ -4,21 +4,23 @@
 
 #include <algorithm>
 #include <string>
+#include <string_view>
 #include <variant>
 
 #include "compute/cuda/latent_attention.h"
+#include "engine/gpu/gpu_delta.h"
 
 namespace moraine {
 namespace {
 
 // Of compute/cuda: routing.h and gpu_attention.h.
 constexpr uint32_t kMaxExperts = 1024, kMaxTopK = 32, kMaxGroups = 32, kMaxGroupedExperts = 512;
+constexpr uint32_t kMaxDeltaKeyDim = 256, kMaxTaps = 8;  // of compute/cuda/gated_delta.h
 constexpr uint32_t kHeadDims[] = {16, 32, 64, 96, 128, 256};
 
 Status CheckAttention(const GqaConfig& c) {
   if (c.sliding_window > 0) return Unsupported("attention in a sliding window");
   if (c.sinks) return Unsupported("attention sinks");
-  if (c.output_gate) return Unsupported("gated attention");
   if (c.output_bias) return Unsupported("a bias of the attention's output");
   if (std::ranges::find(kHeadDims, c.head_dim) == std::end(kHeadDims)) {
     return Unsupported(fmt::format("a head dimension of {}", c.head_dim));
@@ -37,7 +39,17 @@ Status CheckAttention(const MlaConfig& c) {
       c.heads, c.nope_dim, c.rope_dim, c.value_dim, c.kv_rank, c.q_rank));
 }
 
-Status CheckAttention(const GatedDeltaConfig&) { return Unsupported("linear attention"); }
+Status CheckAttention(const GatedDeltaConfig& c) {
+  const gpu::DeltaShape shape = DeltaShapeOf(c);
+  // Rows of products are multiples of 16.
+  if (shape.key_dim <= kMaxDeltaKeyDim && shape.taps <= kMaxTaps && shape.keys() % 16 == 0 &&
+      shape.values() % 16 == 0) {
+    return OkStatus();
+  }
+  return Unsupported(fmt::format(
+      "linear attention with {} key heads of {} dimensions, {} value heads of {}, {} taps",
+      c.key_heads, c.key_dim, c.value_heads, c.value_dim, c.taps));
+}
 
 Status CheckBlocks(const ModelConfig& config) {
   for (const LayerConfig& layer : config.layers) {
@@ -45,7 +57,6 @@ Status CheckBlocks(const ModelConfig& config) {
   }
   if (config.activation.kind != ActivationKind::kSwiGlu) return Unsupported("the experts' activation");
   if (config.expert_bias) return Unsupported("biases of experts");
-  if (config.shared_expert.gated) return Unsupported("gated shared experts");
   const uint32_t groups = config.router.group_count;
   if (groups > kMaxGroups || (groups > 1 && config.expert_count > kMaxGroupedExperts)) {
     return Unsupported(fmt::format("{} experts in {} groups: at most {} in {}", config.expert_count,
@@ -58,11 +69,22 @@ Status CheckBlocks(const ModelConfig& config) {
   return OkStatus();
 }
 
+// Matrices that are multiplied in float32.
+bool IsExact(std::string_view role) {
+  return role.ends_with("router") || role.ends_with("delta_a") || role.ends_with("delta_b");
+}
+
 bool HasKernels(Encoding encoding) {
   return encoding == Encoding::kBf16 || encoding == Encoding::kQ8 || encoding == Encoding::kQ4;
 }
 
 }  // namespace
+
+bool HasRecurrentState(const ModelConfig& config) {
+  return std::ranges::any_of(config.layers, [](const LayerConfig& layer) {
+    return std::holds_alternative<GatedDeltaConfig>(layer.mixer);
+  });
+}
 
 Status CheckGpuSupport(const ModelConfig& config, std::span<const ExpertLayout> layouts,
                        const Manifest& manifest, KvFormat kv_format) {
@@ -80,7 +102,7 @@ Status CheckGpuSupport(const ModelConfig& config, std::span<const ExpertLayout> 
   for (const DenseTensor& tensor : manifest.dense) {
     const auto encoding = ParseEncoding(tensor.encoding);
     if (!encoding || HasKernels(*encoding)) continue;
-    if (*encoding == Encoding::kF32 && tensor.name.ends_with("router")) continue;
+    if (*encoding == Encoding::kF32 && IsExact(tensor.name)) continue;
     return Unsupported(fmt::format("{} has not: dense weights in {} ({}); expected bf16, q8 or q4",
                                    where, tensor.encoding, tensor.name));
   }

@@ -14,6 +14,9 @@
 
 namespace moraine {
 
+// A mixer keeps recurrent state.
+bool HasRecurrentState(const ModelConfig& config);
+
 // kUnsupported naming the model type and the feature, or the tensor and its encoding.
 Status CheckGpuSupport(const ModelConfig& config, std::span<const ExpertLayout> layouts,
                        const Manifest& manifest, KvFormat kv_format);

@@ -6,6 +6,7 @@
 #include "base/bytes.h"
 #include "compute/cuda/gpu_attention.h"
 #include "compute/cuda/grouped_gemm.h"
+#include "engine/gpu/gpu_delta.h"
 #include "compute/cuda/latent_attention.h"
 
 namespace moraine {
@@ -42,6 +43,7 @@ class Carver {
 struct Widths {
   uint32_t q = 0, qkv = 0, head_dim = 0, query_heads = 0, dense = 0, expert = 0;
   MlaConfig mla;  // each field the largest
+  uint32_t delta_first = 0, delta_channels = 0, delta_values = 0, delta_heads = 0;
 
   explicit Widths(const ModelConfig& config) {
     for (const LayerConfig& layer : config.layers) {
@@ -55,7 +57,8 @@ struct Widths {
  private:
   void Add(const GqaConfig& c) {
     q = std::max(q, c.query_heads * c.head_dim);
-    qkv = std::max(qkv, (c.query_heads + 2 * c.kv_heads) * c.head_dim);
+    const uint32_t heads = (c.output_gate ? 2 : 1) * c.query_heads + 2 * c.kv_heads;
+    qkv = std::max(qkv, heads * c.head_dim);
     head_dim = std::max(head_dim, c.head_dim);
     query_heads = std::max(query_heads, c.query_heads);
   }
@@ -65,7 +68,13 @@ struct Widths {
       mla.*field = std::max(mla.*field, c.*field);
     }
   }
-  void Add(const GatedDeltaConfig&) {}
+  void Add(const GatedDeltaConfig& c) {
+    const gpu::DeltaShape shape = DeltaShapeOf(c);
+    delta_first = std::max(delta_first, shape.channels() + shape.values());
+    delta_channels = std::max(delta_channels, shape.channels());
+    delta_values = std::max(delta_values, shape.values());
+    delta_heads = std::max(delta_heads, c.value_heads);
+  }
 };
 
 void LayOutFewLatent(const MlaConfig& c, Carver& carver, LatentScratch* s) {
@@ -78,6 +87,14 @@ void LayOutFewLatent(const MlaConfig& c, Carver& carver, LatentScratch* s) {
   s->attended = carver.Take<float>(few * c.heads * c.kv_rank);
   s->values = carver.Take<float>(few * c.heads * c.value_dim);
   s->runs = carver.Take<std::byte>(gpu::LatentDecodeScratchBytes(kFewTokens, c.heads, c.kv_rank));
+}
+
+void LayOutDelta(const Widths& widths, uint64_t n, Carver& carver, DeltaScratch* s) {
+  const uint64_t rows = std::min<uint64_t>(n, kDeltaRows);
+  s->a = carver.Take<float>(n * widths.delta_heads);
+  s->b = carver.Take<float>(n * widths.delta_heads);
+  s->mixed = carver.Take<float>(rows * widths.delta_channels);
+  s->values = carver.Take<float>(rows * widths.delta_values);
 }
 
 // n: tokens; positions: of the longest sequence.
@@ -120,7 +137,15 @@ uint64_t LayOutPass(const ModelConfig& c, uint32_t max_tokens, uint32_t table_bl
   s->attention_bytes = gpu::DecodeAttentionScratchBytes(kFewTokens, widths.query_heads, widths.head_dim);
   s->attention = carver.Take<std::byte>(s->attention_bytes);
 
+  s->segments = carver.Take<gpu::DeltaSegment>(few);
+  s->shared_gates = carver.Take<float>(c.shared_expert.gated ? n : 0);
+
   const uint64_t common = carver.mark();
+  if (widths.delta_heads > 0) {
+    s->few_delta.first = carver.Take<float>(few * widths.delta_first);
+    s->few_delta.gated = carver.Take<float>(few * widths.delta_values);
+    LayOutDelta(widths, few, carver, &s->few_delta);
+  }
   s->qkv = carver.Take<float>(few * widths.qkv);
   s->queries = carver.Take<float>(few * widths.q);
   s->attended = carver.Take<float>(few * widths.q);
@@ -140,7 +165,12 @@ uint64_t LayOutPass(const ModelConfig& c, uint32_t max_tokens, uint32_t table_bl
   s->query_rows = carver.Take<uint16_t>(n * widths.q);
   s->attended_rows = carver.Take<uint16_t>(
       n * gpu::OperandStride(std::max(
-              {widths.q, widths.dense, widths.mla.heads * widths.mla.value_dim})));
+              {widths.q, widths.dense, widths.mla.heads * widths.mla.value_dim,
+               widths.delta_values})));
+  if (widths.delta_heads > 0) {
+    s->many_delta.first_rows = carver.Take<uint16_t>(n * widths.delta_first);
+    LayOutDelta(widths, n, carver, &s->many_delta);
+  }
   LayOutManyLatent(widths.mla, n, uint64_t{table_blocks} * gpu::kKvPagePositions, carver,
                    &s->latent);
   carver.Rewind(phase);

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "compute/cuda/gated_delta.h"
 #include "compute/cuda/gemv.h"
 #include "model/config.h"
 
@@ -30,6 +31,14 @@ struct LatentScratch {
   uint64_t key_and_value_elements = 0;
 };
 
+// Of linear attention (gpu_delta_pass.cc), in one of the two ways.
+struct DeltaScratch {
+  float *first = nullptr, *gated = nullptr;   // of few
+  uint16_t* first_rows = nullptr;             // of many
+  float *a = nullptr, *b = nullptr;
+  float *mixed = nullptr, *values = nullptr;  // of kDeltaRows at most
+};
+
 struct PassScratch {
   int32_t* tokens = nullptr;
   uint32_t *positions = nullptr, *tables = nullptr;  // of few; of many one table
@@ -38,6 +47,9 @@ struct PassScratch {
   uint32_t *experts = nullptr, *counter = nullptr;
   // Few.
   float *qkv = nullptr, *queries = nullptr, *attended = nullptr;
+  gpu::DeltaSegment* segments = nullptr;  // of few
+  DeltaScratch few_delta, many_delta;
+  float* shared_gates = nullptr;  // of all tokens
   float *gate_up = nullptr, *activated = nullptr, *shared_activated = nullptr;
   std::byte* attention = nullptr;
   uint64_t attention_bytes = 0;

@@ -8,7 +8,9 @@
 #include "base/bytes.h"
 #include "compute/cuda/latent_attention.h"
 #include "compute/encoding.h"
+#include "engine/gpu/gpu_delta.h"
 #include "engine/gpu/pass_layout.h"
+#include "engine/gpu/recurrent_slots.h"
 #include "model/blocks/mixer.h"
 
 namespace moraine {
@@ -72,12 +74,19 @@ uint64_t GpuKvExpansionBytes(const ModelConfig& config, LayerRange layers, uint3
   return 2 * pool + AlignUp(pages * sizeof(uint32_t), kGpuTensorAlignment);
 }
 
-uint64_t GpuKvBytes(const ModelConfig& config, LayerRange layers, uint32_t pages, KvFormat format) {
+uint64_t GpuRecurrentBytes(const GatedDeltaConfig& config, uint32_t sequences) {
+  return AlignUp(RecurrentSlots::SlotCount(sequences) * DeltaSlotBytes(config), 256);
+}
+
+uint64_t GpuKvBytes(const ModelConfig& config, LayerRange layers, uint32_t pages,
+                    uint32_t sequences, KvFormat format) {
   uint64_t bytes = 0;
   for (uint32_t i = layers.begin; i < layers.end; ++i) {
     const MixerConfig& mixer = config.layers[i].mixer;
     if (const auto* mla = std::get_if<MlaConfig>(&mixer)) {
       bytes += GpuKvPoolBytes(*mla, pages, format);
+    } else if (const auto* delta = std::get_if<GatedDeltaConfig>(&mixer)) {
+      bytes += GpuRecurrentBytes(*delta, sequences);
     } else {
       bytes += 2 * GpuKvPoolBytes(std::get<GqaConfig>(mixer), pages, format);
     }
@@ -109,7 +118,7 @@ VramNeeds CountVramNeeds(const Manifest& manifest, const ModelConfig& config,
   }
   const uint32_t pages =
       (options.max_context + gpu::kKvPagePositions - 1) / gpu::kKvPagePositions;
-  needs.kv_bytes = GpuKvBytes(config, layers, pages, options.kv_format);
+  needs.kv_bytes = GpuKvBytes(config, layers, pages, options.sequences, options.kv_format);
   const bool inbox = layers.begin > 0;  // for hidden states from another GPU (gpu_link.h)
   needs.scratch_bytes = [config, pages, inbox](uint32_t chunk) {
     return PassScratchBytes(config, chunk, pages) +

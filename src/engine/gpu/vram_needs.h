@@ -32,6 +32,7 @@ struct VramNeedsOptions {
   uint32_t max_context = 0;    // positions of the whole cache
   uint32_t prefill_chunk = 0;  // 0: chosen by the budget
   KvFormat kv_format = KvFormat::kBf16;
+  uint32_t sequences = 1;    // that recurrent state is kept of
   bool hot_experts = false;  // answers on GPU and CPU together: VramNeeds::hot_experts
   std::optional<LayerRange> layers = std::nullopt;  // that are computed there; none: all
 };
@@ -44,8 +45,12 @@ VramNeeds CountVramNeeds(const Manifest& manifest, const ModelConfig& config,
 std::vector<const DenseTensor*> DenseTensorsOf(const Manifest& manifest, const ModelConfig& config,
                                                LayerRange layers);
 uint64_t GpuDenseWeightBytes(const std::vector<const DenseTensor*>& tensors);
-// These layers' keys and values, and what prompts over fp8 need beside them.
-uint64_t GpuKvBytes(const ModelConfig& config, LayerRange layers, uint32_t pages, KvFormat format);
+// These layers' keys and values, and what prompts over fp8 need beside them; with the recurrent state of so many
+// sequences.
+uint64_t GpuKvBytes(const ModelConfig& config, LayerRange layers, uint32_t pages,
+                    uint32_t sequences, KvFormat format);
+// Of a layer of linear attention; a multiple of 256.
+uint64_t GpuRecurrentBytes(const GatedDeltaConfig& config, uint32_t sequences);
 // Of a layer's keys, or of its values; or of its latents.
 uint64_t GpuKvPoolBytes(const GqaConfig& attention, uint32_t pages, KvFormat format);
 uint64_t GpuKvPoolBytes(const MlaConfig& attention, uint32_t pages, KvFormat format);
