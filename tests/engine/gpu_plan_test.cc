@@ -7,8 +7,10 @@
 #include <numeric>
 #include <sstream>
 
+#include "compute/cuda/gated_delta.h"
 #include "engine/gpu/gpu_model.h"
 #include "engine/gpu/gpu_support.h"
+#include "engine/gpu/recurrent_slots.h"
 #include "engine/gpu/vram_needs.h"
 #include "engine/gpu/vram_plan.h"
 #include "engine/runner.h"
@@ -162,13 +164,48 @@ TEST(VramPlan, CacheByItsFormat) {
   config.layers.assign(2, layer);
   constexpr uint64_t kHeads = 2 * 2 * 2 * 3 * 64;  // of all positions, keys and values
   const auto bytes = [&](KvFormat format, LayerRange layers) {
-    return GpuKvBytes(config, layers, 3, format);
+    return GpuKvBytes(config, layers, 3, /*sequences=*/1, format);
   };
   EXPECT_EQ(bytes(KvFormat::kF32, {0, 2}), kHeads * 64);
   EXPECT_EQ(bytes(KvFormat::kBf16, {0, 2}), kHeads * 32);
   // A layer's in bf16 and a block table beside it.
   EXPECT_EQ(bytes(KvFormat::kFp8, {0, 2}), kHeads * 17 + kHeads / 2 * 32 + 256);
   EXPECT_EQ(bytes(KvFormat::kFp8, {1, 2}), kHeads / 2 * (17 + 32) + 256);
+}
+
+// State instead of keys and values: of each sequence twice, of as many positions as there may be.
+TEST(VramPlan, LinearAttentionKeepsAStateASequence) {
+  ModelConfig config;
+  LayerConfig layer;
+  layer.mixer = GatedDeltaConfig{.key_heads = 2, .value_heads = 4, .key_dim = 16, .value_dim = 32,
+                                 .taps = 4};
+  config.layers.assign(3, layer);
+  constexpr uint64_t kWindow = 3 * (2 * 2 * 16 + 4 * 32), kMemory = 4 * 16 * 32;
+  const auto bytes = [&](uint32_t pages, uint32_t sequences) {
+    return GpuKvBytes(config, LayerRange::All(config), pages, sequences, KvFormat::kBf16);
+  };
+  EXPECT_EQ(bytes(1, 1), 3 * 2 * (kWindow + kMemory) * sizeof(float));
+  EXPECT_EQ(bytes(1, 5), 5 * bytes(1, 1));
+  EXPECT_EQ(bytes(1000, 5), bytes(1, 5));
+}
+
+TEST(RecurrentSlots, AStepThatIsNotCommittedHasChangedNothing) {
+  RecurrentSlots slots(2);
+  const auto begin = slots.Begin(1, 0);
+  EXPECT_EQ(begin.from, gpu::kZeroState);
+  slots.Commit(1, 5);
+  const auto next = slots.Begin(1, 5);
+  EXPECT_EQ(next.from, begin.to);
+  EXPECT_NE(next.to, next.from);
+  const auto again = slots.Begin(1, 5);  // `next` has failed
+  EXPECT_EQ(again.from, next.from);
+  EXPECT_EQ(again.to, next.to);
+  slots.Commit(1, 6);
+  EXPECT_EQ(slots.Begin(1, 6).from, next.to);
+  EXPECT_EQ(slots.Begin(1, 0).from, gpu::kZeroState) << "begins anew";
+  const auto other = slots.Begin(0, 0);
+  for (const uint32_t used : {begin.to, next.to}) EXPECT_NE(other.to, used) << "another sequence's";
+  EXPECT_LT(std::max({other.to, begin.to, next.to}), RecurrentSlots::SlotCount(2));
 }
 
 TEST(VramPlan, Budgets) {
@@ -206,7 +243,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Refusal{"deepseek_v2", nullptr}, Refusal{"deepseek_v2_lite", nullptr},
                     Refusal{"deepseek_v3", nullptr}, Refusal{"kimi_k2", nullptr},
                     Refusal{"olmoe", nullptr}, Refusal{"glm4_moe", nullptr},
-                    Refusal{"minimax_m2", nullptr}, Refusal{"qwen3_next", "linear attention"},
+                    Refusal{"minimax_m2", nullptr}, Refusal{"qwen3_next", nullptr},
+                    Refusal{"qwen3_5_moe", nullptr},
                     Refusal{"gpt_oss", "sliding window"}),
     [](const auto& refusal) { return std::string(refusal.param.fixture); });
 
