@@ -262,7 +262,7 @@ Result<std::vector<VramRow>> PlanVramBudgets(const PlanArguments& a, const Servi
                                           .prefill_chunk = a.chunk_given ? a.prefill_chunk : 0,
                                           .kv_format = kv_format});
   VramNeeds with_cpu = needs;
-  with_cpu.hot_experts = true;
+  with_cpu.hot_experts = !HasRecurrentState(input.config);
   const TokenDemand demand = DemandOfToken(input.manifest, input.config);
   std::vector<double> shares;
   for (const ServingEstimate& e : estimates) shares.push_back(e.resident_share);
@@ -329,7 +329,7 @@ void PrintVram(const PlannedGpu& gpu, const std::vector<VramRow>& rows) {
                OrNa(row.estimate.prefill_tok_per_s, "{:.0f}"), row.estimate.prefill_bound_by,
                OrNa(row.estimate.decode_tok_per_s, "{:.1f}"), row.estimate.decode_bound_by,
                row.plan.ToText());
-    if (row.with_cpu.streamed_layers == 0) continue;
+    if (row.with_cpu.hot_slots == 0) continue;
     fmt::print("  with --gpu-hybrid: {}\n", row.with_cpu.ToText());
   }
 }

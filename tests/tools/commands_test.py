@@ -83,7 +83,7 @@ class CommandsTest(CommandTestCase):
                            "--ram-budget", "50%", "--json")
         self.assertEqual(json.loads(half.stdout)["vram"][0]["prefill_bound_by"], "drive")
         self.expect(FAILED, ["are needed"], "plan", self.store, *rates, "--vram-budget", "1MiB")
-        self.expect(FAILED, ["multi-head latent attention"], "plan", "deepseek-v3", *rates,
+        self.expect(FAILED, ["sliding window"], "plan", "gpt-oss-120b", *rates,
                     "--vram-budget", "24GiB")
 
     def test_several_gpus_are_for_everything_on_them(self):
