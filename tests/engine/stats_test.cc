@@ -275,7 +275,7 @@ TEST(EngineStatsTest, PrometheusTextIsWellFormed) {
                                "moraine_step_caused_total{cause=\"mixed\"} 52\n",
                                "moraine_step_part_seconds_total{part=\"prompt\"} 0.003\n",
                                "moraine_step_longest_seconds{cause=\"admit\"} 0.07\n",
-                               "moraine_token_wait_preempted_longest_seconds 2.4\n"}) {
+                               "moraine_token_wait_preempted_longest_seconds 2.4"}) {
     EXPECT_NE(text.find(expected), std::string::npos) << expected << text;
   }
   EXPECT_NE(text.find("moraine_layer_expert_lookups_total{layer=\"3\",result=\"hit\"} 75\n"),

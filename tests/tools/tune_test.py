@@ -8,7 +8,7 @@ import unittest
 
 from moraine_command import DEMO, FAILED, OK, USAGE, CommandTestCase, moraine
 
-SHORT = ["--seconds", "20", "--rounds", "1", "--prompt-tokens", "96", "--tokens", "8"]
+SHORT = ["--seconds", "20", "--rounds", "1", "--prompt-tokens", "200", "--tokens", "8"]
 
 
 class TuneTest(CommandTestCase):
