@@ -141,7 +141,7 @@ TEST_P(GpuFixtureTest, AnswersOnBoth) {
 INSTANTIATE_TEST_SUITE_P(Fixtures, GpuFixtureTest,
                          testing::Values("qwen3_moe", "qwen3_moe_mixed", "glm4_moe", "minimax_m2",
                                          "olmoe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3",
-                                         "kimi_k2", "qwen3_next", "qwen3_5_moe"),
+                                         "kimi_k2", "qwen3_5_moe"),
                          [](const auto& name) { return std::string(name.param); });
 
 TEST_F(GpuModelTest, DemoModelInFloat32IsTheReference) {
@@ -256,7 +256,7 @@ TEST_F(GpuModelTest, CancelledPromptsLeaveTheSequenceAsItWas) {
 // Three sequences of different lengths step by step together, one begins anew, one has a step cancelled: each
 // as alone.
 TEST_F(GpuModelTest, RecurrentStateIsOfEachSequence) {
-  const TestStore store(GoldenPath("fixtures/qwen3_next"), Encoding::kBf16);
+  const TestStore store(GoldenPath("fixtures/qwen3_5_moe"), Encoding::kBf16);
   RunnerOptions options = GpuOptions(store, KvFormat::kF32);
   options.max_sequences = 3;
   const auto runner = Runner::Open(options);

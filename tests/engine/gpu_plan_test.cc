@@ -243,7 +243,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Refusal{"deepseek_v2", nullptr}, Refusal{"deepseek_v2_lite", nullptr},
                     Refusal{"deepseek_v3", nullptr}, Refusal{"kimi_k2", nullptr},
                     Refusal{"olmoe", nullptr}, Refusal{"glm4_moe", nullptr},
-                    Refusal{"minimax_m2", nullptr}, Refusal{"qwen3_next", nullptr},
+                    Refusal{"minimax_m2", nullptr}, Refusal{"qwen3_next", "as Qwen3-Next has it"},
                     Refusal{"qwen3_5_moe", nullptr},
                     Refusal{"gpt_oss", "sliding window"}),
     [](const auto& refusal) { return std::string(refusal.param.fixture); });

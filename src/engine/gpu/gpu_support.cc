@@ -40,6 +40,8 @@ Status CheckAttention(const MlaConfig& c) {
 }
 
 Status CheckAttention(const GatedDeltaConfig& c) {
+  // Its fixture is not within the bound on the GPU: one position's logits are off, why is not known.
+  if (c.by_key_head) return Unsupported("linear attention as Qwen3-Next has it");
   const gpu::DeltaShape shape = DeltaShapeOf(c);
   // Rows of products are multiples of 16.
   if (shape.key_dim <= kMaxDeltaKeyDim && shape.taps <= kMaxTaps && shape.keys() % 16 == 0 &&
